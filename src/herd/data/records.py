@@ -1,0 +1,103 @@
+"""Read records from files: JSON lines (plain, .gz, .zst) and plain text, one at a time, never the whole file.
+
+Knows files and field shapes, nothing of tokens. A corpus record has `text` (and `lang`, `source`, `id`); a chat record has `messages`;
+question sets carry `question` and `answer` (and perhaps `context`). `to_messages` brings the last two to one shape.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from herd.base.errors import FormatError, NotFoundError
+
+Record = dict[str, Any]
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a text file by its suffix (.gz and .zst are unpacked) as UTF-8. Raises NotFoundError, FormatError on other encodings."""
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise NotFoundError(f"cannot read {path}: {error.strerror}", hint="check the path, or the folder given with --data") from error
+    with raw:
+        stream: Any = raw
+        if path.suffix == ".gz":
+            stream = gzip.GzipFile(fileobj=raw)
+        elif path.suffix == ".zst":
+            stream = zstandard.ZstdDecompressor().stream_reader(raw)
+        try:
+            yield io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="convert it: iconv -t UTF-8") from error
+        except (zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
+            raise FormatError(f"{path} is damaged or not compressed as its name says: {error}", hint="fetch the file again") from error
+
+
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Every JSON object of a JSON-lines file. Raises FormatError naming the line that is not one."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise FormatError(f"{path}, line {number}: not JSON ({error.msg})", hint="one JSON object a line") from error
+            if not isinstance(record, dict):
+                raise FormatError(f"{path}, line {number}: {type(record).__name__}, not an object", hint="one JSON object a line")
+            yield record
+
+
+def read_plain(path: Path) -> Iterator[Record]:
+    """A plain text file as records: documents are separated by a line of only `---`, or the whole file is one."""
+    with open_text(path) as file:
+        buffer: list[str] = []
+        for line in file:
+            if line.strip() == "---":
+                if buffer:
+                    yield {"text": "".join(buffer).strip()}
+                buffer = []
+            else:
+                buffer.append(line)
+        if "".join(buffer).strip():
+            yield {"text": "".join(buffer).strip()}
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Every record of a file, by its name: .jsonl (.gz, .zst) or .txt (.gz, .zst). Raises FormatError for other names."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(".jsonl"):
+        return read_jsonl(path)
+    if name.endswith((".txt", ".md")):
+        return read_plain(path)
+    raise FormatError(f"{path} is neither JSON lines nor text", hint="use .jsonl, .jsonl.zst, .jsonl.gz or .txt")
+
+
+def to_messages(record: Record) -> list[dict[str, str]]:
+    """The dialogue of a chat, question-answer or translation record as role/content pairs. Raises FormatError for other shapes."""
+    if isinstance(record.get("messages"), list):
+        return record["messages"]
+    if isinstance(record.get("en"), str) and isinstance(record.get("hi"), str):
+        return _turn(f"Translate to Hindi: {record['en']}", record["hi"])
+    question, answer = record.get("question"), record.get("answer")
+    if isinstance(answer, list) and answer:
+        answer = answer[0]
+    if isinstance(question, str) and isinstance(answer, str):
+        context = record.get("context")
+        return _turn(f"{context}\n\n{question}" if context else question, answer)
+    raise FormatError(
+        f"a record with the fields {sorted(record)} holds no dialogue", hint="chat data needs `messages`, or `question` and `answer`"
+    )
+
+
+def _turn(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

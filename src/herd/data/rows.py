@@ -1,0 +1,96 @@
+"""Rows of tokens: what a training step reads. Documents are packed into rows of a fixed length by best fit.
+
+A row holds T + 1 tokens, the document each belongs to (attention stays inside it) and whether each token counts in the loss. Documents
+longer than a row are cut into row-long pieces; a dialogue that is too long is left out and counted, since half an answer teaches the wrong end.
+Knows token ids only. Shapes: R rows, T sequence length.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """Token ids of one document, and for each whether it counts in the loss (None: all do)."""
+
+    ids: Sequence[int]
+    counts: Sequence[bool] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Packed rows: tokens int32 [R, T+1], document numbers int16 [R, T+1] (-1 on padding), loss mask bool [R, T+1]."""
+
+    tokens: NDArray[np.int32]
+    documents: NDArray[np.int16]
+    counts: NDArray[np.bool_]
+    num_documents: int = 0
+    num_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def split_document(document: Document, length: int) -> list[Document]:
+    """Cut a document into pieces of at most `length` tokens."""
+    ids, counts = document.ids, document.counts
+    if len(ids) <= length:
+        return [document]
+    return [
+        Document(ids=ids[start : start + length], counts=None if counts is None else counts[start : start + length])
+        for start in range(0, len(ids), length)
+    ]
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assign items to bins: each, longest first, to the fullest bin that still holds it. Returns the item numbers of every bin.
+
+    Ties keep the order of the items, so the result is a pure function of the lengths. O(n log n) comparisons.
+    """
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []
+    for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        place = bisect_left(free, (lengths[item], -1))
+        if place == len(free):
+            number, room = len(bins), capacity
+            bins.append([])
+        else:
+            room, number = free.pop(place)
+        bins[number].append(item)
+        insort(free, (room - lengths[item], number))
+    return bins
+
+
+def pack(documents: Iterable[Document], sequence_length: int, *, pad_id: int, split: bool = True) -> Rows:
+    """Pack documents into rows of `sequence_length` + 1 tokens. With `split` false, longer documents are dropped and counted."""
+    capacity = sequence_length + 1
+    pieces: list[Document] = []
+    num_documents = num_dropped = 0
+    for document in documents:
+        num_documents += 1
+        if split:
+            pieces.extend(piece for piece in split_document(document, capacity) if len(piece.ids) > 1)
+        elif len(document.ids) <= capacity:
+            pieces.append(document)
+        else:
+            num_dropped += 1
+    bins = best_fit([len(piece.ids) for piece in pieces], capacity)
+    tokens = np.full((len(bins), capacity), pad_id, dtype=np.int32)
+    numbers = np.full((len(bins), capacity), -1, dtype=np.int16)
+    counts = np.zeros((len(bins), capacity), dtype=np.bool_)
+    for row, items in enumerate(bins):
+        end = 0
+        for number, item in enumerate(items):
+            piece = pieces[item]
+            start, end = end, end + len(piece.ids)
+            tokens[row, start:end] = piece.ids
+            numbers[row, start:end] = number
+            counts[row, start:end] = True if piece.counts is None else piece.counts
+            counts[row, start] = False  # the first token of a piece has nothing before it to be predicted from
+    return Rows(tokens=tokens, documents=numbers, counts=counts, num_documents=num_documents, num_dropped=num_dropped)

@@ -1,0 +1,157 @@
+"""The model card, written from what a run measured: data and licences, tokens, compute, energy and carbon, held-out loss, samples.
+
+Energy and carbon are nameplate figures, as Llama's own cards give them: hours x watts x PUE, times the grid's carbon intensity; both inputs are named
+in the card. Samples are the recipe's prompts in their order, each answered once with a fixed seed: none is chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd.base.errors import FormatError
+from herd.inference.llm import LLM
+from herd.inference.params import SamplingParams
+from herd.model.transformer import Transformer
+from herd.recipes.config import RecipeConfig
+from herd.recipes.licences import LICENCES
+from herd.text.messages import Message
+from herd.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageReport:
+    """What a stage did: steps, tokens read (padding included), tokens counted in the loss, seconds, and its last held-out scores."""
+
+    name: str
+    num_steps: int
+    num_tokens: int
+    num_counted: int
+    seconds: float
+    bits_per_byte: dict[str, float]
+    epochs: dict[str, float]
+    machine: str
+
+
+def write_card(
+    config: RecipeConfig, reports: tuple[StageReport, ...], model: Transformer, tokenizer: Tokenizer, folder: Path
+) -> None:
+    """Write README.md and training.json (the same figures for programs) into the model's folder."""
+    facts = _facts(config, reports)
+    samples = _samples(config, model, tokenizer)
+    (folder / "training.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_render(config, facts, samples), encoding="utf-8")
+
+
+def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
+    hours = sum(report.seconds for report in reports) / 3600
+    power = config.power
+    kwh = hours * power.watts * power.pue / 1000
+    flops = sum(
+        report.num_tokens * config.model.training_flops_per_token(stage.sequence_length)
+        for report, (_, stage) in zip(reports, config.stages(), strict=True)
+    )
+    return {
+        "recipe": config.name,
+        "num_parameters": config.model.num_parameters,
+        "hours": round(hours, 3),
+        "flops": float(flops),
+        "energy_kwh": round(kwh, 4),
+        "carbon_kg_co2eq": round(kwh * power.grid_kg_per_kwh, 4),
+        "machine": reports[0].machine,
+        "stages": [
+            {
+                "name": report.name,
+                "num_steps": report.num_steps,
+                "num_tokens": report.num_tokens,
+                "num_counted": report.num_counted,
+                "seconds": round(report.seconds, 1),
+                "bits_per_byte": report.bits_per_byte,
+                "epochs": {name: round(value, 2) for name, value in report.epochs.items()},
+            }
+            for report in reports
+        ],
+    }
+
+
+def _samples(config: RecipeConfig, model: Transformer, tokenizer: Tokenizer) -> list[tuple[str, str, str]]:
+    llm = LLM(model, tokenizer=tokenizer)
+    samples: list[tuple[str, str, str]] = []
+    for prompt in config.sample_prompts:
+        output = llm.chat([Message.user(prompt)], params=SamplingParams(temperature=0.6, top_p=0.9, seed=0, max_tokens=160))
+        samples.append((prompt, output.text, output.finish_reason))
+    return samples
+
+
+def _licence(path: str) -> tuple[str, str]:
+    """Origin and licence of a source, by its path. Raises FormatError for one that is not in the table."""
+    name = path.removeprefix("package:").removesuffix(".zst").removesuffix(".jsonl")
+    if name not in LICENCES:
+        raise FormatError(f"no licence is on record for the data source {path!r}", hint="add it to herd.recipes.licences")
+    return LICENCES[name]
+
+
+def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[str, str, str]]) -> str:
+    model = config.model
+    lines = [
+        f"# {config.name}",
+        "",
+        f"A Llama 3.1 architecture of {model.num_parameters:,} parameters that herd trained itself, from random weights, with the recipe `{config.name}`.",
+        "It proves the pipeline and runs anywhere. It is far too small to be relied on: it invents facts, and its arithmetic is often wrong.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| layers, width, ffn | {model.num_hidden_layers}, {model.hidden_size}, {model.intermediate_size} |",
+        f"| query / KV heads, head dim | {model.num_attention_heads} / {model.num_key_value_heads}, {model.head_dim} |",
+        f"| vocabulary | {model.vocab_size:,} (256 special) |",
+        f"| context | {model.max_position_embeddings:,} tokens |",
+        "| weights | bfloat16, tied embedding |",
+        f"| trained on | {facts['machine']} |",
+        f"| training time | {facts['hours']} h |",
+        f"| compute | {facts['flops']:.3g} FLOP (6 per parameter and token, and attention) |",
+        f"| energy, by nameplate | {facts['energy_kwh']} kWh: {config.power.hardware}, taken as {config.power.watts:g} W, PUE {config.power.pue:g} |",
+        f"| carbon, location-based | {facts['carbon_kg_co2eq']} kg CO2eq at {config.power.grid_kg_per_kwh:g} kg/kWh (an assumed average grid) |",
+        "",
+        "## Stages",
+        "",
+        "| stage | steps | tokens read | tokens in the loss | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    stages: list[dict[str, object]] = facts["stages"]  # type: ignore[assignment]
+    lines += [
+        f"| {s['name']} | {s['num_steps']:,} | {s['num_tokens']:,} | {s['num_counted']:,} | {float(str(s['seconds'])) / 60:.1f} |" for s in stages
+    ]
+    lines += ["", "## Held-out bits per byte", "", *_heldout_table(stages), "", "## Data", "", *_data_table(config, stages), ""]
+    lines += ["Overlap with public evaluation sets was not checked for this edition.", ""]
+    lines += ["## Samples", "", "Temperature 0.6, top-p 0.9, seed 0, one try each, in the recipe's order.", ""]
+    for prompt, answer, reason in samples:
+        quoted = "\n".join(f"> {line}" for line in answer.splitlines()) or "> (empty)"
+        lines += [f"**{prompt}** ({'ended its turn' if reason == 'stop' else reason})", "", quoted, ""]
+    lines += ["## Licence", "", "The weights are released under Apache-2.0; the data keep the licences named above, with thanks to their authors.", ""]
+    return "\n".join(lines)
+
+
+def _heldout_table(stages: list[dict[str, object]]) -> list[str]:
+    scores: dict[str, dict[str, float]] = {str(stage["name"]): stage["bits_per_byte"] for stage in stages}  # type: ignore[misc]
+    languages = sorted({language for table in scores.values() for language in table})
+    return [
+        "Openings of documents kept out of training, by a digest of their text.",
+        "",
+        "| language | " + " | ".join(f"after {name}" for name in scores) + " |",
+        "|---" * (len(scores) + 1) + "|",
+        *(f"| {lang} | " + " | ".join(f"{table[lang]:.3f}" if lang in table else "-" for table in scores.values()) + " |" for lang in languages),
+    ]
+
+
+def _data_table(config: RecipeConfig, stages: list[dict[str, object]]) -> list[str]:
+    epochs: dict[str, dict[str, float]] = {str(stage["name"]): stage["epochs"] for stage in stages}  # type: ignore[misc]
+    rows: dict[str, str] = {}
+    for name, stage in config.stages():
+        for source in stage.sources:
+            origin, licence = _licence(source.path)
+            languages = ", ".join(source.languages) or "all"
+            share = f"{100 * source.weight / sum(other.weight for other in stage.sources):.1f} % of {name}, {epochs[name].get(source.name, 0):.2f} epochs"
+            key = f"{name}/{source.name}"
+            rows[key] = f"| {source.name} ({languages}) | {share} | {origin} | {licence} |"
+    return ["| source | share | origin | licence |", "|---|---|---|---|", *rows.values()]

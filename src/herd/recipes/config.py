@@ -1,0 +1,64 @@
+"""A recipe's config: tokenizer, model, stages and what the model card has to say. No torch, so `--dry-run` and help stay fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from herd.base.errors import ConfigError
+from herd.model.config import ModelConfig
+from herd.train.config import SourceConfig, StageConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerTraining:
+    """How the tokenizer is trained: base tokens besides the 256 special ones, and the text it sees."""
+
+    vocab_size: int
+    sources: tuple[SourceConfig, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PowerConfig:
+    """The nameplate figures of the machine, for the card's energy and carbon: never measured, so always named as assumed."""
+
+    hardware: str = "2 cores of a server CPU"
+    watts: float = 15.0
+    pue: float = 1.1
+    grid_kg_per_kwh: float = 0.39
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeConfig:
+    """Everything a run is made of. `heldout_bytes` of text per language stay out of training and measure it.
+
+    `sample_prompts` are put to the finished model in the order given; every answer goes into the card as it came.
+    """
+
+    name: str
+    seed: int = 0
+    num_threads: int = 0
+    tokenizer: TokenizerTraining
+    model: ModelConfig
+    pretrain: StageConfig
+    sft: StageConfig | None = None
+    heldout_bytes: int = 40_000
+    heldout_one_in: int = 64
+    power: PowerConfig = PowerConfig()
+    sample_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.vocab_size + 256 != self.model.vocab_size:
+            raise ConfigError(
+                f"the model has {self.model.vocab_size} rows for a tokenizer of {self.tokenizer.vocab_size} + 256 special tokens",
+                hint=f"set model.vocab_size={self.tokenizer.vocab_size + 256}",
+            )
+        for name, stage in self.stages():
+            if stage.sequence_length > self.model.max_position_embeddings:
+                raise ConfigError(
+                    f"{name}.sequence_length {stage.sequence_length} is over the model's context of {self.model.max_position_embeddings}",
+                    hint=f"set {name}.sequence_length or model.max_position_embeddings",
+                )
+
+    def stages(self) -> list[tuple[str, StageConfig]]:
+        """The stages in their order, with their names."""
+        return [("pretrain", self.pretrain)] + ([("sft", self.sft)] if self.sft is not None else [])

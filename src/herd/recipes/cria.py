@@ -1,0 +1,126 @@
+"""cria, first edition: a Llama 3.1 of about 8M parameters, eight languages and small talk, trained on two CPU cores in about an hour.
+
+Run: `herd train cria --data FOLDER`. The folder holds the public files named below (their licences are in the model card). Simple English prose
+has the largest share, since a model of this size and budget learns the commonest patterns and little else.
+"""
+
+from __future__ import annotations
+
+from herd.model.presets import preset
+from herd.recipes.config import PowerConfig, RecipeConfig, TokenizerTraining
+from herd.train.config import SourceConfig, StageConfig
+
+MB = 1_000_000
+
+
+def _text(name: str, path: str, weight: float, *languages: str, max_bytes: int = 0) -> SourceConfig:
+    return SourceConfig(name=name, path=f"corpus/{path}.jsonl.zst", weight=weight, languages=languages, max_bytes=max_bytes)
+
+
+def _chat(name: str, path: str, weight: float, *languages: str, num_items: int = 0) -> SourceConfig:
+    return SourceConfig(name=name, path=path, kind="chat", weight=weight, languages=languages, num_items=num_items)
+
+
+def _prose() -> tuple[SourceConfig, ...]:
+    """Text by language; weights are shares in per cent of the pre-training rows."""
+    return (
+        _text("stories_en", "childrens_stories", 9, "en"),
+        _text("fairytales_en", "fairytales_en", 9, "en"),
+        _text("news_en", "onestop_english", 8, "en"),
+        _text("classics_en", "standardebooks_en", 7, "en", max_bytes=6 * MB),
+        _text("textbooks_en", "openstax_en", 7, "en", max_bytes=6 * MB),
+        _text("sentences_en", "common_voice_sentences", 5, "en"),
+        _text("simple_de", "klexikon_de", 4, "de", max_bytes=4 * MB),
+        _text("textbooks_es", "openstax_es", 2, "es", max_bytes=3 * MB),
+        _text("courses_es", "ms_courses", 2, "es", max_bytes=2 * MB),
+        _text("sentences_fr", "common_voice_sentences", 4, "fr", max_bytes=4 * MB),
+        _text("sentences_it", "common_voice_sentences", 2, "it"),
+        _text("courses_it", "ms_courses", 2, "it", max_bytes=2 * MB),
+        _text("sentences_pt", "common_voice_sentences", 2, "pt"),
+        _text("courses_pt", "ms_courses", 2, "pt", max_bytes=2 * MB),
+        _text("stories_hi", "childrens_stories", 2, "hi"),
+        _text("sentences_hi", "common_voice_sentences", 2, "hi", max_bytes=3 * MB),
+        _text("courses_th", "ms_courses", 2, "th", max_bytes=3 * MB),
+        _text("news_th", "thaigov_th", 2, "th", max_bytes=3 * MB),
+    )
+
+
+def _dialogues(*, own: float, public: float) -> tuple[SourceConfig, ...]:
+    """Dialogues in the 3.1 format; `own` is the share of our own and our drills together, `public` that of the public sets, in per cent."""
+    return (
+        *((_chat("own", "own:dialogues", own * 0.8), _chat("drills", "own:drills", own * 0.2, num_items=20_000)) if own else ()),
+        _chat("dolly", "instruct/dolly_hhrlhf_small.jsonl.zst", public * 0.25),
+        _chat("smalltalk", "instruct/chatterbot_smalltalk.jsonl.zst", public * 0.15),
+        _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", public * 0.25),
+        _chat("stories_qa", "instruct/fairytaleqa.jsonl.zst", public * 0.15, num_items=4000),
+        _chat("trivia", "instruct/nq_open_efficientqa_dev.jsonl", public * 0.1),
+        _chat("oasst", "instruct/oasst_en_100_trees.jsonl.zst", public * 0.1),
+    )
+
+
+def _tokenizer_sample() -> tuple[SourceConfig, ...]:
+    """Text for the tokenizer: English twice the share of each other language."""
+    return (
+        _text("stories_en", "childrens_stories", 1),
+        _text("fairytales_en", "fairytales_en", 1),
+        _text("news_en", "onestop_english", 1, "en"),
+        _text("textbooks_en", "openstax_en", 1, "en", max_bytes=3 * MB),
+        _text("sentences", "common_voice_sentences", 1, max_bytes=12 * MB),
+        _text("simple_de", "klexikon_de", 1, "de", max_bytes=2 * MB),
+        _text("textbooks_es", "openstax_es", 1, "es", max_bytes=2 * MB),
+        _text("courses_it", "ms_courses", 1, "it", max_bytes=2 * MB),
+        _text("courses_pt", "ms_courses", 1, "pt", max_bytes=2 * MB),
+        _text("courses_th", "ms_courses", 1, "th", max_bytes=4 * MB),
+        _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", 1),
+    )
+
+
+SAMPLE_PROMPTS = (
+    "Hello!",
+    "Who are you?",
+    "What is a river?",
+    "Tell me a short story about a fox.",
+    "How much is 3 plus 4?",
+    "I feel sad today.",
+    "Was ist ein Hund?",
+    "Bonjour, comment vas-tu ?",
+    "नमस्ते! आप कौन हैं?",
+    "What is the capital of France?",
+)
+
+
+def cria() -> RecipeConfig:
+    """The bundled model: pre-training on prose with a sixth of dialogue, then tuning on answers."""
+    return RecipeConfig(
+        name="cria",
+        seed=31,
+        tokenizer=TokenizerTraining(vocab_size=8192, sources=_tokenizer_sample()),
+        model=preset("cria-8m"),
+        pretrain=StageConfig(
+            sources=_prose() + _dialogues(own=0, public=17),
+            num_steps=2400,
+            sequence_length=512,
+            batch_size=8,
+            micro_batch_size=8,
+            lr=2.5e-3,
+            final_lr_fraction=0.05,
+            warmup_steps=100,
+            eval_every=500,
+            save_every=250,
+        ),
+        sft=StageConfig(
+            sources=_dialogues(own=75, public=25),
+            num_steps=480,
+            sequence_length=1024,
+            batch_size=4,
+            micro_batch_size=4,
+            lr=8e-4,
+            final_lr_fraction=0.02,
+            warmup_steps=30,
+            answers_only=True,
+            eval_every=300,
+            save_every=150,
+        ),
+        power=PowerConfig(hardware="2 cores of a 96-core AMD EPYC server (nameplate 360 W for 96 cores, and memory)", watts=12.0),
+        sample_prompts=SAMPLE_PROMPTS,
+    )

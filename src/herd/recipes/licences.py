@@ -1,0 +1,27 @@
+"""Where each training source comes from and under which licence: the model card's attributions."""
+
+from __future__ import annotations
+
+OWN = ("written for herd", "Apache-2.0")
+
+LICENCES: dict[str, tuple[str, str]] = {
+    "own:dialogues": OWN,
+    "own:drills": OWN,
+    "tiny.txt": OWN,
+    "corpus/childrens_stories": ("Global African Storybook Project: global-asp/pb-source, asp-source, global-asp", "CC-BY"),
+    "corpus/common_voice_sentences": ("Mozilla Common Voice sentences: mozilla/common-voice", "CC0-1.0"),
+    "corpus/fairytales_en": ("FairytaleQA stories: uci-soe/FairytaleQAData", "Apache-2.0"),
+    "corpus/klexikon_de": ("Klexikon: dennlinger/klexikon", "CC-BY-SA-4.0"),
+    "corpus/ms_courses": ("Microsoft courses for beginners: microsoft/*-for-beginners", "MIT"),
+    "corpus/onestop_english": ("OneStopEnglish: nishkalavallabhi/OneStopEnglishCorpus", "CC-BY-SA-4.0"),
+    "corpus/openstax_en": ("OpenStax textbooks: openstax/osbooks-*", "CC-BY-4.0"),
+    "corpus/openstax_es": ("OpenStax textbooks in Spanish: openstax/osbooks-*", "CC-BY-4.0"),
+    "corpus/standardebooks_en": ("Standard Ebooks: standardebooks/*", "CC0-1.0"),
+    "corpus/thaigov_th": ("Thai government news: PyThaiNLP/thaigov-v2-corpus", "public domain"),
+    "instruct/dolly_hhrlhf_small": ("Dolly and HH-RLHF sample: mosaicml/llm-foundry", "CC-BY-SA-3.0 and MIT"),
+    "instruct/chatterbot_smalltalk": ("ChatterBot corpus: gunthercox/chatterbot-corpus", "BSD-3-Clause"),
+    "instruct/synthetic_persona_chat": ("Synthetic-Persona-Chat: google-research-datasets/Synthetic-Persona-Chat", "CC-BY-4.0"),
+    "instruct/fairytaleqa": ("FairytaleQA: uci-soe/FairytaleQAData", "Apache-2.0"),
+    "instruct/nq_open_efficientqa_dev": ("Natural Questions open: google-research-datasets/natural-questions", "Apache-2.0, CC-BY-SA-3.0 answers"),
+    "instruct/oasst_en_100_trees": ("Open Assistant: LAION-AI/Open-Assistant", "Apache-2.0"),
+}

@@ -1,0 +1,130 @@
+"""The data of a run: a trained tokenizer, packed rows for every source, held-out rows for every language. Cached in the run's folder.
+
+A cache file is named by a digest of what made it (source, tokenizer, length, stage), so a changed override is never served stale rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from herd.base.atomic import atomic_directory, atomic_file
+from herd.base.config_io import to_toml
+from herd.base.log import get_logger
+from herd.data.rows import Document, Rows, pack
+from herd.recipes.config import RecipeConfig
+from herd.recipes.sources import encode_record, is_heldout, read_source, record_text
+from herd.text.bpe_train import train_bpe
+from herd.text.prompt import PromptFormat
+from herd.text.tokenizer import Tokenizer, load_tokenizer
+from herd.train.config import SourceConfig, StageConfig
+from herd.train.trainer import HeldOut
+
+log = get_logger(__name__)
+
+_HELDOUT_CHARACTERS = 600
+
+
+def prepare_tokenizer(config: RecipeConfig, data: Path | None, folder: Path) -> Tokenizer:
+    """Train the recipe's tokenizer into `folder`, or load it if it is there."""
+    if (folder / "tokenizer.model").exists():
+        return load_tokenizer(folder)
+
+    def texts() -> Iterator[str]:
+        for source in config.tokenizer.sources:
+            for record in read_source(source, data, seed=config.seed):
+                text = record_text(record)
+                if not is_heldout(text, config.heldout_one_in):
+                    yield text
+
+    tokenizer = train_bpe(texts(), config.tokenizer.vocab_size, progress=True)
+    with atomic_directory(folder) as temporary:
+        tokenizer.save(temporary)
+    return tokenizer
+
+
+def _cache_name(source: SourceConfig, stage: StageConfig, config: RecipeConfig, tokenizer_digest: str) -> str:
+    key = f"{to_toml(source)}|{tokenizer_digest}|{stage.sequence_length}|{stage.answers_only}|{config.seed}|{config.heldout_one_in}"
+    return f"{source.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def _documents(
+    source: SourceConfig, stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer
+) -> Iterator[Document]:
+    chat = PromptFormat()
+    for record in read_source(source, data, seed=config.seed):
+        if source.kind == "text" and is_heldout(record_text(record), config.heldout_one_in):
+            continue
+        yield encode_record(record, source, tokenizer, chat, answers_only=stage.answers_only)
+
+
+def prepare_rows(
+    stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer, *, digest: str, cache: Path
+) -> dict[str, Rows]:
+    """Packed rows of every source of a stage with a positive weight."""
+    rows: dict[str, Rows] = {}
+    for source in stage.sources:
+        if source.weight == 0:
+            continue
+        path = cache / _cache_name(source, stage, config, digest)
+        if not path.exists():
+            documents = _documents(source, stage, config, data, tokenizer)
+            packed = pack(documents, stage.sequence_length, pad_id=tokenizer.pad_id, split=source.kind == "text")
+            if packed.num_dropped:
+                log.warning(
+                    "%s: %d of %d dialogues are over %d tokens and were left out",
+                    source.name, packed.num_dropped, packed.num_documents, stage.sequence_length + 1,
+                )  # fmt: skip
+            _write_rows(path, packed)
+        rows[source.name] = _read_rows(path)
+    return rows
+
+
+def _write_rows(path: Path, rows: Rows) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            tokens=rows.tokens,
+            documents=rows.documents,
+            counts=rows.counts,
+            numbers=np.array([rows.num_documents, rows.num_dropped]),
+        )
+
+
+def _read_rows(path: Path) -> Rows:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Rows(
+            tokens=arrays["tokens"],
+            documents=arrays["documents"],
+            counts=arrays["counts"],
+            num_documents=int(arrays["numbers"][0]),
+            num_dropped=int(arrays["numbers"][1]),
+        )
+
+
+def prepare_heldout(config: RecipeConfig, data: Path | None, tokenizer: Tokenizer) -> dict[str, HeldOut]:
+    """For every language, the openings of held-out documents up to `heldout_bytes`, as rows and their bytes."""
+    texts: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    for source in config.pretrain.sources:
+        if source.kind != "text" or source.weight == 0:
+            continue
+        for record in read_source(source, data, seed=config.seed):
+            language = str(record.get("lang") or "en")
+            text = record_text(record)
+            if sizes.get(language, 0) < config.heldout_bytes and is_heldout(text, config.heldout_one_in):
+                opening = text[:_HELDOUT_CHARACTERS]
+                texts.setdefault(language, []).append(opening)
+                sizes[language] = sizes.get(language, 0) + len(opening.encode())
+    return {language: _heldout_rows(openings, config, tokenizer) for language, openings in sorted(texts.items())}
+
+
+def _heldout_rows(openings: list[str], config: RecipeConfig, tokenizer: Tokenizer) -> HeldOut:
+    length = config.pretrain.sequence_length
+    kept = [(text, tokenizer.encode(text, bos=True)) for text in openings]
+    kept = [(text, ids) for text, ids in kept if 1 < len(ids) <= length + 1]
+    rows = pack((Document(ids=ids) for _, ids in kept), length, pad_id=tokenizer.pad_id)
+    return HeldOut(rows=rows, num_bytes=sum(len(text.encode()) for text, _ in kept))

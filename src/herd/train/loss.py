@@ -1,0 +1,64 @@
+"""Cross entropy of the next token that never holds the logits of more than one chunk.
+
+The gradient of each chunk's logits is formed while they are in the cache, in the forward pass: softmax minus the one-hot target. Peak memory
+is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it.
+Knows hidden states, the output matrix and targets; nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+IGNORE = -100
+"""Target that does not count, as in torch."""
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of -log p(target); saves the finished gradients of hidden states and weight."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        needs_grad = hidden.requires_grad or weight.requires_grad
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        narrow = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_grad else None
+        for start in range(0, hidden.shape[0], chunk):
+            part, target = hidden[start : start + chunk], targets[start : start + chunk]
+            logits = (part @ narrow.t()).float()
+            counted = target != IGNORE
+            index = target.clamp(min=0)[:, None]
+            log_z = logits.logsumexp(-1)
+            total += ((log_z - logits.gather(1, index)[:, 0]) * counted).sum()
+            if grad_hidden is not None and grad_weight is not None:
+                grad = logits.sub_(log_z[:, None]).exp_()
+                grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+                grad = grad.mul_(counted[:, None]).to(hidden.dtype)
+                grad_hidden[start : start + chunk] = grad @ narrow
+                grad_weight += grad.t() @ part
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grad_outputs[0]
+        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None
+
+
+def cross_entropy_sum(
+    hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"], *, chunk: int = 512
+) -> Float[Tensor, ""]:
+    """Sum, not mean, of the cross entropies in nats, float32: the caller divides by the count over the whole global batch.
+
+    Args:
+        hidden_ND: final hidden states, in the compute dtype (the matrix products run in it; the softmax in float32).
+        weight_VD: output matrix; its gradient is accumulated in float32.
+        targets_N: next-token ids, `IGNORE` where a token does not count.
+        chunk: tokens whose logits exist at once.
+    """
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,59 @@
+"""One optimiser step over a packed batch: the law of the loss lives here.
+
+The loss is the sum of the counted tokens' cross entropies divided by their number over the whole batch, however it is cut into micro batches.
+Compute runs in the stage's dtype by autocast over float32 masters; sums, norms and the optimiser are float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from herd.model.attention import MaskedCore, document_mask
+from herd.model.transformer import Transformer
+from herd.train.config import StageConfig
+from herd.train.loss import IGNORE, cross_entropy_sum
+
+Batch = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one step measured: mean loss in nats over the counted tokens, their number, and the gradient norm before clipping."""
+
+    loss: float
+    num_counted: int
+    grad_norm: float
+
+
+def batch_loss_sum(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Sum of cross entropies, in nats, of the counted tokens of a batch of rows [B, T+1]."""
+    tokens, documents, counts = (torch.from_numpy(np.ascontiguousarray(part)).to(model.device) for part in batch)
+    tokens = tokens.long()
+    targets = torch.where(counts[:, 1:], tokens[:, 1:], IGNORE)
+    core = MaskedCore(document_mask(documents[:, :-1]))
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        hidden = model.hidden(tokens[:, :-1], core=core)
+    return cross_entropy_sum(hidden.flatten(0, 1).to(dtype), model.head_weight, targets.flatten())
+
+
+def train_step(model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, stage: StageConfig, *, lr: float) -> StepResult:
+    """Forward, backward, clip, update. Gradients are cleared before returning."""
+    dtype = getattr(torch, stage.compute_dtype)
+    num_counted = max(1, int(batch[2][:, 1:].sum()))
+    total = 0.0
+    for start in range(0, stage.batch_size, stage.micro_batch_size):
+        part = tuple(array[start : start + stage.micro_batch_size] for array in batch)
+        loss_sum = batch_loss_sum(model, part, dtype)  # pyright: ignore[reportArgumentType]
+        (loss_sum / num_counted).backward()
+        total += loss_sum.item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip if stage.grad_clip > 0 else float("inf"))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss=total / num_counted, num_counted=num_counted, grad_norm=float(grad_norm))

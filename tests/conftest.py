@@ -1,0 +1,22 @@
+"""Shared fixtures. `shared_data()` finds the public data beside the checkout, or skips the test, saying so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def shared_data() -> Path:
+    """The data folder: `HERD_TEST_DATA`, or `../shared/data` beside the checkout. Skips the test where it is absent."""
+    folder = Path(os.environ.get("HERD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not (folder / "MANIFEST.md").exists():
+        pytest.skip(f"needs the shared data, which is not at {folder} (set HERD_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(name="shared_data")
+def shared_data_fixture() -> Path:
+    """`shared_data()` as a fixture."""
+    return shared_data()
