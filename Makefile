@@ -1,0 +1,73 @@
+# herd: each target sets up what it needs in .venv, so any of them works as the only command after a clone.
+#
+#   make run     chat with cria, the bundled model        make check   format, lint, types, layers, spelling
+#   make test    the tests                                make bench   herd beside its peers
+#   make docs    build the documentation site             make clean   remove what make made
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+# Without an NVIDIA GPU the CPU build of torch comes first, since the default build on Linux brings gigabytes of CUDA libraries. A +cpu build
+# that pip already knows of is taken; else uv fetches it, since it knows PyTorch's own index; else the default build.
+ifeq ($(HAS_GPU)$(filter Darwin,$(shell uname)),)
+INSTALL_TORCH = $(PIP) install '$(TORCH)+cpu' 2>/dev/null \
+	|| { $(PIP) install uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=cpu '$(TORCH)' 2>/dev/null; } \
+	|| $(PIP) install '$(TORCH)'
+else
+INSTALL_TORCH = $(PIP) install '$(TORCH)'
+endif
+
+.PHONY: run test check bench docs clean setup
+
+run: $(VENV)/.run
+	@$(BIN)/herd chat
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/codespell src tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.tokenizer
+	$(BIN)/python -m benchmarks.load
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/cli_reference.py
+	$(BIN)/zensical build --clean
+
+setup: $(VENV)/.test
+
+$(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "herd needs Python 3.11 or newer and found none: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing torch$(if $(HAS_GPU),, (CPU build)) into $(VENV): once, some minutes" >&2
+	@$(INSTALL_TORCH)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.torch pyproject.toml
+	@echo "installing herd into $(VENV)" >&2
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	@echo "installing herd and its test tools into $(VENV)" >&2
+	@$(PIP) install -c constraints.txt -e '.[test,check]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.test
+	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
