@@ -97,7 +97,7 @@ def _run_stage(
     rows = prepare_rows(stage, config, data, tokenizer, digest=digest, cache=output / "data")
     weights = {source.name: source.weight for source in stage.sources}
     mixture = Mixture(rows, weights, seed=config.seed + number, num_samples=stage.num_steps * stage.batch_size)
-    run = hashlib.sha256(f"{name}|{to_toml(config)}|{digest}".encode()).hexdigest()
+    run = _run_digest(config, number, digest)
     trainer = Trainer(model, stage, mixture, folder=output / name, run=run, heldout=heldout)
     if trainer.resume():
         log.info("%s: resumed at step %d of %d", name, trainer.progress.step, stage.num_steps)
@@ -118,6 +118,12 @@ def _run_stage(
         epochs=mixture.epochs(progress.num_samples),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
+
+
+def _run_digest(config: RecipeConfig, number: int, tokenizer_digest: str) -> str:
+    """What a stage's states depend on: the model, the seed, the tokenizer and every stage up to this one."""
+    stages = "|".join(f"{name}={to_toml(stage)}" for name, stage in config.stages()[: number + 1])
+    return hashlib.sha256(f"{config.seed}|{to_toml(config.model)}|{tokenizer_digest}|{stages}".encode()).hexdigest()
 
 
 def _last_heldout(path: Path) -> dict[str, float]:

@@ -26,6 +26,7 @@ from herd.train.trainer import HeldOut
 log = get_logger(__name__)
 
 _HELDOUT_CHARACTERS = 600
+_HELDOUT_PIECES = 8
 
 
 def prepare_tokenizer(config: RecipeConfig, data: Path | None, folder: Path) -> Tokenizer:
@@ -106,7 +107,7 @@ def _read_rows(path: Path) -> Rows:
 
 
 def prepare_heldout(config: RecipeConfig, data: Path | None, tokenizer: Tokenizer) -> dict[str, HeldOut]:
-    """For every language, the openings of held-out documents up to `heldout_bytes`, as rows and their bytes."""
+    """For every language, the openings of held-out documents, in pieces of 600 characters, up to `heldout_bytes`: rows and their bytes."""
     texts: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     for source in config.pretrain.sources:
@@ -116,9 +117,9 @@ def prepare_heldout(config: RecipeConfig, data: Path | None, tokenizer: Tokenize
             language = str(record.get("lang") or "en")
             text = record_text(record)
             if sizes.get(language, 0) < config.heldout_bytes and is_heldout(text, config.heldout_one_in):
-                opening = text[:_HELDOUT_CHARACTERS]
-                texts.setdefault(language, []).append(opening)
-                sizes[language] = sizes.get(language, 0) + len(opening.encode())
+                pieces = [text[start : start + _HELDOUT_CHARACTERS] for start in range(0, len(text), _HELDOUT_CHARACTERS)][:_HELDOUT_PIECES]
+                texts.setdefault(language, []).extend(pieces)
+                sizes[language] = sizes.get(language, 0) + sum(len(piece.encode()) for piece in pieces)
     return {language: _heldout_rows(openings, config, tokenizer) for language, openings in sorted(texts.items())}
 
 

@@ -55,7 +55,7 @@ class Tokenizer:
         for name, token_id in self.special_tokens.items():
             self._bytes[token_id] = name.encode()
 
-    def _special_id(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
         if name not in self.special_tokens:
             raise TokenizerError(f"this tokenizer has no special token {name}", hint="it is not a Llama 3 tokenizer")
         return self.special_tokens[name]
@@ -63,17 +63,17 @@ class Tokenizer:
     @cached_property
     def bos_id(self) -> int:
         """<|begin_of_text|>."""
-        return self._special_id(BEGIN_OF_TEXT)
+        return self.special_id(BEGIN_OF_TEXT)
 
     @cached_property
     def eos_id(self) -> int:
         """<|end_of_text|>: ends a document; base models stop at it."""
-        return self._special_id(END_OF_TEXT)
+        return self.special_id(END_OF_TEXT)
 
     @cached_property
     def eot_id(self) -> int:
         """<|eot_id|>: ends a turn."""
-        return self._special_id(EOT)
+        return self.special_id(EOT)
 
     @cached_property
     def eom_id(self) -> int:
@@ -83,17 +83,17 @@ class Tokenizer:
     @cached_property
     def python_tag_id(self) -> int:
         """<|python_tag|>: opens a tool call."""
-        return self._special_id(PYTHON_TAG)
+        return self.special_id(PYTHON_TAG)
 
     @cached_property
     def start_header_id(self) -> int:
         """<|start_header_id|>: opens a message's header."""
-        return self._special_id(START_HEADER)
+        return self.special_id(START_HEADER)
 
     @cached_property
     def end_header_id(self) -> int:
         """<|end_header_id|>: closes a message's header."""
-        return self._special_id(END_HEADER)
+        return self.special_id(END_HEADER)
 
     @cached_property
     def pad_id(self) -> int:

@@ -1,0 +1,107 @@
+"""Calls written as Python: `name(key="value", n=3)`, in the list format of Llama 3.2 and in the built-in form `tool.call(query="...")`.
+
+Parsed by Python's own grammar, never run: only keyword arguments with literal values are calls, anything else is not one. Length and nesting are
+bounded before the parser sees the text, so its time is linear and its stack safe.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from herd.base.errors import FormatError
+from herd.text.messages import ToolCall
+
+MAX_CHARS = 200_000
+MAX_DEPTH = 64
+
+
+def too_deep(text: str) -> bool:
+    """Whether brackets nest beyond what a call may hold; those inside strings count too, which only errs on the safe side."""
+    depth = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif character in ")]}":
+            depth -= 1
+    return False
+
+
+def _parse(text: str) -> ast.expr | None:
+    if len(text) > MAX_CHARS or too_deep(text):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _name(node: ast.expr) -> str | None:
+    """A dotted name, or None."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        left = _name(node.value)
+        return None if left is None else f"{left}.{node.attr}"
+    return None
+
+
+def _call(node: ast.expr) -> ToolCall | None:
+    if not isinstance(node, ast.Call) or node.args:
+        return None
+    name = _name(node.func)
+    if name is None:
+        return None
+    arguments: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None or keyword.arg in arguments:
+            return None
+        try:
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return None
+    return ToolCall(name=name, arguments=arguments)
+
+
+def parse_call_list(text: str) -> tuple[ToolCall, ...] | None:
+    """The calls of `[f(a=1), g()]`, or None if the text is not exactly such a list with at least one call."""
+    node = _parse(text)
+    if not isinstance(node, ast.List) or not node.elts:
+        return None
+    calls = [_call(element) for element in node.elts]
+    return None if None in calls else tuple(call for call in calls if call is not None)
+
+
+def parse_method_call(text: str) -> ToolCall | None:
+    """The call of `tool.call(query="...")`, named `tool`; None if the text is not exactly that.
+
+    A query that holds unescaped quotes, as models write them, is taken as it stands between the first quote and the last.
+    """
+    text = text.strip()
+    node = _parse(text)
+    call = None if node is None else _call(node)
+    if call is not None:
+        return ToolCall(name=call.name.removesuffix(".call"), arguments=call.arguments) if call.name.endswith(".call") else None
+    name, found, rest = text.partition('.call(query="')
+    if found and name.isidentifier() and rest.endswith('")'):
+        return ToolCall(name=name, arguments={"query": rest[:-2]})
+    return None
+
+
+def render_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """`name(key='value', n=3)`. Raises FormatError for names and values that Python cannot spell."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise FormatError(f"the tool name {name!r} is not a Python name", hint="rename the tool, or use the JSON tool-call format")
+    wrong = [key for key in arguments if not key.isidentifier()]
+    if wrong:
+        raise FormatError(f"the argument name {wrong[0]!r} of {name} is not a Python name", hint="use the JSON tool-call format")
+    text = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    if parse_call_list(f"[{text}]") != (ToolCall(name=name, arguments=dict(arguments)),):
+        raise FormatError(f"the arguments of {name} are not Python literals: {text[:120]}", hint="use the JSON tool-call format")
+    return text
