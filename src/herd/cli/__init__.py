@@ -1,1 +1,12 @@
-"""."""
+"""The command line, one file per command group. Nothing heavy is imported before a command runs: `herd --help` has no torch."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point of the `herd` command."""
+    from herd.cli.app import run
+
+    sys.exit(run(sys.argv[1:]))

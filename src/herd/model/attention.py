@@ -7,7 +7,7 @@ Query head i reads KV head i // (N/K); scores are divided by sqrt(H). Shapes: B 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from herd.model.config import ModelConfig
 from herd.model.rope import apply_rope
 
 
+@runtime_checkable
 class AttentionCore(Protocol):
     """What mixes tokens. `layer` numbers the block, for cores that keep state by layer."""
 
@@ -30,7 +31,7 @@ def sdpa(
     q_BTNH: Float[Tensor, "B T N H"],
     k_BSKH: Float[Tensor, "B S K H"],
     v_BSKH: Float[Tensor, "B S K H"],
-    mask: Bool[Tensor, "B 1 T S"] | None = None,
+    mask: Bool[Tensor, "... T S"] | None = None,
     *,
     causal: bool = False,
 ) -> Float[Tensor, "B T N H"]:
@@ -58,7 +59,7 @@ class CausalCore:
 class MaskedCore:
     """A given mask, True where a token may look; [B, 1, T, T] or [T, T]."""
 
-    def __init__(self, mask: Bool[Tensor, "*batch T T"]) -> None:
+    def __init__(self, mask: Bool[Tensor, "... T T"]) -> None:
         self.mask = mask
 
     def __call__(
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BTD: Float[Tensor, "B T D"], rope: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]], core: AttentionCore
+        self, x_BTD: Float[Tensor, "B T D"], rope: tuple[Float[Tensor, "#B T 1 H"], Float[Tensor, "#B T 1 H"]], core: AttentionCore
     ) -> Float[Tensor, "B T D"]:
         shape = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTNH = apply_rope(self.q_proj(x_BTD).view(shape), *rope)

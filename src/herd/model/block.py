@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x_BTD: Float[Tensor, "B T D"], rope: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]], core: AttentionCore
+        self, x_BTD: Float[Tensor, "B T D"], rope: tuple[Float[Tensor, "#B T 1 H"], Float[Tensor, "#B T 1 H"]], core: AttentionCore
     ) -> Float[Tensor, "B T D"]:
         h_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, core)
         return h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))

@@ -4,7 +4,7 @@ Knows positions and head size only: no cache, no batch layout. Frequencies and a
 Pairs are (i, i + H/2), as in Hugging Face files; Meta files interleave pairs and are permuted on load (`checkpoint.meta`).
     f_i = theta^(-2i/H);  wavelength w = 2 pi / f;  scaled as `config.RopeScaling` says.
 Llama 3 report, section 3.2 (theta 500,000); the scaling is in Meta's released code, not in the report.
-Shapes: B batch, T tokens, N heads, H head dim.
+Shapes: B batch, T tokens, N heads, H head dim, F = H/2 frequencies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from herd.model.config import ModelConfig, RopeScaling
 
 
-def rope_frequencies(config: ModelConfig, device: torch.device | str | None = None) -> Float[Tensor, "H/2"]:
+def rope_frequencies(config: ModelConfig, device: torch.device | str | None = None) -> Float[Tensor, "F"]:
     """The angle, in radians a position, of each of the H/2 rotated pairs; float32."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponent)
@@ -37,8 +37,8 @@ def scale_frequencies(frequencies: Float[Tensor, "F"], scaling: RopeScaling) -> 
 
 
 def rope_table(
-    positions_BT: Int[Tensor, "B T"], frequencies: Float[Tensor, "H/2"]
-) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
+    positions_BT: Int[Tensor, "B T"], frequencies: Float[Tensor, "F"]
+) -> tuple[Float[Tensor, "B T 1 2*F"], Float[Tensor, "B T 1 2*F"]]:
     """Cosines and sines of every position, float32, shaped to multiply [B, T, heads, H]."""
     angles = positions_BT[:, :, None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)[:, :, None, :]
@@ -46,7 +46,7 @@ def rope_table(
 
 
 def apply_rope(
-    x_BTNH: Float[Tensor, "B T N H"], cos: Float[Tensor, "B T 1 H"], sin: Float[Tensor, "B T 1 H"]
+    x_BTNH: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T 1 H"], sin: Float[Tensor, "#B T 1 H"]
 ) -> Float[Tensor, "B T N H"]:
     """Rotate each pair (i, i + H/2) of every head by its position's angle; computed in fp32, returned in x's dtype."""
     x = x_BTNH.float()

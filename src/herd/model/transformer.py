@@ -75,7 +75,7 @@ class Transformer(nn.Module):
         return rope_table(positions_BT, self._frequencies)
 
     def hidden(
-        self, tokens_BT: Int[Tensor, "B T"], *, core: AttentionCore | None = None, positions_BT: Int[Tensor, "B T"] | None = None
+        self, tokens_BT: Int[Tensor, "B T"], *, core: AttentionCore | None = None, positions_BT: Int[Tensor, "#B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """The final normalised hidden states, in the model's dtype. Positions count from 0 unless given."""
         if positions_BT is None:
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
         tokens_BT: Int[Tensor, "B T"],
         *,
         core: AttentionCore | None = None,
-        positions_BT: Int[Tensor, "B T"] | None = None,
+        positions_BT: Int[Tensor, "#B T"] | None = None,
         valid_BT: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Float32 logits of every position.

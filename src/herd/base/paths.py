@@ -1,0 +1,22 @@
+"""Where herd keeps things on this machine. `HERD_HOME` moves all of it; the default is `~/.herd`."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+
+def home() -> Path:
+    """herd's own folder: models that were pulled, chat history, the log of the last error."""
+    return Path(os.environ.get("HERD_HOME") or Path.home() / ".herd").expanduser()
+
+
+def models_dir() -> Path:
+    """Folders of models by name, as `herd pull` and `herd convert` leave them."""
+    return home() / "models"
+
+
+def bundled_model() -> Path:
+    """The folder of cria, the model that ships with herd."""
+    return Path(str(files("herd") / "cria"))

@@ -1,0 +1,116 @@
+"""Settings that outlive a command: flag > `HERD_*` variable > `herd.toml` > default, and where each value came from.
+
+`herd.toml` is looked for in the working folder, then in herd's home. A command passes its flag; None means it was not given.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from herd.base.errors import ConfigError, did_you_mean
+from herd.base.paths import home
+
+FILE_NAME = "herd.toml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A setting's name, type, default and what it does."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "HERD_" + self.name.upper()
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(name="model", kind=str, default="cria", help="model of chat and run: a path, a hub name or an alias"),
+        Setting(name="device", kind=str, default="auto", help="cpu, cuda or auto"),
+        Setting(name="dtype", kind=str, default="auto", help="dtype of the weights: auto (as stored), float32, bfloat16, float16"),
+        Setting(name="threads", kind=int, default=0, help="CPU threads; 0 takes all cores"),
+        Setting(name="temperature", kind=float, default=0.6, help="sampling temperature of chat and run"),
+        Setting(name="top_p", kind=float, default=0.9, help="top-p of chat and run"),
+        Setting(name="max_tokens", kind=int, default=512, help="new tokens at most of chat and run"),
+        Setting(name="data", kind=str, default="", help="data folder of `herd train`"),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """A setting's value and its source: flag, the variable's name, the file's path or default."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def find_file() -> Path | None:
+    """The herd.toml that applies, if any."""
+    for folder in (Path.cwd(), home()):
+        if (folder / FILE_NAME).is_file():
+            return folder / FILE_NAME
+    return None
+
+
+def read_file() -> tuple[Path | None, dict[str, Any]]:
+    """The file's path and values. Raises ConfigError for an unknown key or a value of the wrong type."""
+    path = find_file()
+    if path is None:
+        return None, {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", hint="correct the file; `herd config show` lists the settings") from error
+    for key, value in values.items():
+        if key not in SETTINGS:
+            raise ConfigError(f"{path}: unknown setting {key!r}", hint=did_you_mean(key, SETTINGS, otherwise="settings: " + ", ".join(SETTINGS)))
+        kind = SETTINGS[key].kind
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {key} is {value!r}, it must be of type {kind.__name__}", hint=f"write {key} as {kind.__name__}")
+    return path, values
+
+
+def _from_variable(setting: Setting) -> Any:
+    text = os.environ[setting.variable]
+    try:
+        return setting.kind(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{setting.variable}={text!r} is not of type {setting.kind.__name__}", hint=f"unset {setting.variable} or correct it"
+        ) from error
+
+
+def resolve(name: str, flag: Any = None) -> Resolved:
+    """A setting's value and source. Raises ConfigError if the variable or the file holds something else than it must."""
+    setting = SETTINGS[name]
+    if flag is not None:
+        return Resolved(name=name, value=flag, source="flag")
+    if os.environ.get(setting.variable):
+        return Resolved(name=name, value=_from_variable(setting), source=setting.variable)
+    path, values = read_file()
+    if name in values:
+        return Resolved(name=name, value=setting.kind(values[name]), source=str(path))
+    return Resolved(name=name, value=setting.default, source="default")
+
+
+def value(name: str, flag: Any = None) -> Any:
+    """A setting's value."""
+    return resolve(name, flag).value
+
+
+def resolve_all(flags: Mapping[str, Any] | None = None) -> list[Resolved]:
+    """Every setting, in order."""
+    return [resolve(name, (flags or {}).get(name)) for name in SETTINGS]

@@ -1,0 +1,120 @@
+"""What a model argument means, wherever one is taken: a path, the bundled model, a pulled name, an alias or a hub name.
+
+Looks at this machine only; fetching is `hub.pull`'s. Order: an existing path; `cria`; a folder below herd's models; an alias; ORG/NAME as pulled
+by herd or as found in Hugging Face's own cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd.base.errors import NotFoundError, TokenizerError, nearest
+from herd.base.paths import bundled_model, models_dir
+from herd.base.registry import ALIASES, BUNDLED
+from herd.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstalledModel:
+    """A model on this machine: the name to call it by, where it is, its bytes on disk."""
+
+    name: str
+    path: Path
+    size_bytes: int
+
+
+def hub_name(model: str) -> str | None:
+    """The hub name that an argument stands for (an alias's, or itself if it looks like ORG/NAME), else None."""
+    name = ALIASES.get(model, model)
+    org, slash, repository = name.partition("/")
+    looks = bool(slash and org and repository) and "/" not in repository and not name.startswith((".", "~")) and "\\" not in name
+    return name if looks else None
+
+
+def pulled_path(name: str) -> Path:
+    """Where `herd pull ORG/NAME` puts a model."""
+    return models_dir() / name
+
+
+def _hub_cache(name: str) -> Path | None:
+    """The newest snapshot of a repository in Hugging Face's cache, if there is one."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE) / ("models--" + name.replace("/", "--")) / "snapshots"
+    found = [path for path in snapshots.glob("*") if (path / "config.json").is_file()] if snapshots.is_dir() else []
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The path of a model argument. Raises NotFoundError, naming what to do."""
+    text = str(model)
+    path = Path(text).expanduser()
+    if path.exists() and (isinstance(model, Path) or text != BUNDLED):
+        return path
+    if text == BUNDLED:
+        return bundled_model()
+    name = hub_name(text)
+    local = (models_dir() / text, *((pulled_path(name),) if name else ()))
+    for candidate in local:
+        if candidate.exists():
+            return candidate
+    cached = _hub_cache(name) if name else None
+    if cached is not None:
+        return cached
+    raise NotFoundError(f"there is no model {text!r} on this machine", hint=_hint(text, name))
+
+
+def _hint(text: str, name: str | None) -> str:
+    if name is not None:
+        return f"fetch it: herd pull {text}"
+    known = [BUNDLED, *ALIASES, *(model.name for model in installed_models())]
+    close = nearest(text, known)
+    return f"did you mean {close!r}?" if close else "give a path, a hub name (ORG/NAME) or one of: " + ", ".join(known[:6])
+
+
+def installed_models() -> list[InstalledModel]:
+    """The bundled model and everything below herd's models folder, by name."""
+    models = [InstalledModel(name=BUNDLED, path=bundled_model(), size_bytes=_size(bundled_model()))]
+    root = models_dir()
+    if root.is_dir():
+        markers = [path for pattern in ("config.json", "params.json", "*.gguf") for path in root.rglob(pattern)]
+        folders = sorted({path if path.suffix == ".gguf" else path.parent for path in markers})
+        models += [
+            InstalledModel(name=str(path.relative_to(root)), path=path, size_bytes=_size(path))
+            for path in folders
+            if path.name != "original"
+        ]
+    return models
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def load_checkpoint_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that belongs to a checkpoint: beside it, or inside a GGUF file. Raises NotFoundError or TokenizerError."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return _gguf_tokenizer(path)
+        path = path.parent
+    try:
+        return load_tokenizer(path)
+    except NotFoundError:
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            raise
+        return _gguf_tokenizer(files[0])
+
+
+def _gguf_tokenizer(path: Path) -> Tokenizer:
+    from herd.checkpoint.gguf_tokenizer import gguf_tokenizer
+
+    if any((path.parent / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return load_tokenizer(path.parent)
+    tokenizer = gguf_tokenizer(path)
+    if tokenizer is None:
+        raise TokenizerError(f"{path} carries no tokenizer", hint="put tokenizer.model beside it")
+    return tokenizer

@@ -1,0 +1,33 @@
+"""Whether a model's weights fit in this machine's memory, known from headers before a byte of weights is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from herd.base.errors import DoesNotFitError
+from herd.base.memory import available_memory, gib
+
+
+def check_fits(path: Path, *, dtype: str | None, device: str) -> None:
+    """Raises DoesNotFitError, with both numbers, if the weights alone are over what is free."""
+    import torch
+
+    from herd.checkpoint.load import as_dtype
+    from herd.checkpoint.open import open_checkpoint
+
+    with open_checkpoint(path) as source:
+        width = as_dtype(dtype).itemsize if dtype else 0
+        needed = sum(_numel(info.shape) * (width or info.dtype.itemsize) for info in source.tensors.values())
+    free = torch.cuda.mem_get_info()[0] if device.startswith("cuda") else available_memory()
+    if free is not None and needed > free:
+        raise DoesNotFitError(
+            f"the weights of {path} take {gib(needed)} and {device} has {gib(free)} free",
+            hint="choose a smaller model, or --dtype bfloat16 if the checkpoint is wider; `herd doctor` names what fits",
+        )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

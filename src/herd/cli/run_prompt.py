@@ -1,0 +1,92 @@
+"""`herd run`: one prompt, one answer. Others script against it: flags and JSON are a contract."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from herd.base import settings
+from herd.cli.load import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxTokensOption,
+    ModelOption,
+    SeedOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopPOption,
+    load_llm,
+)
+
+
+def _prompt(argument: str | None) -> str:
+    """The prompt: the argument, or stdin for `-` or when something is piped in."""
+    from herd.base.errors import FormatError, UsageError
+
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise UsageError("no prompt was given", hint='herd run "Why is the sky blue?", or pipe text into it')
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"the prompt on stdin is not UTF-8: {error.reason} at byte {error.start}", hint="convert it: iconv -t UTF-8") from error
+
+
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads stdin.")] = None,
+    model: ModelOption = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Go on with the prompt as plain text instead of answering it.")] = False,
+    system: Annotated[str | None, typer.Option(help="Instructions before the prompt (not with --raw).")] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")] = 0.0,
+    max_tokens: MaxTokensOption = None,
+    seed: SeedOption = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")] = None,
+    json: JsonOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Answer one prompt, or with --raw go on with it as plain text. The answer streams to stdout."""
+    from herd.base.errors import UsageError
+    from herd.inference.params import SamplingParams
+
+    text = _prompt(prompt)
+    if raw and system is not None:
+        raise UsageError("--system has no place in a raw completion", hint="leave out --raw or --system")
+    params = SamplingParams(
+        temperature=settings.value("temperature", temperature),
+        top_p=settings.value("top_p", top_p),
+        top_k=top_k,
+        min_p=min_p,
+        max_tokens=settings.value("max_tokens", max_tokens),
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    _answer(load_llm(model, device=device, dtype=dtype, threads=threads), text, params, raw=raw, system=system, as_json=json)
+
+
+def _answer(llm, text: str, params, *, raw: bool, system: str | None, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    """Stream the answer, or print it as JSON when it is whole."""
+    from herd.cli.output import line, print_json, write
+    from herd.inference.port import CompletionRequest, Finished, to_dict
+    from herd.text.messages import Message
+    from herd.text.reply import TextDelta
+
+    if raw:
+        events = llm.inference.complete(CompletionRequest(prompt=text, params=params))
+    else:
+        events = llm.stream([*([Message.system(system)] if system is not None else []), Message.user(text)], params)
+    for event in events:
+        if isinstance(event, TextDelta) and not as_json:
+            write(event.text)
+        elif isinstance(event, Finished) and as_json:
+            print_json(to_dict(event))
+    if not as_json:
+        line()

@@ -1,0 +1,55 @@
+"""`herd train`: carry out a recipe, or a config that an earlier run saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from herd.base import settings
+from herd.cli.load import JsonOption, ThreadsOption
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name (tiny, cria) or a saved config.toml; nothing lists the recipes.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Dotted overrides, as pretrain.lr=3e-4 pretrain.num_steps=100.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data folder, for recipes that read one. [variable: HERD_DATA]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/RECIPE]")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in the folder instead of going on with it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes under two minutes."""
+    from herd.base.config_io import apply_overrides, to_toml
+    from herd.cli.output import line, note, print_json, table
+    from herd.recipes.registry import RECIPES, find_recipe
+
+    if recipe is None:
+        table([(name, (make.__doc__ or "").splitlines()[0]) for name, make in RECIPES.items()], ("recipe", "what it trains"))
+        note("herd train RECIPE")
+        return
+    config = apply_overrides(find_recipe(recipe), overrides or [])
+    if dry_run:
+        line(to_toml(config).rstrip())
+        return
+    from herd.recipes.pipeline import run_recipe
+
+    count = settings.value("threads", threads)
+    if count:
+        import torch
+
+        torch.set_num_threads(count)
+    folder = settings.value("data", str(data) if data else None)
+    result = run_recipe(config, data=Path(folder) if folder else None, output=output or Path("runs") / config.name, restart=restart)
+    if json:
+        print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
+        return
+    note(f"done: herd chat --model {result.model}")
+
+
+def _stage(stage: object) -> dict[str, object]:
+    from herd.base.config_io import to_dict
+
+    return to_dict(stage)

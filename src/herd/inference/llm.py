@@ -1,0 +1,160 @@
+"""`herd.LLM`: a model by name, path or object, and three ways to ask it. What a script needs, over the inference port.
+
+    llm = herd.LLM()                                   # cria, the bundled model
+    print(llm.chat([herd.Message.user("Hello!")]).text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from herd.base.errors import UsageError
+from herd.checkpoint.load import load_model
+from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+from herd.inference.local import LocalModel
+from herd.inference.params import SamplingParams
+from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, FinishReason, Timings, Usage, to_dict
+from herd.model.transformer import Transformer
+from herd.text.messages import Message, ToolCall, ToolDefinition, as_messages, as_tools
+from herd.text.prompt import PromptFormat
+from herd.text.tokenizer import Tokenizer
+
+DEFAULT_MODEL = "cria"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """A finished answer."""
+
+    text: str
+    message: Message
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that the model asks for."""
+        return self.message.tool_calls
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON that `herd run --json` prints."""
+        return to_dict(
+            Finished(
+                reason=self.finish_reason,
+                text=self.text,
+                message=self.message,
+                token_ids=self.token_ids,
+                usage=self.usage,
+                timings=self.timings,
+            )
+        )
+
+
+def _output(events: Iterable[Event]) -> Output:
+    """Run a stream to its end."""
+    last = None
+    for last in events:
+        pass
+    assert isinstance(last, Finished)
+    return Output(
+        text=last.text, message=last.message, token_ids=last.token_ids, finish_reason=last.reason, usage=last.usage, timings=last.timings
+    )
+
+
+class LLM:
+    """A model that answers.
+
+    Args:
+        model: a `Transformer`, a path, a hub name (ORG/NAME) or an alias; cria by default.
+        tokenizer: needed with a `Transformer`; else taken from the checkpoint.
+        dtype: of the weights; None keeps the checkpoint's.
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        prompt_format: how conversations are rendered.
+    """
+
+    def __init__(
+        self,
+        model: Transformer | str | Path = DEFAULT_MODEL,
+        *,
+        tokenizer: Tokenizer | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        prompt_format: PromptFormat | None = None,
+    ) -> None:
+        if isinstance(model, Transformer):
+            if tokenizer is None:
+                raise UsageError("a Transformer came without its tokenizer", hint="pass tokenizer=herd.load_tokenizer(path)")
+            self.name = "model"
+        else:
+            path = resolve_model(model)
+            self.name = str(model)
+            tokenizer = tokenizer or load_checkpoint_tokenizer(path)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            model = load_model(path, dtype=dtype, device=device)
+        self.inference = LocalModel(model, tokenizer, prompt_format=prompt_format)
+
+    @property
+    def model(self) -> Transformer:
+        """The transformer."""
+        return self.inference.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.inference.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.inference.context
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> Output: ...
+
+    @overload
+    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None) -> list[Output]: ...
+
+    def generate(
+        self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
+    ) -> Output | list[Output]:
+        """Go on with plain text: one prompt gives one `Output`, a list (of texts, or of token ids) gives a list."""
+        chosen = params or SamplingParams()
+        if isinstance(prompts, str):
+            return _output(self.inference.complete(CompletionRequest(prompt=prompts, params=chosen)))
+        requests = [CompletionRequest(prompt=prompt if isinstance(prompt, str) else tuple(prompt), params=chosen) for prompt in prompts]
+        return [_output(self.inference.complete(request)) for request in requests]
+
+    def chat(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
+        builtin_tools: Sequence[str] = (),
+    ) -> Output:
+        """Answer a conversation. Messages and tools may be dicts in OpenAI's shape."""
+        return _output(self.stream(messages, params, tools=tools, builtin_tools=builtin_tools))
+
+    def stream(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
+        builtin_tools: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """As `chat`, event by event; the last one is `Finished`."""
+        request = ChatRequest(
+            messages=tuple(as_messages(messages)),
+            tools=tuple(as_tools(tools)),
+            builtin_tools=tuple(builtin_tools),
+            params=params or SamplingParams(),
+        )
+        return self.inference.chat(request)
