@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def fsync_tree(root: Path) -> None:
 
 
 @contextmanager
-def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Generator[Path, None, None]:
     """Yield a temporary folder beside `target`; on success it becomes `target`, on any error it disappears.
 
     Raises UsageError if `target` exists and is not empty and `overwrite` is false, NotFoundError if its parent cannot be made.
@@ -54,8 +54,13 @@ def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
             os.rename(target, old / "was")
-            os.rename(temporary, target)
-            shutil.rmtree(old)
+            try:
+                os.rename(temporary, target)
+            except BaseException:
+                os.rename(old / "was", target)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(temporary, target)
         _fsync_directory(target.parent)
@@ -65,7 +70,7 @@ def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator
 
 
 @contextmanager
-def atomic_file(target: Path | str) -> Iterator[Path]:
+def atomic_file(target: Path | str) -> Generator[Path, None, None]:
     """Yield a temporary path beside `target`; on success it replaces `target`, on any error it disappears."""
     target = Path(target)
     try:

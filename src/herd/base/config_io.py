@@ -1,7 +1,7 @@
 """Configs in and out: frozen dataclasses to TOML and back, and overrides by dotted path (`pretrain.lr=3e-4`).
 
-Knows dataclasses and their annotations, nothing of what they configure. Unknown keys are refused with the nearest name; a value is converted by
-its field's annotation, never guessed. An item of a tuple of dataclasses is reached by its number or by its `name` field.
+Knows dataclasses and their annotations, nothing of what they configure. Unknown keys are refused with the nearest name; a value is
+converted by its field's annotation, never guessed. An item of a tuple of dataclasses is reached by its number or by its `name` field.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain dicts, lists and scalars; fields that are None are left out, since TOML has no null."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if getattr(config, field.name) is not None}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -63,7 +64,8 @@ def from_dict(cls: Any, data: Any, *, where: str) -> Any:
     known = {field.name for field in dataclasses.fields(cls)}
     for key in values:
         if key not in known:
-            raise ConfigError(f"unknown key {_join(where, key)!r}", hint=did_you_mean(key, known, otherwise="keys: " + ", ".join(sorted(known))))
+            hint = did_you_mean(key, known, otherwise="keys: " + ", ".join(sorted(known)))
+            raise ConfigError(f"unknown key {_join(where, key)!r}", hint=hint)
     missing = [field.name for field in dataclasses.fields(cls) if field.name not in values and _required(field)]
     if missing:
         raise ConfigError(f"{_join(where, missing[0])} is missing", hint="every key without a default has to be there")
@@ -139,35 +141,72 @@ def _parse(text: str, hint: Any, where: str) -> Any:
 
 
 def apply_overrides(config: T, overrides: Sequence[str]) -> T:
-    """`config` with each `dotted.path=value` applied in order. Raises UsageError for an unknown path (with the nearest name) or a bad value."""
+    """`config` with every `dotted.path=value` applied, the last one of a path counting.
+
+    Raises UsageError for an unknown path (with the nearest name) or a bad value, ConfigError where the result contradicts itself.
+    """
+    changes: list[_Change] = []
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
             raise UsageError(f"{override!r} is not an override", hint="overrides look like pretrain.lr=3e-4")
-        config = _override(config, path.strip().split("."), text.strip(), path.strip())
-    return config
+        changes.append(_Change(path=tuple(path.strip().split(".")), text=text.strip(), where=path.strip()))
+    return cast("T", _changed(config, changes)) if changes else config
 
 
-def _override(config: Any, path: Sequence[str], text: str, where: str) -> Any:
-    name, rest = path[0], path[1:]
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Change:
+    """What remains of an override at one level: the path below it, the value's text, and the whole path for messages."""
+
+    path: tuple[str, ...]
+    text: str
+    where: str
+
+    def below(self) -> _Change:
+        return dataclasses.replace(self, path=self.path[1:])
+
+
+def _changed(config: Any, changes: Sequence[_Change]) -> Any:
+    """`config` with all changes made at once, since values that must agree (two vocabulary sizes) would be refused one by one."""
     known = [field.name for field in dataclasses.fields(config)]
-    if name not in known:
-        raise UsageError(f"unknown key {where!r}", hint=did_you_mean(name, known, otherwise="keys here: " + ", ".join(known)))
-    current = getattr(config, name)
-    if not rest:
-        return dataclasses.replace(config, **{name: _parse(text, get_type_hints(type(config))[name], where)})
-    if isinstance(current, tuple):
-        return dataclasses.replace(config, **{name: _override_item(cast("tuple[Any, ...]", current), rest, text, where)})
-    if not dataclasses.is_dataclass(current):
-        raise UsageError(f"{where!r} goes below {name!r}, which has no fields", hint=f"{name} is {current!r}")
-    return dataclasses.replace(config, **{name: _override(current, rest, text, where)})
+    hints = get_type_hints(cast("type[Any]", type(config)))
+    values: dict[str, Any] = {}
+    below: dict[str, list[_Change]] = {}
+    for change in changes:
+        name = change.path[0]
+        if name not in known:
+            raise UsageError(f"unknown key {change.where!r}", hint=did_you_mean(name, known, otherwise="keys here: " + ", ".join(known)))
+        if len(change.path) == 1:
+            values[name] = _parse(change.text, hints[name], change.where)
+        else:
+            below.setdefault(name, []).append(change.below())
+    for name, deeper in below.items():
+        values[name] = _changed_value(values.get(name, getattr(config, name)), deeper)
+    return dataclasses.replace(config, **values)
 
 
-def _override_item(items: tuple[Any, ...], path: Sequence[str], text: str, where: str) -> tuple[Any, ...]:
-    """Override a field of one item, found by its number or its `name`."""
-    names = [str(getattr(item, "name", index)) for index, item in enumerate(items)]
-    key = path[0]
-    index = int(key) if key.isdigit() and int(key) < len(items) else names.index(key) if key in names else -1
-    if index < 0 or len(path) < 2:
-        raise UsageError(f"unknown key {where!r}", hint=did_you_mean(key, names, otherwise="items here: " + ", ".join(names)))
-    return (*items[:index], _override(items[index], path[1:], text, where), *items[index + 1 :])
+def _changed_value(current: Any, changes: Sequence[_Change]) -> Any:
+    """A field's value with changes below it: a dataclass, or a tuple whose items are found by their number or their `name`."""
+    if dataclasses.is_dataclass(current):
+        return _changed(current, changes)
+    if not isinstance(current, tuple) or not current or not dataclasses.is_dataclass(cast("tuple[Any, ...]", current)[0]):
+        raise UsageError(
+            f"{changes[0].where!r} goes below a value that has no fields: {current!r}", hint="shorten the path, or set it whole"
+        )
+    items = list(cast("tuple[Any, ...]", current))
+    by_item: dict[int, list[_Change]] = {}
+    for change in changes:
+        by_item.setdefault(_item_number(items, change), []).append(change.below())
+    for number, deeper in by_item.items():
+        items[number] = _changed(items[number], deeper)
+    return tuple(items)
+
+
+def _item_number(items: Sequence[Any], change: _Change) -> int:
+    names = [str(getattr(item, "name", number)) for number, item in enumerate(items)]
+    key = change.path[0]
+    if key not in names and not (key.isdecimal() and int(key) < len(items)):
+        raise UsageError(f"unknown key {change.where!r}", hint=did_you_mean(key, names, otherwise="items here: " + ", ".join(names)))
+    if len(change.path) == 1:
+        raise UsageError(f"{change.where!r} is not a single value", hint=f"name one of its fields, as in {change.where}.FIELD=VALUE")
+    return names.index(key) if key in names else int(key)

@@ -35,7 +35,7 @@ def free_disk(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def gib(size_bytes: float) -> str:
+def gib(size_bytes: int | float) -> str:
     """Bytes for people: `1.5 GiB`, `16.1 MiB`."""
     if size_bytes >= GIB:
         return f"{size_bytes / GIB:.1f} GiB"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -25,7 +25,7 @@ Unit = Literal["steps", "bytes"]
 
 
 @contextmanager
-def track_steps(name: str, *, total: int | None, done: int = 0, unit: Unit = "steps") -> Iterator[Advance]:
+def track_steps(name: str, *, total: int | None, done: int = 0, unit: Unit = "steps") -> Generator[Advance, None, None]:
     """Yield `advance(done, text)`. `total` None: the end is not known. `unit` bytes shows sizes and rates."""
     if sys.stderr.isatty():
         with _bar(name, total, done, unit) as advance:
@@ -49,7 +49,7 @@ def _plain(name: str, total: int | None) -> Advance:
 
 
 @contextmanager
-def _bar(name: str, total: int | None, done: int, unit: Unit) -> Iterator[Advance]:
+def _bar(name: str, total: int | None, done: int, unit: Unit) -> Generator[Advance, None, None]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 

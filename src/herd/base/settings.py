@@ -76,7 +76,8 @@ def read_file() -> tuple[Path | None, dict[str, Any]]:
         raise ConfigError(f"{path} is not TOML: {error}", hint="correct the file; `herd config show` lists the settings") from error
     for key, value in values.items():
         if key not in SETTINGS:
-            raise ConfigError(f"{path}: unknown setting {key!r}", hint=did_you_mean(key, SETTINGS, otherwise="settings: " + ", ".join(SETTINGS)))
+            hint = did_you_mean(key, SETTINGS, otherwise="settings: " + ", ".join(SETTINGS))
+            raise ConfigError(f"{path}: unknown setting {key!r}", hint=hint)
         kind = SETTINGS[key].kind
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
             raise ConfigError(f"{path}: {key} is {value!r}, it must be of type {kind.__name__}", hint=f"write {key} as {kind.__name__}")

@@ -1,7 +1,7 @@
 """What a model argument means, wherever one is taken: a path, the bundled model, a pulled name, an alias or a hub name.
 
-Looks at this machine only; fetching is `hub.pull`'s. Order: an existing path; `cria`; a folder below herd's models; an alias; ORG/NAME as pulled
-by herd or as found in Hugging Face's own cache.
+Looks at this machine only; fetching is `hub.pull`'s. Order: an existing path; `cria`; a folder below herd's models; an alias; ORG/NAME as
+pulled by herd or as found in Hugging Face's own cache.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from herd.base.errors import NotFoundError, TokenizerError, nearest
+from herd.base.errors import NotFoundError, TokenizerError, UsageError, nearest
 from herd.base.paths import bundled_model, models_dir
 from herd.base.registry import ALIASES, BUNDLED
 from herd.text.tokenizer import Tokenizer, load_tokenizer
+
+_MARKERS = ("config.json", "params.json", "*.gguf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +30,9 @@ def hub_name(model: str) -> str | None:
     """The hub name that an argument stands for (an alias's, or itself if it looks like ORG/NAME), else None."""
     name = ALIASES.get(model, model)
     org, slash, repository = name.partition("/")
-    looks = bool(slash and org and repository) and "/" not in repository and not name.startswith((".", "~")) and "\\" not in name
-    return name if looks else None
+    if not slash or "/" in repository or "\\" in name or "\0" in name:
+        return None
+    return name if all(part and not part.startswith((".", "~")) for part in (org, repository)) else None
 
 
 def pulled_path(name: str) -> Path:
@@ -47,22 +50,33 @@ def _hub_cache(name: str) -> Path | None:
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The path of a model argument. Raises NotFoundError, naming what to do."""
+    """The path of a model argument. Raises NotFoundError, naming what to do; UsageError for an empty one."""
     text = str(model)
-    path = Path(text).expanduser()
-    if path.exists() and (isinstance(model, Path) or text != BUNDLED):
+    if not text.strip():
+        raise UsageError("the model is empty", hint="give a path, a hub name (ORG/NAME) or an alias; `herd models` lists what is here")
+    path = _existing(text)
+    if path is not None and (isinstance(model, Path) or text != BUNDLED):
         return path
     if text == BUNDLED:
         return bundled_model()
     name = hub_name(text)
-    local = (models_dir() / text, *((pulled_path(name),) if name else ()))
-    for candidate in local:
-        if candidate.exists():
-            return candidate
+    for candidate in (str(models_dir() / text), *((str(pulled_path(name)),) if name else ())):
+        found = _existing(candidate)
+        if found is not None:
+            return found
     cached = _hub_cache(name) if name else None
     if cached is not None:
         return cached
     raise NotFoundError(f"there is no model {text!r} on this machine", hint=_hint(text, name))
+
+
+def _existing(text: str) -> Path | None:
+    """The path that a text names, if there is something; names that no file system takes name nothing."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _hint(text: str, name: str | None) -> str:
@@ -74,18 +88,23 @@ def _hint(text: str, name: str | None) -> str:
 
 
 def installed_models() -> list[InstalledModel]:
-    """The bundled model and everything below herd's models folder, by name."""
-    models = [InstalledModel(name=BUNDLED, path=bundled_model(), size_bytes=_size(bundled_model()))]
-    root = models_dir()
-    if root.is_dir():
-        markers = [path for pattern in ("config.json", "params.json", "*.gguf") for path in root.rglob(pattern)]
-        folders = sorted({path if path.suffix == ".gguf" else path.parent for path in markers})
-        models += [
-            InstalledModel(name=str(path.relative_to(root)), path=path, size_bytes=_size(path))
-            for path in folders
-            if path.name != "original"
-        ]
-    return models
+    """The bundled model and everything below herd's models folder, by name. What is still being fetched or written is left out."""
+    bundled, root = bundled_model(), models_dir()
+    paths = {BUNDLED: bundled} if (bundled / "config.json").is_file() else {}
+    markers = [path.relative_to(root) for pattern in _MARKERS for path in root.rglob(pattern)] if root.is_dir() else []
+    paths |= {str(name): root / name for name in sorted({_model_of(path) for path in markers if not _hidden(path)})}
+    return [InstalledModel(name=name, path=path, size_bytes=_size(path)) for name, path in paths.items()]
+
+
+def _model_of(marker: Path) -> Path:
+    """The model that a marker file stands for: a GGUF file itself, else its folder; Meta's files lie one folder further down."""
+    if marker.suffix == ".gguf":
+        return marker
+    return marker.parent.parent if marker.parent.name == "original" else marker.parent
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _size(path: Path) -> int:

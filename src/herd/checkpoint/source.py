@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class TensorInfo:
     size_bytes: int
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """A checkpoint that is open for reading. `tensors` is known without reading any weights."""
 
@@ -46,6 +47,6 @@ class TensorSource(Protocol):
         """Let go of every file."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> TensorSource: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...

@@ -1,4 +1,4 @@
-"""The `herd` command: its groups, its options for every command, and the one place where errors become exit codes."""
+"""The `herd` command: its groups and the options of every command. What goes wrong is told by `failures`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from typer._click.exceptions import ClickException
 
-from herd.base.errors import HerdError
-from herd.cli import chat, config, convert, doctor, models, run_prompt, show, tokenizer, train
-from herd.cli.output import line, note, report_crash, report_error
+from herd.cli import chat, completion, config, convert, doctor, models, run_prompt, show, tokenizer, train
+from herd.cli.failures import INTERRUPTED, exit_code
+from herd.cli.group import Sections
+from herd.cli.output import line, note
 
 app = typer.Typer(
     name="herd",
+    cls=Sections,
     help="The whole Llama 3.1 system in one package. `herd chat` talks to cria, the bundled model.",
     no_args_is_help=True,
     add_completion=False,
@@ -24,77 +25,63 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from herd.version import __version__
 
         line(f"herd {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [variable: HERD_LOG_LEVEL]")] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the whole trace of an error; goes with any command. [variable: HERD_DEBUG]")
+    ] = False,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [variable: HERD_LOG_LEVEL; default: info]")] = None,
 ) -> None:
     """Options of every command."""
     from herd.base.log import configure
 
-    if debug:
-        os.environ["HERD_DEBUG"] = "1"
     configure(log_level)
 
 
-def _completion(shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell")]) -> None:
-    """Print a completion script; put it into your shell's start file: herd completion bash >> ~/.bashrc"""
-    from typer.completion import get_completion_script
+_USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
+app.command("chat", rich_help_panel=_USE)(chat.chat)
+app.command("run", rich_help_panel=_USE)(run_prompt.run)
+app.command("models", rich_help_panel=_MODELS)(models.models)
+app.command("pull", rich_help_panel=_MODELS)(models.pull)
+app.command("show", rich_help_panel=_MODELS)(show.show)
+app.command("convert", rich_help_panel=_MODELS)(convert.convert)
+app.command("verify", rich_help_panel=_MODELS)(convert.verify)
+app.command("train", rich_help_panel=_TRAIN)(train.train)
+app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
+app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
+app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)
+app.command("completion", rich_help_panel=_MACHINE)(completion.completion)
 
-    from herd.base.errors import UsageError, did_you_mean
 
-    shells = ("bash", "zsh", "fish", "powershell")
-    if shell not in shells:
-        raise UsageError(f"unknown shell {shell!r}", hint=did_you_mean(shell, shells, otherwise="shells: " + ", ".join(shells)))
-    line(get_completion_script(prog_name="herd", complete_var="_HERD_COMPLETE", shell=shell))
-
-
-app.command("chat", rich_help_panel="Use")(chat.chat)
-app.command("run", rich_help_panel="Use")(run_prompt.run)
-app.command("show")(show.show)
-app.command("models")(models.models)
-app.command("pull")(models.pull)
-app.command("convert")(convert.convert)
-app.command("verify")(convert.verify)
-app.add_typer(tokenizer.app, name="tokenizer")
-app.command("train")(train.train)
-app.add_typer(config.app, name="config")
-app.command("doctor")(doctor.doctor)
-app.command("completion")(_completion)
+def _hoisted(argv: Sequence[str]) -> list[str]:
+    """`--debug` may stand behind the command too, where the hint of a crash makes people put it. Behind `--` everything is an argument."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    if "--debug" not in argv[:end]:
+        return list(argv)
+    return ["--debug", *(word for word in argv[:end] if word != "--debug"), *argv[end:]]
 
 
 def run(argv: Sequence[str]) -> int:
     """Run a command line; returns its exit code."""
+    arguments = _hoisted(argv)
+    debug = arguments[:1] == ["--debug"] or bool(os.environ.get("HERD_DEBUG"))
+    completion.prepare()
     try:
-        result = app(args=list(argv), prog_name="herd", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        result = app(args=arguments, prog_name="herd", standalone_mode=False)
     except typer.Exit as leave:
         return leave.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
+        return exit_code(error, debug=debug)
+    if result == INTERRUPTED:
         note()
-        return 130
-    except ClickException as error:
-        error.show()
-        return 2
-    except HerdError as error:
-        if os.environ.get("HERD_DEBUG"):
-            raise
-        report_error(error)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except Exception as error:
-        if os.environ.get("HERD_DEBUG"):
-            raise
-        report_crash(error)
-        return 1
+    return result if isinstance(result, int) else 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from herd.base import settings
+from herd.base.errors import FormatError
+from herd.cli.failures import INTERRUPTED
 from herd.cli.load import (
     DeviceOption,
     DtypeOption,
@@ -22,6 +25,9 @@ from herd.cli.load import (
 )
 
 if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
     from herd.inference.llm import LLM
 
 _FENCE = '"""'
@@ -52,7 +58,10 @@ def chat(
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Talk to a model. /help lists the commands."""
+    """Talk to a model. /help lists what can be said besides messages.
+
+    From a pipe every line is a message; triple quotes open and close one of several lines.
+    """
     from herd.cli.repl import Session
     from herd.inference.params import SamplingParams
 
@@ -62,11 +71,18 @@ def chat(
         max_tokens=settings.value("max_tokens", max_tokens),
         seed=seed,
     )
-    llm = load_llm(model, device=device, dtype=dtype, threads=threads)
-    session = Session(llm, params, _Terminal(), system=system)
+
+    def load(name: str | None) -> LLM:
+        return load_llm(name, device=device, dtype=dtype, threads=threads)
+
+    llm = load(model)
+    session = Session(llm, params, _Terminal(), system=system, load=load)
     _greet(llm)
-    for text in _inputs():
+    typed = sys.stdin.isatty()
+    for text in _typed() if typed else _piped(_stdin_lines()):
         session.handle(text)
+        if session.stopped and not typed:
+            raise typer.Exit(INTERRUPTED)
         if session.done:
             break
 
@@ -74,12 +90,17 @@ def chat(
 def _greet(llm: LLM) -> None:
     from herd.cli.output import dim, note
 
-    note(dim(f"{llm.name}: {llm.model.config.num_parameters:,} parameters, context {llm.context:,} tokens. /help lists commands, Ctrl-D leaves."))
+    size = f"{llm.model.config.num_parameters:,} parameters, context {llm.context:,} tokens"
+    note(dim(f"{llm.name}: {size}. /help lists commands, Ctrl-D leaves."))
 
 
-def _inputs() -> Iterator[str]:
-    """Messages, from the terminal or from a pipe."""
-    return _typed() if sys.stdin.isatty() else _piped(iter(sys.stdin))
+def _stdin_lines() -> Iterator[str]:
+    """Lines of a pipe as they come. Raises FormatError for one that is not UTF-8."""
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"line {number} on stdin is not UTF-8", hint="convert it: iconv -t UTF-8") from error
 
 
 def _piped(lines: Iterator[str]) -> Iterator[str]:
@@ -106,27 +127,18 @@ def _typed() -> Iterator[str]:
     """Messages from a terminal, with editing, history on disk and completed commands."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    from herd.base.paths import home
-    from herd.cli.repl import COMMANDS
+    from herd.cli.repl import COMMANDS, SETTINGS
 
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-        history = FileHistory(str(home() / "history"))
-    except OSError:
-        history = InMemoryHistory()
+    words = [*COMMANDS, *(f"/set {name}" for name in SETTINGS)]
     prompts: PromptSession[str] = PromptSession(
-        history=history, key_bindings=keys, completer=WordCompleter(list(COMMANDS), sentence=True), complete_while_typing=False,
+        history=_history(),
+        key_bindings=_keys(),
+        completer=WordCompleter(words, sentence=True),
+        complete_while_typing=False,
         enable_open_in_editor=True,
-    )  # fmt: skip
+        tempfile_suffix=".txt",
+    )
     while True:
         try:
             yield _one_message(prompts.prompt)
@@ -136,7 +148,39 @@ def _typed() -> Iterator[str]:
             return
 
 
-def _one_message(ask) -> str:  # type: ignore[no-untyped-def]
+def _history() -> History:
+    """What was typed before, in herd's home, readable by its owner alone; of this session only, where nothing can be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    from herd.base.paths import home
+
+    path = home() / "history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path)) if os.access(path, os.W_OK) else InMemoryHistory()
+
+
+def _keys() -> KeyBindings:
+    """Alt-Enter begins a new line, Ctrl-G opens the editor."""
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-g")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    return keys
+
+
+def _one_message(ask: Callable[[str], str]) -> str:
     """Ask for a message; triple quotes go on until they are closed."""
     text = ask(">>> ")
     if not text.strip().startswith(_FENCE):

@@ -46,7 +46,12 @@ def convert(
         )
     for remark in report.notes:
         note(f"note: {remark}")
-    data: dict[str, Any] = {"path": str(report.path), "num_tensors": report.num_tensors, "size_bytes": report.size_bytes, "seconds": report.seconds}
+    data: dict[str, Any] = {
+        "path": str(report.path),
+        "num_tensors": report.num_tensors,
+        "size_bytes": report.size_bytes,
+        "seconds": report.seconds,
+    }
     if json:
         print_json({**data, "notes": list(report.notes)})
         return
@@ -57,7 +62,10 @@ def verify(
     model: Annotated[str, typer.Argument(help="A model: path, hub name or alias.")],
     json: JsonOption = False,
 ) -> None:
-    """Check a checkpoint: structure, shapes, missing and unexpected tensors, hashes, values that are not finite. Exit code 5 if it fails."""
+    """Check a checkpoint: structure, shapes, missing and unexpected tensors, hashes, values that are not finite.
+
+    Exit code 5 if there is a problem.
+    """
     from herd.base.errors import GateError
     from herd.base.memory import gib
     from herd.checkpoint.resolve import resolve_model

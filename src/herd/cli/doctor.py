@@ -29,7 +29,11 @@ def doctor(json: JsonOption = False) -> None:
             line(f"problem: {problem}")
         if not problems:
             line("cria answers: this installation works")
-        line(f"largest published model that fits in 16 bits: {fitting['name']} - {fitting['command']}" if fitting else "no published model fits; try cria")
+        line(
+            f"largest published model that fits in 16 bits: {fitting['name']} - {fitting['command']}"
+            if fitting
+            else "no published model fits; try cria"
+        )
     if problems:
         raise GateError(f"{len(problems)} problem(s) found", hint="see the list above")
 
@@ -41,7 +45,9 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{key} {item}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(str(item) for item in value) or "none"
-    return gib(value) if name.endswith("_bytes") and value is not None else str(value)
+    if value is None:
+        return "none"
+    return gib(value) if name.endswith("_bytes") else str(value)
 
 
 def _machine() -> dict[str, Any]:
@@ -87,8 +93,8 @@ def _problems() -> list[str]:
         problems.append(error.message)
     try:
         _answer()
-    except HerdError as error:
-        problems.append(f"cria does not answer: {error.message}")
+    except Exception as error:  # a doctor reports what is broken, whatever it is
+        problems.append(f"cria does not answer: {error.message if isinstance(error, HerdError) else repr(error)}")
     return problems
 
 

@@ -7,39 +7,74 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from herd.base import settings
+from herd.base.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from herd.inference.llm import LLM
 
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Path, hub name or alias. [variable: HERD_MODEL; default: cria]")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or auto. [variable: HERD_DEVICE; default: auto]")]
-DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [variable: HERD_DTYPE; default: auto, as stored]")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="auto, float32, bfloat16 or float16. [variable: HERD_DTYPE; default: auto, as stored]")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads. [variable: HERD_THREADS; default: all cores]")]
-TemperatureOption = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy. [default: 0.6]")]
-TopPOption = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this mass. [default: 0.9]")]
-MaxTokensOption = Annotated[int | None, typer.Option(help="New tokens at most. [default: 512]")]
-SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same answer. [default: drawn]")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        "-t",
+        help="0 takes the likeliest token every time; higher is more varied. [variable: HERD_TEMPERATURE; default: 0.6]",
+    ),
+]
+TopPOption = Annotated[
+    float | None, typer.Option(help="Draw from the likeliest tokens up to this mass. [variable: HERD_TOP_P; default: 0.9]")
+]
+MaxTokensOption = Annotated[int | None, typer.Option(help="New tokens at most. [variable: HERD_MAX_TOKENS; default: 512]")]
+SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same answer. [default: drawn anew]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 def load_llm(model: str | None, *, device: str | None = None, dtype: str | None = None, threads: int | None = None) -> LLM:
     """The model that flags and settings name, refused before loading if its weights do not fit in memory."""
-    import torch
-
     from herd.checkpoint.resolve import resolve_model
     from herd.cli.fits import check_fits
     from herd.inference.llm import LLM
 
-    count = settings.value("threads", threads)
-    if count:
-        torch.set_num_threads(count)
+    set_threads(threads)
     chosen = settings.value("model", model)
     kind = settings.value("dtype", dtype)
-    place = settings.value("device", device)
-    if place == "auto":
-        place = "cuda" if torch.cuda.is_available() else "cpu"
+    place = choose_device(settings.value("device", device))
     path = resolve_model(chosen)
     check_fits(path, dtype=None if kind == "auto" else kind, device=place)
     llm = LLM(path, dtype=None if kind == "auto" else kind, device=place)
     llm.name = chosen
     return llm
+
+
+def set_threads(flag: int | None) -> None:
+    """Use as many CPU threads as flag and settings say; 0 leaves torch's choice, which is every core. Raises UsageError for less."""
+    count = settings.value("threads", flag)
+    if count < 0:
+        raise UsageError(
+            f"threads is {count}, it must be 0 (all cores) or more", hint="leave --threads and HERD_THREADS out to use every core"
+        )
+    if count:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def choose_device(place: str) -> str:
+    """The device that a setting names; `auto` takes a GPU where there is one. Raises UsageError for one that is unknown or not there."""
+    import torch
+
+    kind, colon, index = place.partition(":")
+    if kind not in _DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device {place!r}", hint=did_you_mean(kind, _DEVICES, otherwise="devices: auto, cpu, cuda, cuda:1"))
+    if kind == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no {place} on this machine", hint="use --device cpu; `herd doctor` lists the GPUs that torch sees")
+    return place

@@ -48,7 +48,8 @@ def pull(
     from herd.cli.output import note, print_json
 
     plan = hub.plan_pull(model, revision=revision, meta=meta, include=include or ())
-    note(f"{plan.name} ({plan.revision}): {len(plan.files)} files, {gib(plan.size_bytes)}, {gib(plan.missing_bytes)} to fetch -> {plan.target}")
+    note(f"{plan.name}, {plan.revision} (commit {plan.commit[:8]}): {len(plan.files)} files, {gib(plan.size_bytes)}")
+    note(f"{gib(plan.missing_bytes)} of them to fetch into {plan.target}")
     if not dry_run:
         with track_steps(plan.name, total=plan.size_bytes, unit="bytes") as advance:
             hub.pull(plan, report=advance)

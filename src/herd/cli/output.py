@@ -1,23 +1,24 @@
-"""What commands print: answers and data on stdout, everything else on stderr; tables, JSON, errors with a hint.
+"""What commands print: answers and data on stdout, everything else on stderr; tables, facts and JSON.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 missing model or file, 4 does not fit, 5 a gate failed, 130 interrupted.
+Colour is a help, never the message: there is none where stderr is no terminal, or where NO_COLOR is set (no-color.org).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from herd.base.errors import HerdError
-from herd.base.paths import home
-
 
 def write(text: str) -> None:
-    """Text to stdout, at once."""
-    sys.stdout.write(text)
+    """Text to stdout, at once. Characters that stdout's encoding lacks become question marks rather than an error."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 
@@ -33,8 +34,9 @@ def note(text: str = "") -> None:
 
 
 def dim(text: str) -> str:
-    """Text in grey where stderr is a terminal."""
-    return f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text
+    """Text in grey where stderr is a terminal that shows colours."""
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[2m{text}\x1b[0m"
 
 
 def print_json(value: Any) -> None:
@@ -55,27 +57,3 @@ def facts(values: Mapping[str, str]) -> None:
     width = max(len(name) for name in values)
     for name, value in values.items():
         line(f"{name.ljust(width)}  {value}")
-
-
-def report_error(error: HerdError) -> None:
-    """`error: what, with values`, a blank line, `hint: what to do` on stderr."""
-    note(f"error: {error.message}")
-    if error.hint:
-        note()
-        note(f"hint: {error.hint}")
-
-
-def report_crash(error: BaseException) -> None:
-    """A bug of ours: one line and where the whole trace is."""
-    path = home() / "last-error.log"
-    trace = "".join(traceback.format_exception(error))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(trace, encoding="utf-8")
-        place = f"the trace is in {path}"
-    except OSError:
-        note(trace)
-        place = "the trace is above"
-    note(f"error: herd failed: {type(error).__name__}: {error}")
-    note()
-    note(f"hint: this is a bug in herd; {place}; run again with --debug to see it here")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,23 +20,13 @@ from herd.cli.load import (
     load_llm,
 )
 
-
-def _prompt(argument: str | None) -> str:
-    """The prompt: the argument, or stdin for `-` or when something is piped in."""
-    from herd.base.errors import FormatError, UsageError
-
-    if argument is not None and argument != "-":
-        return argument
-    if argument is None and sys.stdin.isatty():
-        raise UsageError("no prompt was given", hint='herd run "Why is the sky blue?", or pipe text into it')
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"the prompt on stdin is not UTF-8: {error.reason} at byte {error.start}", hint="convert it: iconv -t UTF-8") from error
+if TYPE_CHECKING:
+    from herd.inference.llm import LLM
+    from herd.inference.params import SamplingParams
 
 
 def run(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads stdin.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt. - or none reads it from stdin.")] = None,
     model: ModelOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Go on with the prompt as plain text instead of answering it.")] = False,
     system: Annotated[str | None, typer.Option(help="Instructions before the prompt (not with --raw).")] = None,
@@ -53,11 +42,15 @@ def run(
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Answer one prompt, or with --raw go on with it as plain text. The answer streams to stdout."""
+    """Answer one prompt, or with --raw go on with it as plain text. The answer streams to stdout.
+
+    With --json it is printed when it is whole: text, token_ids, finish_reason, usage and timings.
+    """
     from herd.base.errors import UsageError
+    from herd.cli.stdin import argument_or_stdin
     from herd.inference.params import SamplingParams
 
-    text = _prompt(prompt)
+    text = argument_or_stdin(prompt, "prompt", example='herd run "Why is the sky blue?"')
     if raw and system is not None:
         raise UsageError("--system has no place in a raw completion", hint="leave out --raw or --system")
     params = SamplingParams(
@@ -72,7 +65,7 @@ def run(
     _answer(load_llm(model, device=device, dtype=dtype, threads=threads), text, params, raw=raw, system=system, as_json=json)
 
 
-def _answer(llm, text: str, params, *, raw: bool, system: str | None, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+def _answer(llm: LLM, text: str, params: SamplingParams, *, raw: bool, system: str | None, as_json: bool) -> None:
     """Stream the answer, or print it as JSON when it is whole."""
     from herd.cli.output import line, print_json, write
     from herd.inference.port import CompletionRequest, Finished, to_dict

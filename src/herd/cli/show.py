@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def show(
-    model: Annotated[str | None, typer.Argument(help="Path, hub name, alias, or a preset as llama-3.1-405b. [default: the model setting]")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Path, hub name, alias, or a preset as llama-3.1-405b. [default: the model setting]")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Config, exact parameter count, bytes, context and quantisation of a model. No weights are read."""
+    """Show a model's config, exact parameter count, bytes, context and quantisation. No weights are read."""
     from herd.cli.output import facts, print_json
     from herd.model.presets import PRESETS
 
@@ -31,10 +33,16 @@ def show(
 
 
 def _checkpoint(name: str) -> dict[str, Any]:
+    from herd.base.errors import NotFoundError, nearest
     from herd.checkpoint.open import open_checkpoint
     from herd.checkpoint.resolve import resolve_model
+    from herd.model.presets import PRESETS
 
-    path = resolve_model(name)
+    try:
+        path = resolve_model(name)
+    except NotFoundError as error:
+        close = nearest(name, PRESETS)
+        raise NotFoundError(error.message, hint=f"did you mean {close!r}?" if close and "/" not in name else error.hint) from error
     with open_checkpoint(path) as source:
         stored: dict[str, int] = {}
         for info in source.tensors.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +63,7 @@ def _texts(files: list[Path]) -> Iterator[str]:
 
 @app.command("encode")
 def encode(
-    text: Annotated[str | None, typer.Argument(help="The text; - or nothing reads stdin.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text. - or none reads it from stdin.")] = None,
     model: ModelOption = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put <|begin_of_text|> first.")] = False,
     specials: Annotated[bool, typer.Option("--specials", help="Take the names of special tokens in the text for the tokens.")] = False,
@@ -72,9 +71,10 @@ def encode(
 ) -> None:
     """Print the token ids of a text, or with --json each id with its bytes."""
     from herd.cli.output import line, print_json
+    from herd.cli.stdin import argument_or_stdin
 
+    content = argument_or_stdin(text, "text", example='herd tokenizer encode "some text"')
     tokenizer = _tokenizer(model)
-    content = sys.stdin.read() if text in (None, "-") else str(text)
     ids = tokenizer.encode(content, bos=bos, allowed_special="all" if specials else ())
     if json:
         tokens = [tokenizer.token_bytes(token_id).decode("utf-8", "backslashreplace") for token_id in ids]
@@ -85,16 +85,20 @@ def encode(
 
 @app.command("decode")
 def decode(
-    ids: Annotated[list[int] | None, typer.Argument(help="Token ids; none reads them from stdin.")] = None,
+    ids: Annotated[list[int] | None, typer.Argument(help="Token ids. None reads them from stdin.")] = None,
     model: ModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Print the text of token ids."""
     from herd.base.errors import UsageError
     from herd.cli.output import line, print_json
+    from herd.cli.stdin import argument_or_stdin
 
     try:
-        numbers = ids or [int(part) for part in sys.stdin.read().replace(",", " ").split()]
+        numbers = ids or [
+            int(part)
+            for part in argument_or_stdin(None, "list of token ids", example="herd tokenizer decode 72 105").replace(",", " ").split()
+        ]
     except ValueError as error:
         raise UsageError(f"not a list of token ids: {error}", hint="give whole numbers, as `herd tokenizer encode` prints them") from error
     text = _tokenizer(model).decode(numbers)

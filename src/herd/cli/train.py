@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from herd.base import settings
-from herd.cli.load import JsonOption, ThreadsOption
+from herd.cli.load import JsonOption, ThreadsOption, set_threads
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's name (tiny, cria) or a saved config.toml; nothing lists the recipes.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name (tiny, cria) or the config.toml of an earlier run. None lists the recipes.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Dotted overrides, as pretrain.lr=3e-4 pretrain.num_steps=100.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data folder, for recipes that read one. [variable: HERD_DATA]")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/RECIPE]")] = None,
@@ -27,8 +29,12 @@ def train(
     from herd.recipes.registry import RECIPES, find_recipe
 
     if recipe is None:
-        table([(name, (make.__doc__ or "").splitlines()[0]) for name, make in RECIPES.items()], ("recipe", "what it trains"))
-        note("herd train RECIPE")
+        known = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+        if json:
+            print_json(known)
+        else:
+            table(list(known.items()), ("recipe", "what it trains"))
+            note("train one: herd train RECIPE; see all that can be set: herd train RECIPE --dry-run")
         return
     config = apply_overrides(find_recipe(recipe), overrides or [])
     if dry_run:
@@ -36,13 +42,14 @@ def train(
         return
     from herd.recipes.pipeline import run_recipe
 
-    count = settings.value("threads", threads)
-    if count:
-        import torch
-
-        torch.set_num_threads(count)
+    set_threads(threads)
     folder = settings.value("data", str(data) if data else None)
-    result = run_recipe(config, data=Path(folder) if folder else None, output=output or Path("runs") / config.name, restart=restart)
+    place = output or Path("runs") / config.name
+    try:
+        result = run_recipe(config, data=Path(folder) if folder else None, output=place, restart=restart)
+    except KeyboardInterrupt:
+        note(f"\nstopped; the same command goes on from the last state saved in {place}")
+        raise
     if json:
         print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
         return

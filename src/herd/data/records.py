@@ -9,16 +9,48 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import zstandard
 
 from herd.base.errors import FormatError, NotFoundError
 
 Record = dict[str, Any]
+
+_PACKED_BYTES = 2**12
+"""Read from a compressed file at once; a hostile one swells each to 128 MiB at most."""
+_DAMAGE = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class _ZstdReader(io.RawIOBase):
+    """The unpacked bytes of a zstd file, of one frame or several. Raises EOFError on a frame without an end, where zstandard just stops."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._inside = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        """It can only be read."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill `buffer` with what comes next; 0 at the end."""
+        while not self._ready and (packed := self._frame.unused_data or self._raw.read(_PACKED_BYTES)):
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = self._frame.decompress(packed)
+            self._inside = not self._frame.eof
+        if not self._ready and self._inside:
+            raise EOFError("its last frame has no end")
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
 
 
 @contextmanager
@@ -33,12 +65,12 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         if path.suffix == ".gz":
             stream = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(raw)
+            stream = io.BufferedReader(_ZstdReader(raw), 2**17)
         try:
             yield io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
         except UnicodeDecodeError as error:
             raise FormatError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="convert it: iconv -t UTF-8") from error
-        except (zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
+        except _DAMAGE as error:
             raise FormatError(f"{path} is damaged or not compressed as its name says: {error}", hint="fetch the file again") from error
 
 
@@ -48,13 +80,23 @@ def read_jsonl(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise FormatError(f"{path}, line {number}: not JSON ({error.msg})", hint="one JSON object a line") from error
-            if not isinstance(record, dict):
-                raise FormatError(f"{path}, line {number}: {type(record).__name__}, not an object", hint="one JSON object a line")
-            yield record
+            yield _parse_line(line, f"{path}, line {number}")
+
+
+def _parse_line(line: str, where: str) -> Record:
+    """One line as a JSON object whose text can be written as UTF-8: JSON can spell half a surrogate pair, which is no character."""
+    try:
+        record = json.loads(line)
+        if "\\ud" in line.lower():
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: half a surrogate pair is no character", hint="write the text as UTF-8, not as \\u escapes") from error
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise FormatError(f"{where}: not JSON ({reason})", hint="one JSON object a line") from error
+    if not isinstance(record, dict):
+        raise FormatError(f"{where}: {type(record).__name__}, not an object", hint="one JSON object a line")
+    return cast("Record", record)
 
 
 def read_plain(path: Path) -> Iterator[Record]:
@@ -63,7 +105,7 @@ def read_plain(path: Path) -> Iterator[Record]:
         buffer: list[str] = []
         for line in file:
             if line.strip() == "---":
-                if buffer:
+                if "".join(buffer).strip():
                     yield {"text": "".join(buffer).strip()}
                 buffer = []
             else:
@@ -84,8 +126,8 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def to_messages(record: Record) -> list[dict[str, str]]:
     """The dialogue of a chat, question-answer or translation record as role/content pairs. Raises FormatError for other shapes."""
-    if isinstance(record.get("messages"), list):
-        return record["messages"]
+    if isinstance(record.get("messages"), list) and record["messages"]:
+        return [_checked(turn) for turn in record["messages"]]
     if isinstance(record.get("en"), str) and isinstance(record.get("hi"), str):
         return _turn(f"Translate to Hindi: {record['en']}", record["hi"])
     question, answer = record.get("question"), record.get("answer")
@@ -97,6 +139,12 @@ def to_messages(record: Record) -> list[dict[str, str]]:
     raise FormatError(
         f"a record with the fields {sorted(record)} holds no dialogue", hint="chat data needs `messages`, or `question` and `answer`"
     )
+
+
+def _checked(turn: Any) -> dict[str, str]:
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
+        raise FormatError(f"a turn of a dialogue is {str(turn)[:80]!r}", hint="a turn is an object with `role` and `content`, both text")
+    return turn
 
 
 def _turn(question: str, answer: str) -> list[dict[str, str]]:

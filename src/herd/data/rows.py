@@ -1,7 +1,8 @@
 """Rows of tokens: what a training step reads. Documents are packed into rows of a fixed length by best fit.
 
 A row holds T + 1 tokens, the document each belongs to (attention stays inside it) and whether each token counts in the loss. Documents
-longer than a row are cut into row-long pieces; a dialogue that is too long is left out and counted, since half an answer teaches the wrong end.
+longer than a row are cut into row-long pieces; a dialogue that is too long is left out and counted, since half an answer teaches the wrong
+end.
 Knows token ids only. Shapes: R rows, T sequence length.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +40,14 @@ class Rows:
 
 
 def split_document(document: Document, length: int) -> list[Document]:
-    """Cut a document into pieces of at most `length` tokens."""
+    """Cut a document into pieces of at most `length` tokens; the last has two at least, since a token alone is never predicted."""
     ids, counts = document.ids, document.counts
     if len(ids) <= length:
         return [document]
-    return [
-        Document(ids=ids[start : start + length], counts=None if counts is None else counts[start : start + length])
-        for start in range(0, len(ids), length)
-    ]
+    cuts = [*range(0, len(ids), length), len(ids)]
+    if cuts[-1] - cuts[-2] == 1 and length > 2:
+        cuts[-2] -= 1
+    return [Document(ids=ids[start:end], counts=None if counts is None else counts[start:end]) for start, end in pairwise(cuts)]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -68,18 +70,19 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack(documents: Iterable[Document], sequence_length: int, *, pad_id: int, split: bool = True) -> Rows:
-    """Pack documents into rows of `sequence_length` + 1 tokens. With `split` false, longer documents are dropped and counted."""
+    """Pack documents into rows of `sequence_length` + 1 tokens. With `split` false, longer documents are dropped and counted.
+
+    Documents of fewer than two tokens hold nothing to predict: they are dropped and counted too.
+    """
     capacity = sequence_length + 1
     pieces: list[Document] = []
     num_documents = num_dropped = 0
     for document in documents:
         num_documents += 1
-        if split:
-            pieces.extend(piece for piece in split_document(document, capacity) if len(piece.ids) > 1)
-        elif len(document.ids) <= capacity:
-            pieces.append(document)
-        else:
+        if len(document.ids) < 2 or (not split and len(document.ids) > capacity):
             num_dropped += 1
+        else:
+            pieces.extend(split_document(document, capacity))
     bins = best_fit([len(piece.ids) for piece in pieces], capacity)
     tokens = np.full((len(bins), capacity), pad_id, dtype=np.int32)
     numbers = np.full((len(bins), capacity), -1, dtype=np.int16)

@@ -1,7 +1,7 @@
 """`herd.LLM`: a model by name, path or object, and three ways to ask it. What a script needs, over the inference port.
 
-    llm = herd.LLM()                                   # cria, the bundled model
-    print(llm.chat([herd.Message.user("Hello!")]).text)
+llm = herd.LLM()                                   # cria, the bundled model
+print(llm.chat([herd.Message.user("Hello!")]).text)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 
@@ -59,9 +59,9 @@ class Output:
 
 def _output(events: Iterable[Event]) -> Output:
     """Run a stream to its end."""
-    last = None
-    for last in events:
-        pass
+    last: Event | None = None
+    for event in events:
+        last = event
     assert isinstance(last, Finished)
     return Output(
         text=last.text, message=last.message, token_ids=last.token_ids, finish_reason=last.reason, usage=last.usage, timings=last.timings
@@ -124,12 +124,19 @@ class LLM:
     def generate(
         self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
     ) -> Output | list[Output]:
-        """Go on with plain text: one prompt gives one `Output`, a list (of texts, or of token ids) gives a list."""
-        chosen = params or SamplingParams()
+        """Go on with plain text: one prompt gives one `Output`, a list (of texts, or of lists of token ids) gives a list.
+
+        Raises ContextOverflowError, TokenizerError for any of the prompts before the first is answered.
+        """
         if isinstance(prompts, str):
-            return _output(self.inference.complete(CompletionRequest(prompt=prompts, params=chosen)))
+            return self.generate([prompts], params)[0]
+        if any(isinstance(cast("object", prompt), int) for prompt in prompts):
+            raise UsageError("the prompts are a list of token ids, not of prompts", hint="put the ids into a list: generate([ids])")
+        chosen = params or SamplingParams()
         requests = [CompletionRequest(prompt=prompt if isinstance(prompt, str) else tuple(prompt), params=chosen) for prompt in prompts]
-        return [_output(self.inference.complete(request)) for request in requests]
+        # Every prompt is checked here, before the first one is answered.
+        streams = [self.inference.complete(request) for request in requests]
+        return [_output(stream) for stream in streams]
 
     def chat(
         self,

@@ -1,7 +1,7 @@
 """A model in this process behind the inference port: one request at a time over a static cache.
 
-The simplest generator that is right: prefill in chunks, one token a forward, nothing kept between requests. The engine takes its place for many
-users. Knows text, tokens and the transformer; nothing of the command line or of servers.
+The simplest generator that is right: prefill in chunks, one token a forward, nothing kept between requests. The engine takes its place for
+many users. Knows text, tokens and the transformer; nothing of the command line or of servers.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from herd.base.errors import UsageError
 
@@ -41,6 +42,8 @@ class SamplingParams:
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 (off) to 1")
         _check("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        if isinstance(cast("object", self.stop), str):
+            raise UsageError(f"stop is the text {self.stop!r}, it must be a list of texts", hint=f"write stop=({self.stop!r},)")
         if any(not text for text in self.stop):
             raise UsageError("a stop text is empty", hint="an empty text would end every answer at once; leave it out")
 

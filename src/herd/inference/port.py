@@ -1,7 +1,7 @@
 """The inference port: the one protocol that applications, guards, agents and evaluations speak. No torch here.
 
-A request goes in, a stream of typed events comes out: text and calls as they arrive, and one `Finished` at the end. A local model and a remote
-server are both an `Inference`; what runs over one runs over the other.
+A request goes in, a stream of typed events comes out: text and calls as they arrive, and one `Finished` at the end. A local model and a
+remote server are both an `Inference`; what runs over one runs over the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """The last event. `text` is the whole text, `message` the parsed answer, `token_ids` every id written, the one that ended it included."""
+    """The last event. `text` is the whole text, `message` the parsed answer, `token_ids` every id written, also the one that ended it."""
 
     reason: FinishReason
     text: str

@@ -1,4 +1,7 @@
-"""Stop texts in a stream: text goes out at once, except an end that could be the beginning of a stop text."""
+"""Stop texts in a stream: text goes out at once, except an end that could be the beginning of a stop text.
+
+The stop text that is complete first ends the answer, the longest of those that end together: however the text is cut, the result is one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ class StopTexts:
         self._stops = tuple(stops)
         self._longest = max((len(stop) for stop in self._stops), default=0)
         self._include = include
-        self._held = ""
+        self._held: str = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
@@ -22,7 +25,7 @@ class StopTexts:
         text = self._held + text
         found = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
-            place, stop = min(found, key=lambda item: (item[0], -len(item[1])))
+            place, stop = min(found, key=lambda item: (item[0] + len(item[1]), item[0]))
             self.stopped, self._held = True, ""
             return text[: place + len(stop)] if self._include else text[:place]
         keep = self._open_end(text)

@@ -1,7 +1,7 @@
 """The model card, written from what a run measured: data and licences, tokens, compute, energy and carbon, held-out loss, samples.
 
-Energy and carbon are nameplate figures, as Llama's own cards give them: hours x watts x PUE, times the grid's carbon intensity; both inputs are named
-in the card. Samples are the recipe's prompts in their order, each answered once with a fixed seed: none is chosen.
+Energy and carbon are nameplate figures, as Llama's own cards give them: hours x watts x PUE, times the grid's carbon intensity; both inputs
+are named in the card. Samples are the recipe's prompts in their order, each answered once with a fixed seed: none is chosen.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from herd.base.errors import FormatError
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
 from herd.model.transformer import Transformer
@@ -18,6 +17,8 @@ from herd.recipes.config import RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
 from herd.text.tokenizer import Tokenizer
+
+UNKNOWN = "not on record: name it before you share the model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +35,7 @@ class StageReport:
     machine: str
 
 
-def write_card(
-    config: RecipeConfig, reports: tuple[StageReport, ...], model: Transformer, tokenizer: Tokenizer, folder: Path
-) -> None:
+def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
     """Write README.md and training.json (the same figures for programs) into the model's folder."""
     facts = _facts(config, reports)
     samples = _samples(config, model, tokenizer)
@@ -85,20 +84,19 @@ def _samples(config: RecipeConfig, model: Transformer, tokenizer: Tokenizer) -> 
 
 
 def _licence(path: str) -> tuple[str, str]:
-    """Origin and licence of a source, by its path. Raises FormatError for one that is not in the table."""
-    name = path.removeprefix("package:").removesuffix(".zst").removesuffix(".jsonl")
-    if name not in LICENCES:
-        raise FormatError(f"no licence is on record for the data source {path!r}", hint="add it to herd.recipes.licences")
-    return LICENCES[name]
+    """Origin and licence of a source, by its path. One that is not on record, as a user's own file, is named as such."""
+    name = path.removeprefix("package:").removesuffix(".zst").removesuffix(".gz").removesuffix(".jsonl")
+    return LICENCES.get(name, (path, UNKNOWN))
 
 
 def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[str, str, str]]) -> str:
-    model = config.model
+    model, power = config.model, config.power
     lines = [
         f"# {config.name}",
         "",
-        f"A Llama 3.1 architecture of {model.num_parameters:,} parameters that herd trained itself, from random weights, with the recipe `{config.name}`.",
-        "It proves the pipeline and runs anywhere. It is far too small to be relied on: it invents facts, and its arithmetic is often wrong.",
+        f"A Llama 3.1 architecture of {model.num_parameters:,} parameters that herd trained itself, from random weights, with the recipe",
+        f"`{config.name}`. It proves the pipeline and runs anywhere. It is far too small to be relied on: it invents facts, and its arithmetic",
+        "is often wrong.",
         "",
         "| | |",
         "|---|---|",
@@ -110,8 +108,8 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
         f"| trained on | {facts['machine']} |",
         f"| training time | {facts['hours']} h |",
         f"| compute | {facts['flops']:.3g} FLOP (6 per parameter and token, and attention) |",
-        f"| energy, by nameplate | {facts['energy_kwh']} kWh: {config.power.hardware}, taken as {config.power.watts:g} W, PUE {config.power.pue:g} |",
-        f"| carbon, location-based | {facts['carbon_kg_co2eq']} kg CO2eq at {config.power.grid_kg_per_kwh:g} kg/kWh (an assumed average grid) |",
+        f"| energy, by nameplate | {facts['energy_kwh']} kWh: {power.hardware}, taken as {power.watts:g} W, PUE {power.pue:g} |",
+        f"| carbon, location-based | {facts['carbon_kg_co2eq']} kg CO2eq at {power.grid_kg_per_kwh:g} kg/kWh (an assumed average grid) |",
         "",
         "## Stages",
         "",
@@ -120,7 +118,8 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
     ]
     stages: list[dict[str, object]] = facts["stages"]  # type: ignore[assignment]
     lines += [
-        f"| {s['name']} | {s['num_steps']:,} | {s['num_tokens']:,} | {s['num_counted']:,} | {float(str(s['seconds'])) / 60:.1f} |" for s in stages
+        f"| {s['name']} | {s['num_steps']:,} | {s['num_tokens']:,} | {s['num_counted']:,} | {float(str(s['seconds'])) / 60:.1f} |"
+        for s in stages
     ]
     lines += ["", "## Held-out bits per byte", "", *_heldout_table(stages), "", "## Data", "", *_data_table(config, stages), ""]
     lines += ["Overlap with public evaluation sets was not checked for this edition.", ""]
@@ -128,8 +127,14 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
     for prompt, answer, reason in samples:
         quoted = "\n".join(f"> {line}" for line in answer.splitlines()) or "> (empty)"
         lines += [f"**{prompt}** ({'ended its turn' if reason == 'stop' else reason})", "", quoted, ""]
-    lines += ["## Licence", "", "The weights are released under Apache-2.0; the data keep the licences named above, with thanks to their authors.", ""]
+    lines += ["## Licence", "", _weights_licence(config), ""]
     return "\n".join(lines)
+
+
+def _weights_licence(config: RecipeConfig) -> str:
+    if all(_licence(source.path)[1] != UNKNOWN for _, stage in config.stages() for source in stage.sources):
+        return "The weights are released under Apache-2.0; the data keep the licences named above, with thanks to their authors."
+    return "The licence of the weights is for whoever trained them to choose; the data keep the licences named above."
 
 
 def _heldout_table(stages: list[dict[str, object]]) -> list[str]:
@@ -140,7 +145,10 @@ def _heldout_table(stages: list[dict[str, object]]) -> list[str]:
         "",
         "| language | " + " | ".join(f"after {name}" for name in scores) + " |",
         "|---" * (len(scores) + 1) + "|",
-        *(f"| {lang} | " + " | ".join(f"{table[lang]:.3f}" if lang in table else "-" for table in scores.values()) + " |" for lang in languages),
+        *(
+            f"| {lang} | " + " | ".join(f"{table[lang]:.3f}" if lang in table else "-" for table in scores.values()) + " |"
+            for lang in languages
+        ),
     ]
 
 
@@ -151,7 +159,7 @@ def _data_table(config: RecipeConfig, stages: list[dict[str, object]]) -> list[s
         for source in stage.sources:
             origin, licence = _licence(source.path)
             languages = ", ".join(source.languages) or "all"
-            share = f"{100 * source.weight / sum(other.weight for other in stage.sources):.1f} % of {name}, {epochs[name].get(source.name, 0):.2f} epochs"
-            key = f"{name}/{source.name}"
-            rows[key] = f"| {source.name} ({languages}) | {share} | {origin} | {licence} |"
+            percent = 100 * source.weight / sum(other.weight for other in stage.sources)
+            share = f"{percent:.1f} % of {name}, {epochs[name].get(source.name, 0):.2f} epochs"
+            rows[f"{name}/{source.name}"] = f"| {source.name} ({languages}) | {share} | {origin} | {licence} |"
     return ["| source | share | origin | licence |", "|---|---|---|---|", *rows.values()]

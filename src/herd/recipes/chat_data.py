@@ -13,14 +13,21 @@ from herd.data.records import Record, read_jsonl
 
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th")
 
-_NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_MONTHS = "January February March April May June July August September October November December".split()
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_NUMBERS = _words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
+    "twenty"
+)
+_DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+_MONTHS = _words("January February March April May June July August September October November December")
 _OPPOSITES = (
-    "hot cold, big small, fast slow, happy sad, old young, tall short, light dark, open closed, full empty, wet dry, clean dirty, early late, "
-    "high low, strong weak, loud quiet, rich poor, soft hard, thick thin, near far, up down, left right, inside outside, day night, begin end"
+    "hot cold, big small, fast slow, happy sad, old young, tall short, light dark, open closed, full empty, wet dry, clean dirty, "
+    "early late, high low, strong weak, loud quiet, rich poor, soft hard, thick thin, near far, up down, left right, inside outside, "
+    "day night, begin end"
 )
 _PLURALS = (
     "cat cats, dog dogs, child children, mouse mice, foot feet, tooth teeth, leaf leaves, box boxes, baby babies, city cities, man men, "
@@ -32,15 +39,26 @@ _PASTS = (
 )
 _CAPITALS = (
     "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, India Delhi, Thailand Bangkok, Japan Tokyo, China Beijing, "
-    "Egypt Cairo, Kenya Nairobi, Canada Ottawa, Brazil Brasilia, Mexico Mexico_City, Peru Lima, Greece Athens, Norway Oslo, Sweden Stockholm, "
-    "Poland Warsaw, Austria Vienna, Ireland Dublin, Russia Moscow, Turkey Ankara, Cuba Havana, Finland Helsinki, Australia Canberra"
+    "Egypt Cairo, Kenya Nairobi, Canada Ottawa, Brazil Brasilia, Mexico Mexico_City, Peru Lima, Greece Athens, Norway Oslo, "
+    "Sweden Stockholm, Poland Warsaw, Austria Vienna, Ireland Dublin, Russia Moscow, Turkey Ankara, "
+    "Cuba Havana, Finland Helsinki, Australia Canberra"
 )
 _YOUNG = (
-    "dog puppy, cat kitten, cow calf, horse foal, sheep lamb, goat kid, pig piglet, duck duckling, hen chick, lion cub, bear cub, kangaroo joey, "
-    "deer fawn, frog tadpole, llama cria, goose gosling, swan cygnet, butterfly caterpillar"
+    "dog puppy, cat kitten, cow calf, horse foal, sheep lamb, goat kid, pig piglet, duck duckling, hen chick, lion cub, bear cub, "
+    "kangaroo joey, deer fawn, frog tadpole, llama cria, goose gosling, swan cygnet, butterfly caterpillar"
 )
-_THINGS = "apples pears books pens cups eggs coins stones flowers balls".split()
-_NAMES = "Anna Ben Carla David Emma Finn Grace Hugo Ida Jonas Kim Leo Maya Noah Olga Pablo Rosa Sam Tara Yusuf".split()
+_THINGS = _words("apples pears books pens cups eggs coins stones flowers balls")
+_NAMES = _words("Anna Ben Carla David Emma Finn Grace Hugo Ida Jonas Kim Leo Maya Noah Olga Pablo Rosa Sam Tara Yusuf")
+
+_SUMS = (
+    *("What is {a} plus {b}?", "How much is {a} plus {b}?", "{a} + {b} = ?"),
+    *("what is {a}+{b}", "Add {a} and {b}.", "Can you add {a} and {b}?"),
+)
+_ASK_CAPITAL = (
+    *("What is the capital of {c}?", "what's the capital of {c}"),
+    *("Tell me the capital of {c}.", "Which city is the capital of {c}?"),
+)
+_GREET = ("Nice to meet you, {n}! How can I help you?", "Hello {n}! It is nice to meet you.")
 
 Pair = tuple[str, str]
 
@@ -51,7 +69,7 @@ def _pairs(text: str) -> list[list[str]]:
 
 def _sum(rng: random.Random) -> Pair:
     a, b = rng.randint(0, 20), rng.randint(0, 20)
-    ask = rng.choice(("What is {a} plus {b}?", "How much is {a} plus {b}?", "{a} + {b} = ?", "what is {a}+{b}", "Add {a} and {b}.", "Can you add {a} and {b}?"))
+    ask = rng.choice(_SUMS)
     return ask.format(a=a, b=b), rng.choice(("{a} plus {b} is {c}.", "{a} + {b} = {c}.")).format(a=a, b=b, c=a + b)
 
 
@@ -101,7 +119,8 @@ def _month(rng: random.Random) -> Pair:
 def _opposite(rng: random.Random) -> Pair:
     pair = rng.choice(_pairs(_OPPOSITES))
     a, b = pair if rng.random() < 0.5 else pair[::-1]
-    return rng.choice((f"What is the opposite of {a}?", f"Tell me the opposite of {a}.", f"opposite of {a}?")), f"The opposite of {a} is {b}."
+    ask = rng.choice((f"What is the opposite of {a}?", f"Tell me the opposite of {a}.", f"opposite of {a}?"))
+    return ask, f"The opposite of {a} is {b}."
 
 
 def _plural(rng: random.Random) -> Pair:
@@ -116,8 +135,7 @@ def _past(rng: random.Random) -> Pair:
 
 def _capital(rng: random.Random) -> Pair:
     country, city = rng.choice([pair if len(pair) == 2 else [pair[0], " ".join(pair[1:])] for pair in _pairs(_CAPITALS)])
-    ask = rng.choice(("What is the capital of {c}?", "what's the capital of {c}", "Tell me the capital of {c}.", "Which city is the capital of {c}?"))
-    return ask.format(c=country), f"The capital of {country} is {city}."
+    return rng.choice(_ASK_CAPITAL).format(c=country), f"The capital of {country} is {city}."
 
 
 def _young(rng: random.Random) -> Pair:
@@ -127,7 +145,8 @@ def _young(rng: random.Random) -> Pair:
 
 def _spelling(rng: random.Random) -> Pair:
     word = rng.choice([pair[0] for pair in _pairs(_OPPOSITES) + _pairs(_PLURALS)])
-    return rng.choice((f"How do you spell {word}?", f"Spell the word {word}.")), f"{word.capitalize()} is spelled " + "-".join(word.upper()) + "."
+    ask = rng.choice((f"How do you spell {word}?", f"Spell the word {word}."))
+    return ask, f"{word.capitalize()} is spelled " + "-".join(word.upper()) + "."
 
 
 def _repeat(rng: random.Random) -> Pair:
@@ -139,7 +158,7 @@ def _repeat(rng: random.Random) -> Pair:
 def _name(rng: random.Random) -> Pair:
     name = rng.choice(_NAMES)
     ask = rng.choice(("My name is {n}.", "Hi, I am {n}.", "Hello, my name is {n}!", "I'm {n}, nice to meet you."))
-    return ask.format(n=name), rng.choice(("Nice to meet you, {n}! How can I help you?", "Hello {n}! It is nice to meet you.")).format(n=name)
+    return ask.format(n=name), rng.choice(_GREET).format(n=name)
 
 
 _DRILLS: tuple[Callable[[random.Random], Pair], ...] = (

@@ -1,7 +1,7 @@
 """cria, first edition: a Llama 3.1 of about 8M parameters, eight languages and small talk, trained on two CPU cores in about an hour.
 
-Run: `herd train cria --data FOLDER`. The folder holds the public files named below (their licences are in the model card). Simple English prose
-has the largest share, since a model of this size and budget learns the commonest patterns and little else.
+Run: `herd train cria --data FOLDER`. The folder holds the public files named below (their licences are in the model card). Simple English
+prose has the largest share, since a model of this size and budget learns the commonest patterns and little else.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ LICENCES: dict[str, tuple[str, str]] = {
     "instruct/chatterbot_smalltalk": ("ChatterBot corpus: gunthercox/chatterbot-corpus", "BSD-3-Clause"),
     "instruct/synthetic_persona_chat": ("Synthetic-Persona-Chat: google-research-datasets/Synthetic-Persona-Chat", "CC-BY-4.0"),
     "instruct/fairytaleqa": ("FairytaleQA: uci-soe/FairytaleQAData", "Apache-2.0"),
-    "instruct/nq_open_efficientqa_dev": ("Natural Questions open: google-research-datasets/natural-questions", "Apache-2.0, CC-BY-SA-3.0 answers"),
+    "instruct/nq_open_efficientqa_dev": (
+        "Natural Questions open: google-research-datasets/natural-questions",
+        "Apache-2.0, CC-BY-SA-3.0 answers",
+    ),
     "instruct/oasst_en_100_trees": ("Open Assistant: LAION-AI/Open-Assistant", "Apache-2.0"),
 }

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from herd.base.config_io import to_toml
-from herd.base.errors import UsageError
+from herd.base.atomic import atomic_file
+from herd.base.config_io import from_toml, to_toml
+from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.load import save_model
@@ -32,6 +33,9 @@ from herd.train.step import StepResult
 from herd.train.trainer import HeldOut, Trainer
 
 log = get_logger(__name__)
+
+_PARTS = ("tokenizer", "data", "pretrain", "sft", "model")
+"""The folders of a run: what `restart` deletes, and nothing else that may be beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,16 +72,27 @@ def run_recipe(config: RecipeConfig, *, data: Path | None, output: Path, restart
 
 def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
     """Make `output` this config's folder: empty, or left by an earlier try of the same config."""
-    text = to_toml(config)
     saved = output / "config.toml"
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is not a folder", hint="choose another --output")
     if restart and saved.exists():
-        shutil.rmtree(output)
-    if saved.exists() and saved.read_text(encoding="utf-8") != text:
+        saved.unlink()
+        for part in _PARTS:
+            shutil.rmtree(output / part, ignore_errors=True)
+    if saved.exists() and _read_config(saved) != config:
         raise UsageError(
             f"{output} holds a run of another configuration", hint="choose another --output, or pass --restart to delete that run"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    saved.write_text(text, encoding="utf-8")
+    with atomic_file(saved) as temporary:
+        temporary.write_text(to_toml(config), encoding="utf-8")
+
+
+def _read_config(path: Path) -> RecipeConfig | None:
+    """A saved config; None for a file that is not one of this herd's."""
+    try:
+        return from_toml(RecipeConfig, path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError):
+        return None
 
 
 def _run_stage(

@@ -107,7 +107,7 @@ def _read_rows(path: Path) -> Rows:
 
 
 def prepare_heldout(config: RecipeConfig, data: Path | None, tokenizer: Tokenizer) -> dict[str, HeldOut]:
-    """For every language, the openings of held-out documents, in pieces of 600 characters, up to `heldout_bytes`: rows and their bytes."""
+    """For every language, the openings of held-out documents up to `heldout_bytes`, in pieces of at most 600 characters."""
     texts: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     for source in config.pretrain.sources:
@@ -123,9 +123,18 @@ def prepare_heldout(config: RecipeConfig, data: Path | None, tokenizer: Tokenize
     return {language: _heldout_rows(openings, config, tokenizer) for language, openings in sorted(texts.items())}
 
 
+def _fitting(text: str, tokenizer: Tokenizer, length: int) -> Iterator[tuple[str, list[int]]]:
+    """A text and its ids if a row of `length` + 1 holds them, else its halves. Only texts that have something to predict."""
+    ids = tokenizer.encode(text, bos=True)
+    if len(ids) > length + 1 and len(text) > 1:
+        yield from _fitting(text[: len(text) // 2], tokenizer, length)
+        yield from _fitting(text[len(text) // 2 :], tokenizer, length)
+    elif 1 < len(ids) <= length + 1:
+        yield text, ids
+
+
 def _heldout_rows(openings: list[str], config: RecipeConfig, tokenizer: Tokenizer) -> HeldOut:
     length = config.pretrain.sequence_length
-    kept = [(text, tokenizer.encode(text, bos=True)) for text in openings]
-    kept = [(text, ids) for text, ids in kept if 1 < len(ids) <= length + 1]
+    kept = [piece for text in openings for piece in _fitting(text, tokenizer, length)]
     rows = pack((Document(ids=ids) for _, ids in kept), length, pad_id=tokenizer.pad_id)
     return HeldOut(rows=rows, num_bytes=sum(len(text.encode()) for text, _ in kept))

@@ -1,14 +1,14 @@
 """Train a byte-level BPE vocabulary: the file format, split regex and special tokens of Llama 3 on any text.
 
-The counting and merging are Hugging Face `tokenizers`' (Rust, all cores); this file feeds it in bounded pieces and turns the result into ranks.
-Ranks 0..255 are the single bytes in their order, then the merges in the order they were learned, so rank order is merge order.
+The counting and merging are Hugging Face `tokenizers`' (Rust, all cores); this file feeds it in bounded pieces and turns the result into
+ranks. Ranks 0..255 are the single bytes in their order, then the merges in the order they were learned, so rank order is merge order.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HubTokenizer
@@ -17,7 +17,7 @@ from herd.base.errors import TokenizerError
 from herd.base.progress import track_steps
 from herd.text.byte_alphabet import BYTE_TO_CHAR, decode_chars
 from herd.text.rank_file import Ranks
-from herd.text.tokenizer import SPLIT_REGEX, Tokenizer
+from herd.text.tokenizer import SPLIT_REGEX, Tokenizer, without_surrogates
 
 _PIECE_CHARS = 2**18
 MAX_VOCAB = 1_000_000
@@ -25,7 +25,8 @@ MAX_VOCAB = 1_000_000
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
     """Bounded pieces of the texts, cut at line ends where there are any: a whole file as one text costs no more memory than its own."""
-    for text in texts:
+    for raw in texts:
+        text = without_surrogates(raw)
         if len(text) <= _PIECE_CHARS:
             yield text
             continue
@@ -49,7 +50,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False, 
         TokenizerError: the size is out of range, or the text has too few distinct pairs to fill it.
     """
     if not 256 <= vocab_size <= MAX_VOCAB:
-        raise TokenizerError(f"vocab_size is {vocab_size:,}; it must be 256 to {MAX_VOCAB:,}", hint="256 bytes come first; 32768 is a good size")
+        raise TokenizerError(
+            f"vocab_size is {vocab_size:,}; it must be 256 to {MAX_VOCAB:,}", hint="256 bytes come first; 32768 is a good size"
+        )
     hub = _hub_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -94,8 +97,6 @@ def _ranks(hub: HubTokenizer) -> Ranks:
     model: dict[str, Any] = json.loads(hub.to_str())["model"]
     ranks: Ranks = {bytes([byte]): byte for byte in range(256)}
     for merge in model["merges"]:
-        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        left, right = cast("list[str]", merge) if isinstance(merge, list) else str(merge).split(" ")
         ranks.setdefault(decode_chars(left + right), len(ranks))
     return ranks
-
-

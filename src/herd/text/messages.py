@@ -1,7 +1,7 @@
 """Messages as typed parts: what a conversation is made of before any format renders it.
 
-A message has a role and parts: text, or calls of tools. `Message.from_dict` reads the shape that OpenAI's clients write, strictly; `to_dict` writes it.
-Knows no prompt format and no tokens.
+A message has a role and parts: text, or calls of tools. `Message.from_dict` reads the shape that OpenAI's clients write, strictly;
+`to_dict` writes it. Knows no prompt format and no tokens.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise FormatError(f"unknown role {self.role!r}", hint=did_you_mean(str(self.role), ROLES, otherwise="roles: " + ", ".join(ROLES)))
+            raise FormatError(
+                f"unknown role {self.role!r}", hint=did_you_mean(str(self.role), ROLES, otherwise="roles: " + ", ".join(ROLES))
+            )
         if self.role != "assistant" and any(isinstance(part, ToolCall) for part in self.parts):
             raise FormatError(f"a {self.role} message holds a tool call", hint="only assistant messages call tools")
 
@@ -99,7 +101,8 @@ class Message:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Message:
-        """Read OpenAI's message shape; `ipython` is taken for `tool`, and `developer` for `system`. Raises FormatError, naming the field."""
+        """Read OpenAI's message shape; `ipython` means `tool`, `developer` means `system`. Raises FormatError, naming the field."""
+        data = _mapping(data, "message")
         role = {"ipython": "tool", "developer": "system"}.get(str(data.get("role")), data.get("role"))
         if role not in ROLES:
             raise FormatError(f"unknown role {role!r}", hint=did_you_mean(str(role), ROLES, otherwise="roles: " + ", ".join(ROLES)))
@@ -119,10 +122,18 @@ class Message:
         return data
 
 
+def _mapping(data: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise FormatError(
+            f"a {what} is {type(data).__name__}, it must be an object", hint='write {"role": "user", "content": "..."} and the like'
+        )
+    return cast("Mapping[str, Any]", data)
+
+
 def _optional(data: Mapping[str, Any], key: str) -> str | None:
     value = data.get(key)
     if value is not None and not isinstance(value, str):
-        raise FormatError(f"message field {key!r} is {value!r}, it must be a string", hint="leave it out or give a string")
+        raise FormatError(f"message field {key!r} is {type(value).__name__}, it must be a string", hint="leave it out or give a string")
     return value
 
 
@@ -154,18 +165,21 @@ def _content(value: Any, *, required: bool) -> str:
 def _call(data: Any) -> ToolCall:
     fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     function: Any = fields.get("function")
-    if not isinstance(function, dict) or not isinstance(cast("dict[str, Any]", function).get("name"), str):
-        raise FormatError("a tool call has no function name", hint='write {"type": "function", "function": {"name": ..., "arguments": ...}}')
+    name: Any = cast("dict[str, Any]", function).get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name.strip():
+        raise FormatError(
+            "a tool call has no function name", hint='write {"type": "function", "function": {"name": ..., "arguments": ...}}'
+        )
     function = cast("dict[str, Any]", function)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise FormatError(f"the arguments of {function['name']!r} are not JSON: {error}", hint="arguments are a JSON object as text") from error
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"the arguments of {name!r} are not JSON: {error}", hint="arguments are a JSON object as text") from error
     if not isinstance(arguments, dict):
-        raise FormatError(f"the arguments of {function['name']!r} are {type(arguments).__name__}", hint="arguments are a JSON object")
-    return ToolCall(name=function["name"], arguments=cast("dict[str, Any]", arguments), id=fields.get("id"))
+        raise FormatError(f"the arguments of {name!r} are {type(arguments).__name__}", hint="arguments are a JSON object")
+    return ToolCall(name=name, arguments=cast("dict[str, Any]", arguments), id=_optional(fields, "id"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +194,17 @@ class ToolDefinition:
         if not self.name or not self.name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum():
             raise FormatError(f"a tool is named {self.name!r}", hint="names are made of letters, digits, underscores, dots and hyphens")
         if not isinstance(self.parameters.get("properties", {}), Mapping):
-            raise FormatError(f"the parameters of tool {self.name!r} have no properties", hint="parameters are a JSON schema of type object")
+            raise FormatError(
+                f"the parameters of tool {self.name!r} have no properties", hint="parameters are a JSON schema of type object"
+            )
+        for name, schema in self.properties.items():
+            if not isinstance(cast("Any", schema), Mapping):
+                raise FormatError(
+                    f"parameter {name!r} of tool {self.name!r} is {schema!r}", hint='write a schema: {"type": ..., "description": ...}'
+                )
+        required = cast("Any", self.required)
+        if not isinstance(required, (list, tuple)) or not all(isinstance(name, str) for name in cast("Sequence[Any]", required)):
+            raise FormatError(f"`required` of tool {self.name!r} is {required!r}", hint="it is a list of parameter names")
 
     @property
     def properties(self) -> Mapping[str, Mapping[str, Any]]:
@@ -195,13 +219,18 @@ class ToolDefinition:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ToolDefinition:
         """Read OpenAI's {"type": "function", "function": {...}}, or its inner object. Raises FormatError."""
+        data = _mapping(data, "tool definition")
         inner: Any = data.get("function", data)
         if not isinstance(inner, Mapping) or not isinstance(cast("Mapping[str, Any]", inner).get("name"), str):
-            raise FormatError("a tool definition has no name", hint='write {"type": "function", "function": {"name": ..., "parameters": {...}}}')
+            raise FormatError(
+                "a tool definition has no name", hint='write {"type": "function", "function": {"name": ..., "parameters": {...}}}'
+            )
         inner = cast("Mapping[str, Any]", inner)
-        parameters = inner.get("parameters") or {"type": "object", "properties": {}}
+        parameters: Any = inner.get("parameters") or {"type": "object", "properties": {}}
         if not isinstance(parameters, Mapping):
-            raise FormatError(f"the parameters of tool {inner['name']!r} are not an object", hint="parameters are a JSON schema of type object")
+            raise FormatError(
+                f"the parameters of tool {inner['name']!r} are not an object", hint="parameters are a JSON schema of type object"
+            )
         return cls(name=inner["name"], description=str(inner.get("description") or ""), parameters=cast("Mapping[str, Any]", parameters))
 
     def to_dict(self) -> dict[str, Any]:

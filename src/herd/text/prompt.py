@@ -1,8 +1,8 @@
 """The Llama 3.1 prompt format: a conversation as segments, as text, as token ids.
 
-Three variants: `docs` (the published prompt format document), `july-2024` (the release's own templates) and `huggingface` (the chat template in
-Hugging Face repositories). Special tokens are segments of their own and content is encoded as ordinary text, so no content can forge a header.
-Knows messages and tool definitions; what the model answers is read by `reply`.
+Three variants: `docs` (the published prompt format document), `july-2024` (the release's own templates) and `huggingface` (the chat
+template in Hugging Face repositories). Special tokens are segments of their own and content is encoded as ordinary text, so no content
+can forge a header. Knows messages and tool definitions; what the model answers is read by `reply`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from herd.base.errors import FormatError, did_you_mean
 from herd.text.messages import BUILTIN_TOOLS, CODE_INTERPRETER, Message, TextPart, ToolCall, ToolDefinition, as_messages, as_tools
 from herd.text.specials import BEGIN_OF_TEXT, END_HEADER, EOM, EOT, PYTHON_TAG, START_HEADER
 from herd.text.tokenizer import Tokenizer
-from herd.text.tool_calls import ToolStyle, json_text, render_builtin, render_custom
+from herd.text.tool_calls import TOOL_STYLES, ToolStyle, json_text, render_builtin, render_custom
 from herd.text.tool_prompts import function_tag_definitions, huggingface_definitions, json_definitions, python_list_definitions
 
 Variant = Literal["docs", "july-2024", "huggingface"]
 VARIANTS: tuple[Variant, ...] = ("docs", "july-2024", "huggingface")
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
 _HUGGINGFACE_TODAY = "26 Jul 2024"
 _HEADERS = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
 
@@ -59,6 +59,11 @@ class PromptFormat:
                 f"unknown prompt format variant {self.variant!r}",
                 hint=did_you_mean(str(self.variant), VARIANTS, otherwise="variants: " + ", ".join(VARIANTS)),
             )
+        if self.tool_style not in TOOL_STYLES:
+            raise FormatError(
+                f"unknown tool style {self.tool_style!r}",
+                hint=did_you_mean(str(self.tool_style), TOOL_STYLES, otherwise="styles: " + ", ".join(TOOL_STYLES)),
+            )
 
     def segments(
         self,
@@ -83,7 +88,9 @@ class PromptFormat:
         defined = as_tools(tools)
         for name in builtin_tools:
             if name not in BUILTIN_TOOLS:
-                raise FormatError(f"unknown built-in tool {name!r}", hint=did_you_mean(name, BUILTIN_TOOLS, otherwise="define it with `tools`"))
+                raise FormatError(
+                    f"unknown built-in tool {name!r}", hint=did_you_mean(name, BUILTIN_TOOLS, otherwise="define it with `tools`")
+                )
         segments = [Segment(text=BEGIN_OF_TEXT, special=True)]
         for message in self._with_preamble(conversation, defined, builtin_tools):
             segments += self._message(message, builtin_tools=builtin_tools, tools_on=bool(defined or builtin_tools))
@@ -117,7 +124,7 @@ class PromptFormat:
         return self._encode(tokenizer, parts)[0]
 
     def encode_with_mask(self, tokenizer: Tokenizer, messages: Iterable[Message | Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
-        """A finished conversation as token ids, and for each whether an assistant wrote it: its content and its end token count, its header not."""
+        """A finished conversation as token ids, and for each whether an assistant wrote it: content and end token count, headers not."""
         return self._encode(tokenizer, self.segments(messages, generation_prompt=False))
 
     def _encode(self, tokenizer: Tokenizer, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
@@ -130,7 +137,7 @@ class PromptFormat:
         return ids, answer
 
     def _joined(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Meta's formatter encodes a header's line ends and the content apart; Hugging Face encodes the rendered text, so there they join."""
+        """Meta's formatter encodes a header's line ends and the content apart; Hugging Face encodes rendered text, so there they join."""
         if self.variant != "huggingface":
             return list(segments)
         joined: list[Segment] = []
@@ -169,11 +176,13 @@ class PromptFormat:
             return self._huggingface_call(calls, builtin_tools)
         builtin = [call for call in calls if call.name in BUILTIN_TOOLS]
         if builtin and len(calls) > 1:
-            raise FormatError(f"{len(calls)} calls in one message, one of them of {builtin[0].name}", hint="a built-in tool is called alone")
+            raise FormatError(
+                f"{len(calls)} calls in one message, one of them of {builtin[0].name}", hint="a built-in tool is called alone"
+            )
         if len(calls) > 1 and self.tool_style != "python_list" and self.variant == "july-2024":
             raise FormatError(f"{len(calls)} calls in one message", hint="the July 2024 format carries one call a message")
         tagged = bool(builtin) or self.variant == "july-2024" or (self.tool_style == "json" and (tools_on or not message.ends_turn))
-        body = render_builtin(calls[0]) if builtin else render_custom(calls, self.tool_style)
+        body = render_builtin(builtin[0]) if builtin else render_custom(calls, self.tool_style)
         tag = [Segment(text=PYTHON_TAG, special=True, answer=True)] if tagged else []
         return [_text(message.text, answer=True), *tag, _text(body, answer=True)]
 
@@ -184,7 +193,7 @@ class PromptFormat:
         if call.name in builtin_tools:
             arguments = ", ".join(f'{key}="{value}"' for key, value in call.arguments.items())
             return [Segment(text=PYTHON_TAG, special=True, answer=True), _text(f"{call.name}.call({arguments})", answer=True)]
-        return [_text(f'{{"name": "{call.name}", "parameters": {json_text(call.arguments)}}}', answer=True)]
+        return [_text(json_text({"name": call.name, "parameters": call.arguments}), answer=True)]
 
     def _with_preamble(self, messages: list[Message], tools: list[ToolDefinition], builtin_tools: Sequence[str]) -> list[Message]:
         """The messages with the assembled system message and the tools' description put in."""
@@ -195,7 +204,9 @@ class PromptFormat:
         if self.variant == "huggingface":
             return self._huggingface_preamble(instruction, rest, tools, builtin_tools)
         if tools and self.tool_style == "python_list":
-            definitions = python_list_definitions(tools)
+            definitions = self._environment(builtin_tools, has_tools=bool(builtin_tools), dates=bool(self.dates)) + python_list_definitions(
+                tools
+            )
             return [Message.system(definitions if instruction is None else f"{definitions}\n\n{instruction}"), *rest]
         has_tools = bool(tools or builtin_tools)
         dates = has_tools if self.dates is None else self.dates
@@ -211,6 +222,11 @@ class PromptFormat:
 
     def _system(self, instruction: str | None, builtin_tools: Sequence[str], *, has_tools: bool, dates: bool) -> str:
         """Environment, tools, dates, a blank line and the instruction, a line end."""
+        text = self._environment(builtin_tools, has_tools=has_tools, dates=dates)
+        return text + (f"\n{instruction}\n" if instruction else "")
+
+    def _environment(self, builtin_tools: Sequence[str], *, has_tools: bool, dates: bool) -> str:
+        """The first lines of a system message: environment and built-in tools, then the dates."""
         named = [name for name in builtin_tools if name != CODE_INTERPRETER]
         text = ""
         if has_tools:
@@ -219,7 +235,7 @@ class PromptFormat:
                 text += "\n"
         if dates:
             text += f"Cutting Knowledge Date: {self.knowledge_date}\nToday Date: {self._today()}\n"
-        return text + (f"\n{instruction}\n" if instruction else "")
+        return text
 
     def _today(self) -> str:
         if self.today is not None:

@@ -1,12 +1,13 @@
 """Calls written as Python: `name(key="value", n=3)`, in the list format of Llama 3.2 and in the built-in form `tool.call(query="...")`.
 
-Parsed by Python's own grammar, never run: only keyword arguments with literal values are calls, anything else is not one. Length and nesting are
-bounded before the parser sees the text, so its time is linear and its stack safe.
+Parsed by Python's own grammar, never run: only keyword arguments with literal values that JSON can hold too are calls, anything else is
+not one. Length and nesting are bounded before the parser sees the text, so its time is linear and its stack safe.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -44,12 +45,11 @@ def _parse(text: str) -> ast.expr | None:
 
 def _name(node: ast.expr) -> str | None:
     """A dotted name, or None."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        left = _name(node.value)
-        return None if left is None else f"{left}.{node.attr}"
-    return None
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
 
 
 def _call(node: ast.expr) -> ToolCall | None:
@@ -66,7 +66,16 @@ def _call(node: ast.expr) -> ToolCall | None:
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             return None
-    return ToolCall(name=name, arguments=arguments)
+    return ToolCall(name=name, arguments=arguments) if _is_json(arguments) else None
+
+
+def _is_json(arguments: Mapping[str, Any]) -> bool:
+    """Whether arguments can leave as JSON: no sets, bytes, ellipses, infinities, nor numbers of thousands of digits."""
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def parse_call_list(text: str) -> tuple[ToolCall, ...] | None:

@@ -1,6 +1,7 @@
 """The tokenizer file of Llama 3: tiktoken's text format, one `base64(token bytes) rank` a line, ranks 0, 1, 2... in order.
 
-Reads and writes the file and nothing else. Everything it declares is checked: a damaged or foreign file is refused with the line that shows it.
+Reads and writes the file and nothing else. Everything it declares is checked: a damaged or foreign file is refused with the line that
+shows it.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ def _parse_line(path: Path, number: int, line: bytes, rank: int) -> bytes:
         token = base64.b64decode(parts[0], validate=True)
     except binascii.Error as error:
         raise TokenizerError(f"{where}: {parts[0][:40]!r} is not base64 ({error})", hint="the file is damaged: fetch it again") from error
-    if not parts[1].isdigit() or int(parts[1][:12]) != rank:
+    if parts[1] != str(rank).encode():
         raise TokenizerError(f"{where}: rank {parts[1][:20]!r} where {rank} was due", hint="ranks run 0, 1, 2... with none left out")
     if not 1 <= len(token) <= MAX_TOKEN_BYTES:
-        raise TokenizerError(f"{where}: a token of {len(token)} bytes (limit {MAX_TOKEN_BYTES})", hint="the file is damaged: fetch it again")
+        raise TokenizerError(
+            f"{where}: a token of {len(token)} bytes (limit {MAX_TOKEN_BYTES})", hint="the file is damaged: fetch it again"
+        )
     return token
 
 
@@ -53,12 +56,19 @@ def parse_ranks(data: bytes, path: Path) -> Ranks:
 
 
 def check_ranks(ranks: Ranks, where: str) -> None:
-    """Refuse a vocabulary that cannot spell every text: all 256 single bytes must be there. Raises TokenizerError."""
+    """Refuse a vocabulary that cannot spell every text, or whose ranks are not 0, 1, 2... in some order. Raises TokenizerError."""
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise TokenizerError(
             f"{where} lacks {len(missing)} of the 256 single bytes, the first is 0x{missing[0]:02x}",
             hint="a byte-level vocabulary needs all of them; the file may be cut short",
+        )
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise TokenizerError(f"the ranks of {where} have holes or repeat", hint="ranks run 0, 1, 2... with none left out")
+    wrong = next((token for token in ranks if not 1 <= len(token) <= MAX_TOKEN_BYTES), None)
+    if wrong is not None:
+        raise TokenizerError(
+            f"{where} holds a token of {len(wrong):,} bytes (limit {MAX_TOKEN_BYTES:,})", hint="the file is damaged: fetch it again"
         )
 
 
@@ -68,7 +78,8 @@ def read_ranks(path: Path) -> Ranks:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_FILE_BYTES:
             raise TokenizerError(
-                f"{path} has {size_bytes:,} bytes (limit {MAX_FILE_BYTES:,})", hint="a tokenizer.model has about 2 MB; is this another file?"
+                f"{path} has {size_bytes:,} bytes (limit {MAX_FILE_BYTES:,})",
+                hint="a tokenizer.model has about 2 MB; is this another file?",
             )
         data = path.read_bytes()
     except OSError as error:

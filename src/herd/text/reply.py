@@ -1,8 +1,8 @@
 """Read an assistant's answer, as it streams or whole: text on one side, tool calls on the other.
 
-What may be a call is held back until it is known to be one or not; everything else passes at once. However an answer is cut into pieces, the
-message that results is the same, and the time is linear in its length. Special tokens come by `push_special`, so text that spells one is text.
-After <|python_tag|> whatever is no other call is code for the interpreter. Llama 3.1 prompt format document, tool calling.
+What may be a call is held back until it is known to be one or not; everything else passes at once. However an answer is cut into pieces,
+the message that results is the same, and the time is linear in its length. Special tokens come by `push_special`, so text that spells one
+is text. After <|python_tag|> whatever is no other call is code for the interpreter. Llama 3.1 prompt format document, tool calling.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ReplyParser:
     def __init__(self, *, calls: bool = True) -> None:
         self._calls = calls
         self._state: Literal["start", "text", "call", "tagged"] = "start" if calls else "text"
-        self._leading = ""
+        self._leading: list[str] = []
         self._held: list[str] = []
         self._opening = ""
         self._parts: list[Part] = []
@@ -90,7 +90,7 @@ class ReplyParser:
 
     def finish(self) -> list[ReplyEvent]:
         """End of the answer: resolves what was held."""
-        events = self._flush_opening()
+        events = self._flush_opening(at_end=True)
         held = "".join(self._held)
         self._held = []
         if self._state in ("call", "tagged") and held:
@@ -108,12 +108,12 @@ class ReplyParser:
     def _push_start(self, text: str) -> list[ReplyEvent]:
         self._opening += text
         stripped = self._opening.lstrip()
-        self._leading += self._opening[: len(self._opening) - len(stripped)]
+        self._leading.append(self._opening[: len(self._opening) - len(stripped)])
         self._opening = stripped
         if not stripped:
             return []
-        match = _OPENING.match(stripped, partial=True)
-        if match is not None and match.partial and len(stripped) <= _MAX_OPENING:
+        match = _OPENING.match(stripped, endpos=_MAX_OPENING, partial=True)
+        if match is not None and match.partial and len(stripped) < _MAX_OPENING:
             return []
         self._opening = ""
         if match is not None and not match.partial:
@@ -121,8 +121,7 @@ class ReplyParser:
             self._held.append(stripped)
             return [CallDelta(text=stripped)]
         self._state = "text"
-        text, self._leading = self._leading + stripped, ""
-        return self._push_text(text)
+        return self._push_text(self._take_leading() + stripped)
 
     def _push_text(self, text: str) -> list[ReplyEvent]:
         text = self._opening + text
@@ -136,13 +135,17 @@ class ReplyParser:
         self._opening = text[len(text) - keep :]
         return self._emit(text[: len(text) - keep])
 
-    def _flush_opening(self) -> list[ReplyEvent]:
-        """What was held back in case a call would open: it is text."""
+    def _take_leading(self) -> str:
+        leading, self._leading = "".join(self._leading), []
+        return leading
+
+    def _flush_opening(self, *, at_end: bool = False) -> list[ReplyEvent]:
+        """What was held back in case a call would open: it is text. White space alone before a tag is not."""
         if self._state not in ("start", "text"):
             return []
-        text, self._opening = (self._leading if self._opening else "") + self._opening, ""
-        self._leading = ""
-        return self._emit(text)
+        leading, opening = self._take_leading(), self._opening
+        self._opening = ""
+        return self._emit(leading + opening) if opening or at_end else []
 
     def _emit(self, text: str) -> list[ReplyEvent]:
         if not text:
@@ -162,7 +165,7 @@ class ReplyParser:
         if not calls and self._state == "tagged":
             calls = (ToolCall(name=CODE_INTERPRETER, arguments={"code": held}),)
         if not calls:
-            return self._emit(self._leading + held)
+            return self._emit(self._take_leading() + held)
         self._close_text()
         self._parts.extend(calls)
         return [*(CallDone(call=call) for call in calls), *(self._emit(rest) if rest.strip() else [])]

@@ -1,11 +1,12 @@
 """The Llama 3 tokenizer: byte-level BPE by rank over tiktoken, 256 special tokens, and an encoder that special-token text cannot fool.
 
-By default text that spells a special token is encoded as ordinary text; only the prompt format emits special ids. Formats of its files are in
-`rank_file` (Meta's tokenizer.model) and `tokenizer_json` (Hugging Face). Knows nothing of messages.
+By default text that spells a special token is encoded as ordinary text; only the prompt format emits special ids. Formats of its files
+are in `rank_file` (Meta's tokenizer.model) and `tokenizer_json` (Hugging Face). Knows nothing of messages.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +17,25 @@ import tiktoken
 
 from herd.base.errors import NotFoundError, TokenizerError
 from herd.text.rank_file import Ranks, check_ranks, read_ranks, write_ranks
-from herd.text.specials import BEGIN_OF_TEXT, END_HEADER, END_OF_TEXT, EOM, EOT, FINETUNE_RIGHT_PAD, PYTHON_TAG, SPECIAL_TOKENS, START_HEADER
+from herd.text.specials import (
+    BEGIN_OF_TEXT,
+    END_HEADER,
+    END_OF_TEXT,
+    EOM,
+    EOT,
+    FINETUNE_RIGHT_PAD,
+    PYTHON_TAG,
+    SPECIAL_TOKENS,
+    START_HEADER,
+)
 from herd.text.stream import StreamDecoder
 
-SPLIT_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How text is cut before merging; Unicode property classes. From Meta's released tokenizer."""
 
 MAX_PIECE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
+_SPACE, _NOT_SPACE = re.compile(r"\s"), re.compile(r"\S")
 
 Specials = Literal["all"] | Collection[str]
 
@@ -48,7 +58,12 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = dict(special_tokens)
         self.vocab_size = max(self.num_base, 1 + max(self.special_tokens.values(), default=-1))
         self._names = {token_id: name for name, token_id in self.special_tokens.items()}
-        self._encoding = tiktoken.Encoding("herd", pat_str=split_regex, mergeable_ranks=ranks, special_tokens=self.special_tokens)
+        try:
+            self._encoding = tiktoken.Encoding("herd", pat_str=split_regex, mergeable_ranks=ranks, special_tokens=self.special_tokens)
+        except ValueError as error:
+            raise TokenizerError(
+                f"the split regex cannot be used: {str(error)[:200]}", hint="Llama 3's is tokenizer.SPLIT_REGEX"
+            ) from error
         self._bytes: list[bytes] = [b""] * self.vocab_size
         for token, rank in ranks.items():
             self._bytes[rank] = token
@@ -56,6 +71,7 @@ class Tokenizer:
             self._bytes[token_id] = name.encode()
 
     def special_id(self, name: str) -> int:
+        """The id of a special token. Raises TokenizerError if there is none of that name."""
         if name not in self.special_tokens:
             raise TokenizerError(f"this tokenizer has no special token {name}", hint="it is not a Llama 3 tokenizer")
         return self.special_tokens[name]
@@ -124,6 +140,8 @@ class Tokenizer:
         Raises:
             TokenizerError: the text spells a disallowed special token, or a name is not a special token.
         """
+        if len(text) <= MAX_RUN_CHARS and not (bos or eos or allowed_special or disallowed_special):
+            return self._encoding.encode_ordinary(text)
         allowed = self._chosen(allowed_special)
         refused = (self._chosen(disallowed_special) - allowed) if disallowed_special else frozenset[str]()
         if refused:
@@ -142,9 +160,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int = 2) -> list[list[int]]:
         """Ids of many texts as ordinary text, encoded in threads."""
-        if all(len(text) <= MAX_RUN_CHARS for text in texts):
-            return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads)
-        return [self.encode(text) for text in texts]
+        groups = [list(_pieces(text)) for text in texts]
+        encoded = iter(self._encoding.encode_ordinary_batch([piece for group in groups for piece in group], num_threads=num_threads))
+        return [next(encoded) if len(group) == 1 else [token_id for _ in group for token_id in next(encoded)] for group in groups]
 
     def _chosen(self, specials: Specials) -> frozenset[str]:
         if specials == "all":
@@ -191,24 +209,42 @@ class Tokenizer:
         return StreamDecoder(self.token_bytes)
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer.model (Meta's format) and tokenizer.json with its companions (Hugging Face's) into a folder."""
+        """Write tokenizer.model (Meta's format) and tokenizer.json with its companions (Hugging Face's) into a folder.
+
+        A tokenizer.model says nothing of special tokens or regex: where they are not Llama's, tokenizer.json stands alone.
+        """
         from herd.text.tokenizer_json import write_tokenizer_json
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_ranks(self.ranks, folder / "tokenizer.model")
+        if self._has_usual_specials() and self.split_regex == SPLIT_REGEX:
+            write_ranks(self.ranks, folder / "tokenizer.model")
+        else:
+            (folder / "tokenizer.model").unlink(missing_ok=True)
         write_tokenizer_json(self, folder)
+
+    def _has_usual_specials(self) -> bool:
+        """Whether ids and named tokens are where every reader of a tokenizer.model puts them; names of reserved ones may differ."""
+        usual = {name: self.num_base + offset for offset, name in enumerate(SPECIAL_TOKENS)}
+        moved = [name for name, place in usual.items() if "reserved" not in name and self.special_tokens.get(name, place) != place]
+        return not moved and set(self.special_tokens.values()) == set(usual.values())
 
 
 def _pieces(text: str) -> Iterator[str]:
     """Cut text so that no piece is over 400,000 characters and no run of space or of non-space over 25,000: encoding time stays linear."""
-    if not text.isascii():
-        text = text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text
+    text = without_surrogates(text)
     for start in range(0, len(text), MAX_PIECE_CHARS):
         yield from _cut_runs(text[start : start + MAX_PIECE_CHARS])
 
 
+def without_surrogates(text: str) -> str:
+    """The text with lone surrogates, which no UTF-8 can spell, as U+FFFD; two that make a pair become their character."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if _has_surrogate(text) else text
+
+
 def _has_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -216,8 +252,15 @@ def _has_surrogate(text: str) -> bool:
     return False
 
 
+def _may_have_long_run(text: str) -> bool:
+    """Whether a run may have to be cut: such a run covers one of these blocks whole. Nearly every block shows both kinds early on."""
+    half = MAX_RUN_CHARS // 2
+    starts = range(0, len(text) - half + 1, half)
+    return any(not (_SPACE.search(text, start, start + half) and _NOT_SPACE.search(text, start, start + half)) for start in starts)
+
+
 def _cut_runs(text: str) -> Iterator[str]:
-    if len(text) <= MAX_RUN_CHARS:
+    if len(text) <= MAX_RUN_CHARS or not _may_have_long_run(text):
         if text:
             yield text
         return

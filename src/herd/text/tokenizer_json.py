@@ -1,7 +1,7 @@
 """Hugging Face's tokenizer.json: read where a checkpoint has no tokenizer.model, and written beside it.
 
-Only byte-level BPE with Llama 3's split regex is a Llama 3 tokenizer; anything else is refused with what differs. Ids must be ranks, since our
-encoder merges by rank: vocabulary order has to be merge order, as it is in every Llama 3 checkpoint.
+Only byte-level BPE with Llama 3's split regex is a Llama 3 tokenizer; anything else is refused with what differs. Ids must be ranks,
+since our encoder merges by rank: vocabulary order has to be merge order, as it is in every Llama 3 checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _FOREIGN = "herd reads byte-level BPE as Llama 3 uses it; is this another model'
 def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes (limit {MAX_FILE_BYTES:,})", hint="a tokenizer.json has about 10 MB")
+            raise TokenizerError(
+                f"{path} has {path.stat().st_size:,} bytes (limit {MAX_FILE_BYTES:,})", hint="a tokenizer.json has about 10 MB"
+            )
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise NotFoundError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
@@ -42,17 +44,20 @@ def _object(value: Any, what: str, path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _split_regex(data: Mapping[str, Any], path: Path) -> str:
-    """The split pattern of the pre-tokenizer. Raises TokenizerError if pieces are made in another way."""
+def _check_split(data: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file that cuts text into pieces otherwise than by Llama 3's regex and then bytes. Raises TokenizerError."""
     pre = _object(data.get("pre_tokenizer"), "pre_tokenizer", path)
     steps = cast("list[Any]", pre.get("pretokenizers")) if isinstance(pre.get("pretokenizers"), list) else [pre]
-    for step in steps:
-        if isinstance(step, dict) and cast("dict[str, Any]", step).get("type") == "Split":
-            pattern = cast("dict[str, Any]", step).get("pattern")
-            found = cast("dict[str, Any]", pattern).get("Regex") if isinstance(pattern, dict) else None
-            if isinstance(found, str) and len(found) < 2000:
-                return found
-    raise TokenizerError(f"{path} does not split text by a regular expression", hint=_FOREIGN)
+    split, byte_level = [_object(step, "a pre-tokenizer", path) for step in steps] if len(steps) == 2 else ({}, {})
+    if split.get("type") != "Split" or byte_level.get("type") != "ByteLevel":
+        raise TokenizerError(f"{path} does not split text by a regular expression and then into bytes", hint=_FOREIGN)
+    found = _object(split.get("pattern"), "the split pattern", path).get("Regex")
+    if found != SPLIT_REGEX:
+        raise TokenizerError(f"{path} splits text by {str(found)[:80]!r}, not as Llama 3 does", hint=_FOREIGN)
+    if split.get("behavior") != "Isolated" or split.get("invert"):
+        raise TokenizerError(f"{path} drops or joins what its regular expression finds ({split.get('behavior')!r})", hint=_FOREIGN)
+    if byte_level.get("use_regex", True) or byte_level.get("add_prefix_space", True):
+        raise TokenizerError(f"{path} splits its pieces again, or puts a space before them", hint=_FOREIGN)
 
 
 def _ranks(model: Mapping[str, Any], special_ids: set[int], path: Path) -> Ranks:
@@ -76,13 +81,21 @@ def _merge_order(model: Mapping[str, Any], ranks: Ranks, path: Path) -> None:
         raise TokenizerError(f"{path}: model.merges is {type(merges).__name__}, not a list", hint=_FOREIGN)
     last = -1
     for merge in cast("list[Any]", merges):
-        parts: list[str] = merge.split(" ") if isinstance(merge, str) else cast("list[str]", merge)
-        rank = ranks.get(decode_chars("".join(parts))) if all(isinstance(part, str) for part in parts) else None
+        parts: Any = merge.split(" ") if isinstance(merge, str) else merge
+        rank = ranks.get(decode_chars("".join(cast("list[str]", parts)))) if _is_pair(parts) else None
         if rank is None:
-            raise TokenizerError(f"{path}: merge {merge!r} makes no token of the vocabulary", hint="the file is damaged: fetch it again")
+            raise TokenizerError(
+                f"{path}: merge {str(merge)[:80]} makes no token of the vocabulary", hint="the file is damaged: fetch it again"
+            )
         if rank < last:
             raise TokenizerError(f"{path}: merge {merge!r} comes after a token of a later id", hint=_FOREIGN)
         last = rank
+
+
+def _is_pair(parts: Any) -> bool:
+    return (
+        isinstance(parts, list) and len(cast("list[Any]", parts)) == 2 and all(isinstance(part, str) for part in cast("list[Any]", parts))
+    )
 
 
 def read_tokenizer_json(path: Path) -> Tokenizer:
@@ -94,16 +107,22 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     if data.get("normalizer") is not None:
         raise TokenizerError(f"{path} normalises text before splitting it", hint=_FOREIGN)
     specials: dict[str, int] = {}
-    for added in cast("list[Any]", data.get("added_tokens") or []):
+    added_tokens: Any = data.get("added_tokens") or []
+    if not isinstance(added_tokens, list):
+        raise TokenizerError(f"{path}: added_tokens is {type(added_tokens).__name__}, not a list", hint=_FOREIGN)
+    for added in cast("list[Any]", added_tokens):
         entry = _object(added, "an added token", path)
         if not isinstance(entry.get("id"), int) or not isinstance(entry.get("content"), str):
-            raise TokenizerError(f"{path}: an added token without id or content: {str(entry)[:80]}", hint="the file is damaged: fetch it again")
+            raise TokenizerError(
+                f"{path}: an added token without id or content: {str(entry)[:80]}", hint="the file is damaged: fetch it again"
+            )
         specials[entry["content"]] = entry["id"]
     ranks = _ranks(model, set(specials.values()), path)
     _merge_order(model, ranks, path)
     if len(set(specials.values())) != len(specials) or any(not len(ranks) <= number < len(ranks) + 65536 for number in specials.values()):
         raise TokenizerError(f"{path}: ids of special tokens overlap others or lie far out", hint="special ids follow the base vocabulary")
-    return Tokenizer(ranks, special_tokens=specials, split_regex=_split_regex(data, path))
+    _check_split(data, path)
+    return Tokenizer(ranks, special_tokens=specials)
 
 
 def _added(tokenizer: Tokenizer) -> list[dict[str, Any]]:

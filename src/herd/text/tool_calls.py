@@ -1,13 +1,15 @@
 """Tool calls as the model writes them: built-in `name.call(query="...")`, JSON, `<function=NAME>{...}</function>`, a Python list, raw code.
 
-Rendering, and the parsing of one whole call; `reply` decides where calls stand in an answer. JSON is read by a JSON parser as it is: no quote
-is ever replaced. Times are linear in the text. Formats: Llama 3.1 and 3.2 prompt format documents.
+Rendering, and the parsing of one whole call; `reply` decides where calls stand in an answer. JSON is read by a JSON parser as it is: no
+quote is ever replaced. Times are linear in the text. Formats: Llama 3.1 and 3.2 prompt format documents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from keyword import iskeyword
 from typing import Any, Literal, cast
 
 from herd.base.errors import FormatError
@@ -16,6 +18,7 @@ from herd.text.python_calls import parse_call_list, parse_method_call, render_ca
 
 ToolStyle = Literal["json", "function", "python_list"]
 """How calls of tools that the caller defines are written."""
+TOOL_STYLES: tuple[ToolStyle, ...] = ("json", "function", "python_list")
 
 FUNCTION_OPEN, FUNCTION_CLOSE = "<function=", "</function>"
 
@@ -25,13 +28,20 @@ def json_text(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
     except (TypeError, ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON: {error}", hint="arguments are made of objects, lists, strings, finite numbers, true, false and null") from error
+        raise FormatError(
+            f"not JSON: {error}", hint="arguments are made of objects, lists, strings, finite numbers, true, false and null"
+        ) from error
 
 
 def render_builtin(call: ToolCall) -> str:
     """A built-in call. A query with quotes, backslashes or line ends is escaped as a string literal, so that it parses back to itself."""
     if call.name == CODE_INTERPRETER:
         return str(call.arguments.get("code", ""))
+    wrong = [key for key in call.arguments if not key.isidentifier() or iskeyword(key)]
+    if wrong:
+        raise FormatError(
+            f"the argument name {wrong[0]!r} of {call.name} is not a Python name", hint='built-in tools take one argument, "query"'
+        )
     arguments = ", ".join(f"{key}={json_text(str(value))}" for key, value in call.arguments.items())
     return f"{call.name}.call({arguments})"
 
@@ -46,7 +56,7 @@ def render_custom(calls: Sequence[ToolCall], style: ToolStyle) -> str:
 
 
 def _function_name(call: ToolCall) -> str:
-    if any(character in call.name for character in '<>"\n') or not call.name.strip():
+    if any(character in call.name for character in '<>"\n') or call.name != call.name.strip() or not call.name:
         raise FormatError(f"the tool name {call.name!r} cannot stand in a <function=...> tag", hint="rename the tool")
     return call.name
 
@@ -68,25 +78,51 @@ def _object_call(value: Any) -> ToolCall | None:
     return ToolCall(name=name, arguments=cast("dict[str, Any]", arguments))
 
 
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is not a finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+"""A decoder of what `json_text` can write again: `NaN`, `Infinity` and 1e999 are no JSON."""
+
+
+def _too_deep(text: str) -> bool:
+    """Whether objects and lists nest beyond what a call may hold. Brackets inside strings do not count."""
+    return too_deep("".join(_outside_strings(text))) if too_deep(text) else False
+
+
+def _outside_strings(text: str) -> Iterator[str]:
+    quoted = escaped = False
+    for character in text:
+        if quoted:
+            quoted, escaped = escaped or character != '"', character == "\\" and not escaped
+        elif character == '"':
+            quoted = True
+        else:
+            yield character
+
+
 def _loads(text: str) -> Any:
-    if too_deep(text):
+    if _too_deep(text):
         return None
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
 
 
 def parse_json_calls(text: str) -> tuple[ToolCall, ...] | None:
     """One call object, or several with white space, `;` or `,` between them, or a JSON list of them; None if the text is anything else."""
-    if too_deep(text):
+    if _too_deep(text):
         return None
-    decoder = json.JSONDecoder()
     values: list[Any] = []
     position = _skip(text, 0)
     while position < len(text):
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError):
             return None
         values.extend(cast("list[Any]", value) if isinstance(value, list) else [value])
@@ -103,15 +139,14 @@ def _skip(text: str, position: int) -> int:
 
 
 def parse_function_tags(text: str) -> tuple[tuple[ToolCall, ...], str]:
-    """The calls that a text opens with as `<function=NAME>{...}</function>`, and the text after the last; the last closing tag may be missing."""
-    decoder = json.JSONDecoder()
+    """The calls that a text opens with as `<function=NAME>{...}</function>`, and the text after them. A last closing tag may be missing."""
     calls: list[ToolCall] = []
-    position = _skip(text, 0)
+    position = len(text) if _too_deep(text) else _skip(text, 0)
     end = 0
-    while text.startswith(FUNCTION_OPEN, position) and not too_deep(text):
+    while text.startswith(FUNCTION_OPEN, position):
         bracket = text.find(">", position)
         try:
-            value, after = decoder.raw_decode(text, bracket + 1)
+            value, after = _DECODER.raw_decode(text, bracket + 1)
         except (ValueError, RecursionError):
             break
         name = text[position + len(FUNCTION_OPEN) : bracket].strip().strip('"')
@@ -146,4 +181,3 @@ def parse_calls(text: str) -> tuple[ToolCall, ...] | None:
 
 def _mapped(calls: tuple[ToolCall, ...] | None) -> tuple[ToolCall, ...] | None:
     return None if calls is None else tuple(as_builtin(call) for call in calls)
-

@@ -6,7 +6,6 @@ documents; the July 2024 and the Hugging Face renderings differ from them in pla
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +13,19 @@ from herd.text.messages import ToolDefinition
 from herd.text.tool_calls import json_text
 
 _REMINDER = (
-    "<function=example_function_name>{{\"example_name\": \"example_value\"}}</function>\n"
-    "\n"
-    "Reminder:\n"
-    "- If looking for real time information use relevant functions before falling back to brave_search\n"
-    "- Function calls MUST follow the specified format, start with <function= and end with </function>\n"
-    "- Required parameters MUST be specified\n"
-    "- Only call one function at a time\n"
-    "- Put the entire function call reply on one line"
-).replace("{{", "{").replace("}}", "}")
+    (
+        '<function=example_function_name>{{"example_name": "example_value"}}</function>\n'
+        "\n"
+        "Reminder:\n"
+        "- If looking for real time information use relevant functions before falling back to brave_search\n"
+        "- Function calls MUST follow the specified format, start with <function= and end with </function>\n"
+        "- Required parameters MUST be specified\n"
+        "- Only call one function at a time\n"
+        "- Put the entire function call reply on one line"
+    )
+    .replace("{{", "{")
+    .replace("}}", "}")
+)
 
 
 def json_definitions(tools: Sequence[ToolDefinition]) -> str:
@@ -39,7 +42,7 @@ def _json_definition(tool: ToolDefinition) -> str:
     properties = [{name: {"type": "object", "description": schema.get("description", "")}} for name, schema in tool.properties.items()]
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    text = json.dumps({"type": "function", "function": function}, indent=4, ensure_ascii=False)
+    text = json_text({"type": "function", "function": function}, indent=4)
     closing = "\n        }\n    }\n}"
     return text.removesuffix(closing) + f',\n            "required": {json_text(list(tool.required))}' + closing
 
@@ -50,7 +53,8 @@ def function_tag_definitions(tools: Sequence[ToolDefinition], *, july_2024: bool
     choose = "If a you choose" if july_2024 else "If you choose"
     return (
         f"You have access to the following functions:\n\n{listed}Think very carefully before calling functions.\n"
-        f"{choose} to call a function ONLY reply in the following format with no prefix or suffix:\n\n{_REMINDER}" + ("\n" if july_2024 else "")
+        f"{choose} to call a function ONLY reply in the following format with no prefix or suffix:\n\n{_REMINDER}"
+        + ("\n" if july_2024 else "")
     )
 
 
@@ -88,7 +92,8 @@ def huggingface_definitions(tools: Sequence[ToolDefinition]) -> str:
     """What the Hugging Face template puts before the first user message."""
     listed = "".join(json_text(tool.to_dict(), indent=4) + "\n\n" for tool in tools)
     return (
-        "Given the following functions, please respond with a JSON for a function call with its proper arguments that best answers the given prompt."
+        "Given the following functions, please respond with a JSON for a function call "
+        "with its proper arguments that best answers the given prompt."
         '\n\nRespond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
         f"Do not use variables.\n\n{listed}"
     )

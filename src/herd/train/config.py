@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,8 @@ class SourceConfig:
     """One source of training data.
 
     `path` is a file below the data folder, `package:NAME` for a file that ships with herd, `own:dialogues` or `own:drills`.
-    `weight` is its share of the sequences. `languages` keeps only records of those languages, `max_bytes` stops reading after that much text.
+    `weight` is its share of the sequences. `languages` keeps only records of those languages, `max_bytes` stops reading after that much
+    text, `num_items` after that many records.
     """
 
     name: str
@@ -26,8 +28,11 @@ class SourceConfig:
     num_items: int = 0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
+        if not 0 <= self.weight < math.inf:
             raise ConfigError(f"source {self.name!r} has weight {self.weight}", hint="a weight is a share of the sequences, 0 or more")
+
+
+_POSITIVE = ("num_steps", "sequence_length", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every", "keep_states")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +64,7 @@ class StageConfig:
     keep_states: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "sequence_length", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every", "keep_states"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 1", hint=f"set {name} to a positive number")
         if self.batch_size % self.micro_batch_size:
@@ -73,7 +78,8 @@ class StageConfig:
             raise ConfigError(f"final_lr_fraction is {self.final_lr_fraction}, it must be between 0 and 1", hint="Llama 3 used 0.01")
         if not 0 <= self.warmup_steps <= self.num_steps:
             raise ConfigError(
-                f"warmup_steps is {self.warmup_steps}, it must lie between 0 and num_steps ({self.num_steps})", hint="a few per cent is usual"
+                f"warmup_steps is {self.warmup_steps}, it must lie between 0 and num_steps ({self.num_steps})",
+                hint="a few per cent is usual",
             )
         if not self.sources:
             raise ConfigError("a training stage needs at least one data source", hint="add a SourceConfig")

@@ -1,7 +1,7 @@
 """Cross entropy of the next token that never holds the logits of more than one chunk.
 
-The gradient of each chunk's logits is formed while they are in the cache, in the forward pass: softmax minus the one-hot target. Peak memory
-is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it.
+The gradient of each chunk's logits is formed while they are in the cache, in the forward pass: softmax minus the one-hot target. Peak
+memory is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it.
 Knows hidden states, the output matrix and targets; nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
 """
 

@@ -39,16 +39,18 @@ def _digest(path: Path) -> str:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value.detach().clone().contiguous()
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
+        f"{name}/{key}": value.detach().clone().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def save_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, run: str, keep: int) -> Path:
-    """Write the state of `progress.step` below `root` and delete all but the newest `keep`. `run` names the config it belongs to."""
+    """Write the state of `progress.step` below `root`; `run` names the config it belongs to.
+
+    Deletes all but the newest `keep` states, and what a killed run left half written.
+    """
     target = root / f"step-{progress.step:08d}"
     with atomic_directory(target, overwrite=True) as folder:
         save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / _FILES[0])
@@ -62,7 +64,7 @@ def save_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
             "sha256": {name: _digest(folder / name) for name in _FILES},
         }
         (folder / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for old in sorted(root.glob("step-*"))[:-keep]:
+    for old in [*sorted(root.glob("step-*"))[:-keep], *root.glob(".step-*")]:
         shutil.rmtree(old)
     return target
 
@@ -104,9 +106,7 @@ def load_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *
     moments = load_file(folder / _FILES[1])
     for name, parameter in model.named_parameters():
         prefix = name + "/"
-        state = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        state = {key.removeprefix(prefix): value.to(parameter.device) for key, value in moments.items() if key.startswith(prefix)}
         if state:
             optimizer.state[parameter] = state
-    return Progress(
-        step=record["step"], num_samples=record["num_samples"], num_counted=record["num_counted"], seconds=record["seconds"]
-    )
+    return Progress(step=record["step"], num_samples=record["num_samples"], num_counted=record["num_counted"], seconds=record["seconds"])

@@ -1,7 +1,7 @@
 """One optimiser step over a packed batch: the law of the loss lives here.
 
-The loss is the sum of the counted tokens' cross entropies divided by their number over the whole batch, however it is cut into micro batches.
-Compute runs in the stage's dtype by autocast over float32 masters; sums, norms and the optimiser are float32.
+The loss is the sum of the counted tokens' cross entropies divided by their number over the whole batch, however it is cut into micro
+batches. Compute runs in the stage's dtype by autocast over float32 masters; sums, norms and the optimiser are float32.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ class StepResult:
     grad_norm: float
 
 
+def some_rows(batch: Batch, first: int, size: int) -> Batch:
+    """Rows first..first+size-1 of a batch."""
+    tokens, documents, counts = batch
+    return tokens[first : first + size], documents[first : first + size], counts[first : first + size]
+
+
 def batch_loss_sum(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
     """Sum of cross entropies, in nats, of the counted tokens of a batch of rows [B, T+1]."""
     tokens, documents, counts = (torch.from_numpy(np.ascontiguousarray(part)).to(model.device) for part in batch)
@@ -47,8 +53,7 @@ def train_step(model: Transformer, optimizer: torch.optim.Optimizer, batch: Batc
     num_counted = max(1, int(batch[2][:, 1:].sum()))
     total = 0.0
     for start in range(0, stage.batch_size, stage.micro_batch_size):
-        part = tuple(array[start : start + stage.micro_batch_size] for array in batch)
-        loss_sum = batch_loss_sum(model, part, dtype)  # pyright: ignore[reportArgumentType]
+        loss_sum = batch_loss_sum(model, some_rows(batch, start, stage.micro_batch_size), dtype)
         (loss_sum / num_counted).backward()
         total += loss_sum.item()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip if stage.grad_clip > 0 else float("inf"))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from herd.base.atomic import atomic_file
 from herd.base.errors import HerdError
 from herd.data.mixture import Mixture
 from herd.data.rows import Rows
@@ -23,7 +24,7 @@ from herd.train.config import StageConfig
 from herd.train.optimizer import build_adamw
 from herd.train.schedule import learning_rate
 from herd.train.state import Progress, load_state, save_state
-from herd.train.step import StepResult, batch_loss_sum, train_step
+from herd.train.step import StepResult, batch_loss_sum, some_rows, train_step
 
 OnStep = Callable[[int, StepResult, float], None]
 """Called after each step with its number (from 1), what it measured and tokens a second."""
@@ -47,17 +48,13 @@ class HeldOut:
 def bits_per_byte(model: Transformer, heldout: HeldOut, *, dtype: torch.dtype, batch_size: int = 8) -> float:
     """Cross entropy of the held-out rows in bits, divided by the bytes of their text."""
     rows = heldout.rows
-    total = sum(
-        batch_loss_sum(
-            model, tuple(part[start : start + batch_size] for part in (rows.tokens, rows.documents, rows.counts)), dtype
-        ).item()  # pyright: ignore[reportArgumentType]
-        for start in range(0, len(rows), batch_size)
-    )
+    batch = (rows.tokens, rows.documents, rows.counts)
+    total = sum(batch_loss_sum(model, some_rows(batch, start, batch_size), dtype).item() for start in range(0, len(rows), batch_size))
     return total / float(np.log(2)) / heldout.num_bytes
 
 
 class Trainer:
-    """Trains `model` through a stage; `fit` returns the progress at its end. Interrupt and call again with `resume`: the result is the same."""
+    """Trains `model` through a stage; `fit` returns its progress. After an interruption, `resume` and `fit` give the same result."""
 
     def __init__(
         self,
@@ -85,11 +82,9 @@ class Trainer:
     def resume(self) -> bool:
         """Restore the newest whole state, if there is one; says whether there was."""
         progress = load_state(self.states, self.model, self.optimizer, run=self.run)
-        if progress is None:
-            return False
-        self.progress = progress
+        self.progress = progress or Progress()
         self._trim_log()
-        return True
+        return progress is not None
 
     def fit(self, *, until_step: int | None = None) -> Progress:
         """Train to the end of the stage (or `until_step`), saving states on the way. Raises DivergedError on a loss that is not finite."""
@@ -146,10 +141,11 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
 
     def _trim_log(self) -> None:
-        """Drop log lines of steps after the restored one, which will be trained again."""
+        """Drop log lines of steps after the restored one, which will be trained again, and a line that an interruption cut short."""
         path = self.folder / "log.jsonl"
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= self.progress.step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= self.progress.step]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
