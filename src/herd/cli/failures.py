@@ -73,7 +73,7 @@ def _usage(error: Any) -> int:
     """The parser's refusal in the form of every other error; a group without a command shows its help (`herd` alone: no failure)."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        if context.parent is None:
+        if context is None or context.parent is None:
             line(f"{error.format_message()}\n\nBegin with: herd chat")
             return 0
         error.show()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from herd.base.errors import ContextOverflowError, FormatError, HerdError, NotFoundError, UsageError, did_you_mean
 from herd.cli.failures import known_error
@@ -55,6 +55,7 @@ _NUMBERS: dict[str, Callable[[str], Any]] = {
 SETTINGS = (*_NUMBERS, "stop")
 
 
+@runtime_checkable
 class Screen(Protocol):
     """Where a session writes: the answer, and remarks about it."""
 
@@ -318,5 +319,5 @@ def _saved_settings(settings: Any, path: Path) -> dict[str, Any]:
         texts = name == "stop" and isinstance(value, list) and all(isinstance(text, str) for text in value)
         if name not in SETTINGS or not (optional or texts or (number and name in _NUMBERS and not isinstance(value, bool))):
             raise FormatError(f"{path}: the setting {name!r} is {value!r}", hint="load a file that /save wrote")
-        values[name] = tuple(value) if texts else value
+        values[name] = tuple(value) if isinstance(value, list) else value
     return values

@@ -116,7 +116,7 @@ class LLM:
         return self.inference.context
 
     @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None) -> Output: ...
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> Output: ...  # pyright: ignore[reportOverlappingOverload]
 
     @overload
     def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None) -> list[Output]: ...

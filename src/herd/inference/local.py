@@ -79,7 +79,7 @@ class LocalModel:
         started = time.perf_counter()
         stops = StopTexts(params.stop, include=params.include_stop)
         decoder = self.tokenizer.stream_decoder()
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.tokenizer.stop_ids)
+        ends = frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else self.tokenizer.stop_ids)
         limit = min(self.context - len(prompt), params.max_tokens or self.context)
         ids: list[int] = []
         texts: list[str] = []

@@ -40,6 +40,7 @@ class RecipeConfig:
     tokenizer: TokenizerTraining
     model: ModelConfig
     pretrain: StageConfig
+    anneal: StageConfig | None = None
     sft: StageConfig | None = None
     heldout_bytes: int = 40_000
     heldout_one_in: int = 64
@@ -61,4 +62,5 @@ class RecipeConfig:
 
     def stages(self) -> list[tuple[str, StageConfig]]:
         """The stages in their order, with their names."""
-        return [("pretrain", self.pretrain)] + ([("sft", self.sft)] if self.sft is not None else [])
+        later = (("anneal", self.anneal), ("sft", self.sft))
+        return [("pretrain", self.pretrain), *((name, stage) for name, stage in later if stage is not None)]

@@ -6,6 +6,8 @@ prose has the largest share, since a model of this size and budget learns the co
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from herd.model.presets import preset
 from herd.recipes.config import PowerConfig, RecipeConfig, TokenizerTraining
 from herd.train.config import SourceConfig, StageConfig
@@ -58,6 +60,13 @@ def _dialogues(*, own: float, public: float) -> tuple[SourceConfig, ...]:
     )
 
 
+def _annealing_mix() -> tuple[SourceConfig, ...]:
+    """The end of pre-training, as Llama 3.1 does it: good sources up-sampled while the rate falls; here simple prose and our own dialogues."""
+    simple = ("stories_en", "fairytales_en", "news_en", "sentences_en", "stories_hi")
+    prose = (replace(source, weight=source.weight * (1.0 if source.name in simple else 0.4)) for source in _prose())
+    return (*prose, *_dialogues(own=45, public=12))
+
+
 def _tokenizer_sample() -> tuple[SourceConfig, ...]:
     """Text for the tokenizer: English twice the share of each other language."""
     return (
@@ -90,7 +99,7 @@ SAMPLE_PROMPTS = (
 
 
 def cria() -> RecipeConfig:
-    """The bundled model: pre-training on prose with a sixth of dialogue, then tuning on answers."""
+    """The bundled model: pre-training on prose with a sixth of dialogue, annealing on the best of both, tuning on answers."""
     return RecipeConfig(
         name="cria",
         seed=31,
@@ -107,6 +116,18 @@ def cria() -> RecipeConfig:
             warmup_steps=100,
             eval_every=500,
             save_every=250,
+        ),
+        anneal=StageConfig(
+            sources=_annealing_mix(),
+            num_steps=1200,
+            sequence_length=512,
+            batch_size=8,
+            micro_batch_size=8,
+            lr=1.5e-3,
+            final_lr_fraction=0.02,
+            warmup_steps=40,
+            eval_every=400,
+            save_every=200,
         ),
         sft=StageConfig(
             sources=_dialogues(own=75, public=25),

@@ -1,6 +1,6 @@
 """Carry out a recipe: tokenizer, data, stages, export, model card; every part is taken up where an interrupted run left it.
 
-Output folder: `config.toml`, `tokenizer/`, `data/` (packed rows), `pretrain/` and `sft/` (states, log.jsonl), `model/` (the result, as
+Output folder: `config.toml`, `tokenizer/`, `data/` (packed rows), `pretrain/`, `anneal/` and `sft/` (states, log.jsonl), `model/` (the result, as
 Hugging Face lays it out, with its card). Only `model/` is needed afterwards.
 """
 
@@ -34,7 +34,7 @@ from herd.train.trainer import HeldOut, Trainer
 
 log = get_logger(__name__)
 
-_PARTS = ("tokenizer", "data", "pretrain", "sft", "model")
+_PARTS = ("tokenizer", "data", "pretrain", "anneal", "sft", "model")
 """The folders of a run: what `restart` deletes, and nothing else that may be beside them."""
 
 
