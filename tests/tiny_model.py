@@ -1,6 +1,6 @@
 """A random model of a few thousand weights and a tokenizer trained on a page of text, made once a session for tests that need both.
 
-Import the fixtures into a conftest. The rows of special tokens are zero in the output matrix, so that greedy answers never end by themselves.
+Import the fixtures into a conftest. The rows of special tokens are zero in the output matrix, so that greedy answers never end.
 """
 
 from __future__ import annotations

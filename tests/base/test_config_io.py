@@ -194,7 +194,7 @@ def test_values_that_must_agree_are_overridden_together_in_any_order() -> None:
     for order in (overrides, overrides[::-1]):
         changed = apply_overrides(tiny(), order)
         assert (changed.tokenizer.vocab_size, changed.model.vocab_size) == (512, 768)
-    with pytest.raises(ConfigError, match="768 rows|1280 rows") as refusal:
+    with pytest.raises(ConfigError, match=r"768 rows|1280 rows") as refusal:
         apply_overrides(tiny(), overrides[:1])
     assert refusal.value.hint == "set model.vocab_size=768"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import tiny_config, tiny_tokenizer  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 from herd.checkpoint.load import save_model
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
+from tiny_model import tiny_config, tiny_tokenizer  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 
 @pytest.fixture(scope="session")

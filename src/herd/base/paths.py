@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """herd's own folder: models that were pulled, chat history, the log of the last error."""
+    """Herd's own folder: models that were pulled, chat history, the log of the last error."""
     return Path(os.environ.get("HERD_HOME") or Path.home() / ".herd").expanduser()
 
 

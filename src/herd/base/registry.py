@@ -1,4 +1,4 @@
-"""Short names of models: what `llama3.1:8b` stands for. An alias names a hub repository; weights there are under Meta's licence, not herd's."""
+"""Short names of models: what `llama3.1:8b` stands for. An alias names a hub repository; weights there are under Meta's licence."""
 
 from __future__ import annotations
 

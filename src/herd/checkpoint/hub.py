@@ -1,6 +1,6 @@
 """`herd pull`: a model from the Hugging Face hub into herd's models folder, through huggingface_hub.
 
-Resumes what broke off, checks the disk before the first byte and takes only what a model needs. Every file appears under its name when it is
+Resumes what broke off, checks the disk before the first byte and takes only what a model needs. A file appears under its name when it is
 whole and not before; a pull that broke off leaves a folder with some of them, which the same command completes. All files come from the one
 commit that the plan saw. Names and revisions are data: nothing that comes down is run. A token, where a repository is gated, is
 huggingface_hub's business (`HF_TOKEN` or its login).

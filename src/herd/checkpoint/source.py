@@ -1,6 +1,6 @@
 """The seam of every checkpoint format: named tensors that are read one at a time, and the config they belong to.
 
-A source gives Hugging Face names and layout whatever it reads (rotary pairs are (i, i + H/2), a tied head is left out), so a writer never asks
+A source gives Hugging Face names and layout whatever it reads (rotary pairs are (i, i + H/2), a tied head is left out): a writer never asks
 where its tensors come from. Nothing is held: converting needs the memory of one tensor, and of one shard where a format cannot be mapped.
 """
 
@@ -22,7 +22,7 @@ Format = Literal["hf", "meta", "gguf"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInfo:
-    """One tensor: its shape, the dtype that `read` returns, what it is stored as ("BF16", "Q4_K", "F8_E4M3") and the bytes it takes on disk."""
+    """One tensor: its shape, the dtype that `read` returns, what it is stored as ("BF16", "Q4_K", "F8_E4M3") and its bytes on disk."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

@@ -1,7 +1,7 @@
 """Grouped-query attention, split at the seam: the projections live here, the core that mixes tokens is given.
 
 A core is called once a layer as `core(layer, q_BTNH, k_BTKH, v_BTKH) -> o_BTNH` after the rotation, so keys are cached rotated. Training
-passes a causal or a document core, generation a cache (`model.cache`), the engine its pages; nothing else in the model differs between them.
+passes a causal or a document core, generation a cache (`model.cache`), the engine its pages; nothing else in the model differs.
 Query head i reads KV head i // (N/K); scores are divided by sqrt(H). Shapes: B batch, T tokens, N query heads, K KV heads, H head dim.
 """
 
@@ -35,7 +35,7 @@ def sdpa(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "B T N H"]:
-    """torch's scaled dot product attention over herd's layout; `mask` is True where a token may look."""
+    """Torch's scaled dot product attention over herd's layout; `mask` is True where a token may look."""
     out = F.scaled_dot_product_attention(
         q_BTNH.transpose(1, 2),
         k_BSKH.transpose(1, 2),

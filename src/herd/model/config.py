@@ -17,7 +17,8 @@ class RopeScaling:
     """Llama 3.1's frequency scaling (`rope_type: llama3`).
 
     Wavelengths below original/high_freq_factor stay, those above original/low_freq_factor are divided by `factor`, between them the two are
-    blended. It applies at every position, short prompts too. Meta's released code uses factor 8 for every model; Hugging Face's 3.2 configs carry 32.
+    blended. It applies at every position, short prompts too. Meta's released code uses factor 8 for every model;
+    Hugging Face's 3.2 configs carry 32.
     """
 
     factor: float = 8.0

@@ -61,7 +61,7 @@ def _dialogues(*, own: float, public: float) -> tuple[SourceConfig, ...]:
 
 
 def _annealing_mix() -> tuple[SourceConfig, ...]:
-    """The end of pre-training, as Llama 3.1 does it: good sources up-sampled while the rate falls; here simple prose and our own dialogues."""
+    """The end of pre-training, as Llama 3.1 does it: good sources up-sampled while the rate falls: simple prose, our own dialogues."""
     simple = ("stories_en", "fairytales_en", "news_en", "sentences_en", "stories_hi")
     prose = (replace(source, weight=source.weight * (1.0 if source.name in simple else 0.4)) for source in _prose())
     return (*prose, *_dialogues(own=45, public=12))
@@ -142,6 +142,8 @@ def cria() -> RecipeConfig:
             eval_every=300,
             save_every=150,
         ),
-        power=PowerConfig(hardware="2 cores of a 96-core AMD EPYC server (nameplate 360 W for 96 cores, and memory)", watts=12.0),
+        power=PowerConfig(
+            hardware="2 cores of an AMD EPYC server (assumed: 5 W a core, as a 400 to 500 W part of 96 cores has, and memory)", watts=12.0
+        ),
         sample_prompts=SAMPLE_PROMPTS,
     )
