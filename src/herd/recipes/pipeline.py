@@ -1,7 +1,7 @@
 """Carry out a recipe: tokenizer, data, stages, export, model card; every part is taken up where an interrupted run left it.
 
-Output folder: `config.toml`, `tokenizer/`, `data/` (packed rows), `pretrain/`, `anneal/` and `sft/` (states, log.jsonl), `model/` (the result,
-as Hugging Face lays it out, with its card). Only `model/` is needed afterwards.
+Output folder: `config.toml`, `tokenizer/`, `data/` (packed rows), `pretrain/`, `anneal/` and `sft/` (states, log.jsonl), `model/` (the
+result, as Hugging Face lays it out, with its card). Only `model/` is needed afterwards.
 """
 
 from __future__ import annotations
