@@ -30,7 +30,6 @@ SOURCES = st.builds(
     weight=st.floats(0, 1e6),
     languages=st.lists(TEXT, max_size=3).map(tuple),
     max_bytes=st.integers(0, 2**62),
-    max_document_bytes=st.integers(0, 2**62),
     num_items=st.integers(0, 2**31),
 )
 

@@ -54,8 +54,8 @@ class _ZstdReader(io.RawIOBase):
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a text file by its suffix (.gz and .zst are unpacked) as UTF-8. Raises NotFoundError, FormatError on other encodings."""
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for its bytes, those of .gz and .zst unpacked. Raises NotFoundError, FormatError on a damaged file."""
     try:
         raw = path.open("rb")
     except OSError as error:
@@ -67,19 +67,27 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         elif path.suffix == ".zst":
             stream = io.BufferedReader(_ZstdReader(raw), 2**17)
         try:
-            yield io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="convert it: iconv -t UTF-8") from error
+            yield stream
         except _DAMAGE as error:
             raise FormatError(f"{path} is damaged or not compressed as its name says: {error}", hint="fetch the file again") from error
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Every line of a text file (.gz and .zst are unpacked) with its number, from 1. Raises FormatError naming one that is not UTF-8."""
+    with _unpacked(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                reason = f"not UTF-8 ({error.reason} at byte {error.start})"
+                raise FormatError(f"{path}, line {number}: {reason}", hint="convert it: iconv -t UTF-8") from error
+            yield number, text
+
+
 def read_jsonl(path: Path) -> Iterator[Record]:
     """Every JSON object of a JSON-lines file. Raises FormatError naming the line that is not one."""
-    with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    for number, line in read_lines(path):
+        if line.strip():
             yield _parse_line(line, f"{path}, line {number}")
 
 
@@ -101,17 +109,16 @@ def _parse_line(line: str, where: str) -> Record:
 
 def read_plain(path: Path) -> Iterator[Record]:
     """A plain text file as records: documents are separated by a line of only `---`, or the whole file is one."""
-    with open_text(path) as file:
-        buffer: list[str] = []
-        for line in file:
-            if line.strip() == "---":
-                if "".join(buffer).strip():
-                    yield {"text": "".join(buffer).strip()}
-                buffer = []
-            else:
-                buffer.append(line)
-        if "".join(buffer).strip():
-            yield {"text": "".join(buffer).strip()}
+    buffer: list[str] = []
+    for _, line in read_lines(path):
+        if line.strip() == "---":
+            if "".join(buffer).strip():
+                yield {"text": "".join(buffer).strip()}
+            buffer = []
+        else:
+            buffer.append(line)
+    if "".join(buffer).strip():
+        yield {"text": "".join(buffer).strip()}
 
 
 def read_records(path: Path) -> Iterator[Record]:

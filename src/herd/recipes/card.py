@@ -104,7 +104,7 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
         f"| query / KV heads, head dim | {model.num_attention_heads} / {model.num_key_value_heads}, {model.head_dim} |",
         f"| vocabulary | {model.vocab_size:,} (256 special) |",
         f"| context | {model.max_position_embeddings:,} tokens |",
-        "| weights | bfloat16, tied embedding |",
+        f"| weights | bfloat16, {'tied' if model.tie_word_embeddings else 'untied'} embedding |",
         f"| trained on | {facts['machine']} |",
         f"| training time | {facts['hours']} h |",
         f"| compute | {facts['flops']:.3g} FLOP (6 per parameter and token, and attention) |",

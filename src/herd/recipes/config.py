@@ -48,6 +48,9 @@ class RecipeConfig:
     sample_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for field, least in (("seed", 0), ("num_threads", 0), ("heldout_bytes", 0), ("heldout_one_in", 2)):
+            if getattr(self, field) < least:
+                raise ConfigError(f"{field} is {getattr(self, field)}, it must be at least {least}", hint=f"set {field}={least} or more")
         if self.tokenizer.vocab_size + 256 != self.model.vocab_size:
             raise ConfigError(
                 f"the model has {self.model.vocab_size} rows for a tokenizer of {self.tokenizer.vocab_size} + 256 special tokens",

@@ -26,24 +26,24 @@ def _chat(name: str, path: str, weight: float, *languages: str, num_items: int =
 def _prose() -> tuple[SourceConfig, ...]:
     """Text by language; weights are shares in per cent of the pre-training rows."""
     return (
-        _text("stories_en", "childrens_stories", 9, "en"),
-        _text("fairytales_en", "fairytales_en", 9, "en"),
-        _text("news_en", "onestop_english", 8, "en"),
-        _text("classics_en", "standardebooks_en", 7, "en", max_bytes=6 * MB),
-        _text("textbooks_en", "openstax_en", 7, "en", max_bytes=6 * MB),
-        _text("sentences_en", "common_voice_sentences", 5, "en"),
-        _text("simple_de", "klexikon_de", 4, "de", max_bytes=4 * MB),
-        _text("textbooks_es", "openstax_es", 2, "es", max_bytes=3 * MB),
-        _text("courses_es", "ms_courses", 2, "es", max_bytes=2 * MB),
-        _text("sentences_fr", "common_voice_sentences", 4, "fr", max_bytes=4 * MB),
-        _text("sentences_it", "common_voice_sentences", 2, "it"),
-        _text("courses_it", "ms_courses", 2, "it", max_bytes=2 * MB),
-        _text("sentences_pt", "common_voice_sentences", 2, "pt"),
-        _text("courses_pt", "ms_courses", 2, "pt", max_bytes=2 * MB),
-        _text("stories_hi", "childrens_stories", 2, "hi"),
-        _text("sentences_hi", "common_voice_sentences", 2, "hi", max_bytes=3 * MB),
-        _text("courses_th", "ms_courses", 2, "th", max_bytes=3 * MB),
-        _text("news_th", "thaigov_th", 2, "th", max_bytes=3 * MB),
+        _text("stories_en", "childrens_stories", 9.0, "en"),
+        _text("fairytales_en", "fairytales_en", 9.0, "en"),
+        _text("news_en", "onestop_english", 8.0, "en"),
+        _text("classics_en", "standardebooks_en", 7.0, "en", max_bytes=6 * MB),
+        _text("textbooks_en", "openstax_en", 7.0, "en", max_bytes=6 * MB),
+        _text("sentences_en", "common_voice_sentences", 5.0, "en"),
+        _text("simple_de", "klexikon_de", 4.0, "de", max_bytes=4 * MB),
+        _text("textbooks_es", "openstax_es", 2.0, "es", max_bytes=3 * MB),
+        _text("courses_es", "ms_courses", 2.0, "es", max_bytes=2 * MB),
+        _text("sentences_fr", "common_voice_sentences", 4.0, "fr", max_bytes=4 * MB),
+        _text("sentences_it", "common_voice_sentences", 2.0, "it"),
+        _text("courses_it", "ms_courses", 2.0, "it", max_bytes=2 * MB),
+        _text("sentences_pt", "common_voice_sentences", 2.0, "pt"),
+        _text("courses_pt", "ms_courses", 2.0, "pt", max_bytes=2 * MB),
+        _text("stories_hi", "childrens_stories", 2.0, "hi"),
+        _text("sentences_hi", "common_voice_sentences", 2.0, "hi", max_bytes=3 * MB),
+        _text("courses_th", "ms_courses", 2.0, "th", max_bytes=3 * MB),
+        _text("news_th", "thaigov_th", 2.0, "th", max_bytes=3 * MB),
     )
 
 
@@ -64,22 +64,22 @@ def _annealing_mix() -> tuple[SourceConfig, ...]:
     """The end of pre-training, as Llama 3.1 does it: good sources up-sampled while the rate falls: simple prose, our own dialogues."""
     simple = ("stories_en", "fairytales_en", "news_en", "sentences_en", "stories_hi")
     prose = (replace(source, weight=source.weight * (1.0 if source.name in simple else 0.4)) for source in _prose())
-    return (*prose, *_dialogues(own=45, public=12))
+    return (*prose, *_dialogues(own=45.0, public=12.0))
 
 
 def _tokenizer_sample() -> tuple[SourceConfig, ...]:
     """Text for the tokenizer: English twice the share of each other language."""
     return (
-        _text("stories_en", "childrens_stories", 1),
-        _text("fairytales_en", "fairytales_en", 1),
-        _text("news_en", "onestop_english", 1, "en"),
-        _text("textbooks_en", "openstax_en", 1, "en", max_bytes=3 * MB),
-        _text("sentences", "common_voice_sentences", 1, max_bytes=12 * MB),
-        _text("simple_de", "klexikon_de", 1, "de", max_bytes=2 * MB),
-        _text("textbooks_es", "openstax_es", 1, "es", max_bytes=2 * MB),
-        _text("courses_it", "ms_courses", 1, "it", max_bytes=2 * MB),
-        _text("courses_pt", "ms_courses", 1, "pt", max_bytes=2 * MB),
-        _text("courses_th", "ms_courses", 1, "th", max_bytes=4 * MB),
+        _text("stories_en", "childrens_stories", 1.0),
+        _text("fairytales_en", "fairytales_en", 1.0),
+        _text("news_en", "onestop_english", 1.0, "en"),
+        _text("textbooks_en", "openstax_en", 1.0, "en", max_bytes=3 * MB),
+        _text("sentences", "common_voice_sentences", 1.0, max_bytes=12 * MB),
+        _text("simple_de", "klexikon_de", 1.0, "de", max_bytes=2 * MB),
+        _text("textbooks_es", "openstax_es", 1.0, "es", max_bytes=2 * MB),
+        _text("courses_it", "ms_courses", 1.0, "it", max_bytes=2 * MB),
+        _text("courses_pt", "ms_courses", 1.0, "pt", max_bytes=2 * MB),
+        _text("courses_th", "ms_courses", 1.0, "th", max_bytes=4 * MB),
         _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", 1),
     )
 
@@ -106,7 +106,7 @@ def cria() -> RecipeConfig:
         tokenizer=TokenizerTraining(vocab_size=8192, sources=_tokenizer_sample()),
         model=preset("cria-8m"),
         pretrain=StageConfig(
-            sources=_prose() + _dialogues(own=0, public=17),
+            sources=_prose() + _dialogues(own=0.0, public=17.0),
             num_steps=2400,
             sequence_length=512,
             batch_size=8,
@@ -130,7 +130,7 @@ def cria() -> RecipeConfig:
             save_every=200,
         ),
         sft=StageConfig(
-            sources=_dialogues(own=75, public=25),
+            sources=_dialogues(own=75.0, public=25.0),
             num_steps=480,
             sequence_length=1024,
             batch_size=4,

@@ -24,12 +24,14 @@ class SourceConfig:
     weight: float = 1.0
     languages: tuple[str, ...] = ()
     max_bytes: int = 0
-    max_document_bytes: int = 0
     num_items: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"source {self.name!r} has weight {self.weight}", hint="a weight is a share of the sequences, 0 or more")
+        for name in ("max_bytes", "num_items"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"source {self.name!r} has {name} {getattr(self, name)}", hint="a limit is positive; 0 is none")
 
 
 _POSITIVE = ("num_steps", "sequence_length", "batch_size", "micro_batch_size", "log_every", "eval_every", "save_every", "keep_states")
@@ -40,7 +42,8 @@ class StageConfig:
     """One stage of training: pre-training or fine-tuning, by what its sources are and what counts in the loss.
 
     `batch_size` counts sequences a step; `micro_batch_size` of them are in memory at once, with the same result. Chat sources count answers
-    only when `answers_only`. `lr` is the peak; AdamW's betas and epsilon are not published for Llama 3: these are the field's usual ones.
+    only when `answers_only`. `lr` is the peak, `grad_clip` 0 clips nothing; AdamW's betas and epsilon are not published for Llama 3: these
+    are the field's usual ones.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -72,10 +75,7 @@ class StageConfig:
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}",
                 hint="choose a micro batch that divides the batch",
             )
-        if not self.lr > 0:
-            raise ConfigError(f"lr is {self.lr}, it must be positive", hint="small models take about 1e-3")
-        if not 0 <= self.final_lr_fraction <= 1:
-            raise ConfigError(f"final_lr_fraction is {self.final_lr_fraction}, it must be between 0 and 1", hint="Llama 3 used 0.01")
+        self._check_optimizer()
         if not 0 <= self.warmup_steps <= self.num_steps:
             raise ConfigError(
                 f"warmup_steps is {self.warmup_steps}, it must lie between 0 and num_steps ({self.num_steps})",
@@ -83,6 +83,22 @@ class StageConfig:
             )
         if not self.sources:
             raise ConfigError("a training stage needs at least one data source", hint="add a SourceConfig")
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{names.count(name)} sources of a stage are named {name!r}", hint="give every source a name of its own")
+
+    def _check_optimizer(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr}, it must be positive", hint="small models take about 1e-3")
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise ConfigError(f"final_lr_fraction is {self.final_lr_fraction}, it must be between 0 and 1", hint="Llama 3 used 0.01")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, it must be 0 or more and below 1", hint="0.9 and 0.95 are usual")
+        for name in ("weight_decay", "eps", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, it must be 0 or more", hint=f"leave {name} at its default")
 
     @property
     def num_tokens(self) -> int:

@@ -21,8 +21,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target); saves the finished gradients of hidden states and weight."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        needs_grad = hidden.requires_grad or weight.requires_grad
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         narrow = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -44,10 +43,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None
+        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None
 
 
 def cross_entropy_sum(
@@ -61,4 +60,6 @@ def cross_entropy_sum(
         targets_N: next-token ids, `IGNORE` where a token does not count.
         chunk: tokens whose logits exist at once.
     """
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)  # pyright: ignore[reportReturnType]
+    # Asked here, since inside the function autograd is off in training and evaluation alike.
+    needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, needs_grad)  # pyright: ignore[reportReturnType]

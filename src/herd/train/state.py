@@ -1,7 +1,8 @@
 """Training state on disk: weights, optimiser moments and one counter. Resuming from it is bit-exact.
 
 A state is a folder `step-00001000/` with `model.safetensors`, `optimizer.safetensors` and `state.json` (step, loader counter, a digest of
-each file). It is written whole or not at all, and checked by digest when read: a damaged one is passed over for the one before it.
+each file and of the record itself). It is written whole or not at all, and checked by digest when read: a damaged one is passed over,
+with a warning, for the one before it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from herd.base.atomic import atomic_directory
 from herd.base.errors import CheckpointError
+from herd.base.log import get_logger
+
+log = get_logger(__name__)
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 
@@ -36,6 +40,11 @@ class Progress:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """A digest of everything else in the record: a step or a counter with a flipped bit is damage too."""
+    return hashlib.sha256(json.dumps({**record, "seal": None}, sort_keys=True).encode()).hexdigest()
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -63,7 +72,7 @@ def save_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
             "run": run,
             "sha256": {name: _digest(folder / name) for name in _FILES},
         }
-        (folder / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (folder / "state.json").write_text(json.dumps({**record, "seal": _seal(record)}, indent=1), encoding="utf-8")
     for old in [*sorted(root.glob("step-*"))[:-keep], *root.glob(".step-*")]:
         shutil.rmtree(old)
     return target
@@ -73,8 +82,9 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     """The state's record if every file is there and whole, else None."""
     try:
         record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        whole = all(_digest(folder / name) == record["sha256"][name] for name in _FILES)
-    except (OSError, ValueError, KeyError, TypeError):
+        # None: a state written before records were sealed.
+        whole = record.get("seal") in (None, _seal(record)) and all(_digest(folder / name) == record["sha256"][name] for name in _FILES)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if whole else None
 
@@ -85,6 +95,7 @@ def find_state(root: Path) -> tuple[Path, dict[str, Any]] | None:
         record = _read_state(folder)
         if record is not None:
             return folder, record
+        log.warning("%s is damaged and is passed over", folder)
     return None
 
 

@@ -50,15 +50,16 @@ def batch_loss_sum(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tens
 def train_step(model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, stage: StageConfig, *, lr: float) -> StepResult:
     """Forward, backward, clip, update. Gradients are cleared before returning."""
     dtype = getattr(torch, stage.compute_dtype)
-    num_counted = max(1, int(batch[2][:, 1:].sum()))
+    num_counted = int(batch[2][:, 1:].sum())
+    divisor = max(1, num_counted)
     total = 0.0
     for start in range(0, stage.batch_size, stage.micro_batch_size):
         loss_sum = batch_loss_sum(model, some_rows(batch, start, stage.micro_batch_size), dtype)
-        (loss_sum / num_counted).backward()
+        (loss_sum / divisor).backward()
         total += loss_sum.item()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip if stage.grad_clip > 0 else float("inf"))
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss=total / num_counted, num_counted=num_counted, grad_norm=float(grad_norm))
+    return StepResult(loss=total / divisor, num_counted=num_counted, grad_norm=float(grad_norm))

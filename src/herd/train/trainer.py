@@ -89,7 +89,7 @@ class Trainer:
     def fit(self, *, until_step: int | None = None) -> Progress:
         """Train to the end of the stage (or `until_step`), saving states on the way. Raises DivergedError on a loss that is not finite."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = min(self.stage.num_steps, until_step or self.stage.num_steps)
+        last = self.stage.num_steps if until_step is None else min(self.stage.num_steps, until_step)
         while self.progress.step < last:
             self._one_step()
             step = self.progress.step
@@ -141,8 +141,10 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
 
     def _trim_log(self) -> None:
-        """Drop log lines of steps after the restored one, which will be trained again, and a line that an interruption cut short."""
+        """Drop log lines of steps after the restored one, which will be trained again, and what an interruption cut short."""
         path = self.folder / "log.jsonl"
+        for stale in self.folder.glob(".log.jsonl.*"):
+            stale.unlink()
         if not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
