@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,10 +36,12 @@ def test_streaming_equals_searching_the_whole_text(pieces: list[str], stops: lis
 
 
 @settings(deadline=None, max_examples=200)
-@given(text=st.text("aab", max_size=20), cuts=st.sets(st.integers(0, 20)), stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3))
+@given(
+    text=st.text("aab", max_size=20), cuts=st.sets(st.integers(0, 20)), stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
+)
 def test_the_cut_of_the_text_makes_no_difference(text: str, cuts: set[int], stops: list[str]) -> None:
     places = sorted({cut for cut in cuts if cut < len(text)} | {0, len(text)})
-    pieces = [text[begin:end] for begin, end in zip(places, places[1:], strict=False)]
+    pieces = [text[begin:end] for begin, end in pairwise(places)]
     assert streamed(pieces, stops, include=False) == streamed(list(text), stops, include=False)
 
 

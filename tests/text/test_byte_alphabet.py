@@ -66,10 +66,10 @@ def test_both_ways_of_merging_agree(longer: list[str]) -> None:
 
 def test_a_token_of_thousands_of_bytes_is_quick() -> None:
     powers = [b" " * 2**power for power in range(1, 13)]
-    started = time.perf_counter()
+    started = time.process_time()
     merges = ranks_to_merges(small_ranks(*powers))
     assert merges == [(power[: len(power) // 2],) * 2 for power in powers]
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_gpt2s_own_merges_come_back_from_its_vocabulary(shared_data: Path) -> None:
@@ -83,9 +83,9 @@ def test_gpt2s_own_merges_come_back_from_its_vocabulary(shared_data: Path) -> No
 
 def test_llama_3_is_done_in_seconds_and_only_whole_words_lack_a_merge(shared_data: Path) -> None:
     ranks = read_ranks(shared_data / "reference" / "llama3" / "tokenizer.model")
-    started = time.perf_counter()
+    started = time.process_time()
     merges = ranks_to_merges(ranks)
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
     assert len(merges) == len(ranks) - 256 - 588
     assert all(left + right in ranks for left, right in merges)
 

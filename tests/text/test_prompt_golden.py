@@ -17,7 +17,7 @@ import pytest
 from herd.text.messages import Message, ToolCall
 from herd.text.prompt import PromptFormat
 from herd.text.reply import parse_reply
-from herd.text.tokenizer import Tokenizer, load_tokenizer
+from herd.text.tokenizer import Tokenizer
 
 DOCS = PromptFormat(today="21 September 2024")
 FUNCTION_TAGS = PromptFormat(today="21 September 2024", tool_style="function")
@@ -117,26 +117,24 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@pytest.fixture(scope="module", name="tokenizer")
-def tokenizer_fixture() -> Tokenizer:
-    path = shared_reference() / "tokenizer.model"
-    if not path.exists():
-        pytest.skip(f"needs the published tokenizer, which is not at {path}")
-    return load_tokenizer(path)
-
-
-def shared_reference() -> Path:
-    from conftest import shared_data
-
-    return shared_data() / "reference" / "llama3"
-
-
-def blocks(name: str) -> list[str]:
+def blocks(shared_data: Path, name: str) -> list[str]:
     """What stands between the fences of a published document."""
-    path = shared_reference() / name
+    path = shared_data / "reference" / "llama3" / name
     if not path.exists():
         pytest.skip(f"needs the published document, which is not at {path}")
     return re.findall(r"```\n(.*?)\n```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(name="blocks_31")
+def blocks_31_fixture(shared_data: Path) -> list[str]:
+    """Seven prompts of Llama 3.1, each with its answer after it."""
+    return blocks(shared_data, "llama3_1__prompt_format.md")
+
+
+@pytest.fixture(name="blocks_32")
+def blocks_32_fixture(shared_data: Path) -> list[str]:
+    """The prompts and answers of Llama 3.2."""
+    return blocks(shared_data, "llama3_2__text_prompt_format.md")
 
 
 @pytest.mark.parametrize(("render", "chars", "tokens", "sha256"), GOLDEN, ids=lambda value: getattr(value, "__name__", None))
@@ -147,33 +145,41 @@ def test_the_published_prompt_is_rendered_to_the_character(render: Callable[[], 
 
 @pytest.mark.parametrize(("render", "chars", "tokens", "sha256"), GOLDEN, ids=lambda value: getattr(value, "__name__", None))
 def test_the_published_prompt_has_the_published_number_of_tokens(
-    tokenizer: Tokenizer, render: Callable[[], str], chars: int, tokens: int, sha256: str
+    llama3: Tokenizer, render: Callable[[], str], chars: int, tokens: int, sha256: str
 ) -> None:
-    assert len(tokenizer.encode(render(), allowed_special="all")) == tokens
+    assert len(llama3.encode(render(), allowed_special="all")) == tokens
 
 
-def test_encoding_a_conversation_gives_the_ids_of_its_rendered_text(tokenizer: Tokenizer) -> None:
-    ids = DOCS.encode(tokenizer, ASK_SONGS, tools=[SONGS])
-    assert ids == tokenizer.encode(json_tool(), allowed_special="all")
+def test_encoding_a_conversation_gives_the_ids_of_its_rendered_text(llama3: Tokenizer) -> None:
+    ids = DOCS.encode(llama3, ASK_SONGS, tools=[SONGS])
+    assert ids == llama3.encode(json_tool(), allowed_special="all")
     assert ids[:2] == [128000, 128006]
     assert ids[-2:] == [128007, 271]
 
 
-def test_the_documents_blocks_are_what_the_digests_say() -> None:
-    found = blocks("llama3_1__prompt_format.md")
-    assert len(found) == 14
-    assert [digest(block) for block in found[::2]] == [sha256 for _, _, _, sha256 in GOLDEN]
+def test_the_documents_blocks_are_what_the_digests_say(blocks_31: list[str]) -> None:
+    assert len(blocks_31) == 14
+    assert [digest(block) for block in blocks_31[::2]] == [sha256 for _, _, _, sha256 in GOLDEN]
 
 
-def test_the_published_answers_have_the_published_lengths(tokenizer: Tokenizer) -> None:
-    answers = [tokenizer.encode(block, allowed_special="all") for block in blocks("llama3_1__prompt_format.md")[1::2]]
+def test_the_documents_prompts_are_rendered_to_the_character(blocks_31: list[str]) -> None:
+    assert [render() for render, *_ in GOLDEN] == blocks_31[::2]
+
+
+def test_the_documents_prompts_have_the_published_lengths(llama3: Tokenizer, blocks_31: list[str]) -> None:
+    prompts = [(len(block), len(llama3.encode(block, allowed_special="all"))) for block in blocks_31[::2]]
+    assert prompts == [(chars, tokens) for _, chars, tokens, _ in GOLDEN]
+
+
+def test_the_published_answers_have_the_published_lengths(llama3: Tokenizer, blocks_31: list[str]) -> None:
+    answers = [llama3.encode(block, allowed_special="all") for block in blocks_31[1::2]]
     assert [len(ids) for ids in answers] == [64, 12, 16, 65, 12, 42, 15]
     assert [ids[-1] for ids in answers[1:]] == [128009, 128008, 128008, 128009, 128008, 128009]
     assert [ids[0] == 128010 for ids in answers] == [False, False, True, True, False, True, False]
 
 
-def test_the_published_answers_parse_to_their_calls() -> None:
-    answers = [parse_reply(block) for block in blocks("llama3_1__prompt_format.md")[1::2]]
+def test_the_published_answers_parse_to_their_calls(blocks_31: list[str]) -> None:
+    answers = [parse_reply(block) for block in blocks_31[1::2]]
     calls = [[(call.name, call.arguments) for call in answer.tool_calls] for answer in answers]
     program = answers[3].tool_calls[0].arguments["code"]
     assert program.startswith("def is_prime(n):\n    if n <= 1\n")
@@ -202,17 +208,31 @@ def test_a_published_answer_renders_back_to_itself() -> None:
         assert FUNCTION_TAGS.render(messages, generation_prompt=False).endswith("assistant<|end_header_id|>\n\n" + block)
 
 
+@pytest.mark.parametrize(
+    ("number", "style", "tools", "builtin_tools"),
+    [(2, DOCS, [], ["brave_search"]), (3, DOCS, [], []), (6, FUNCTION_TAGS, [SONGS], [])],
+    ids=["built-in", "code", "function tag"],
+)
+def test_each_published_call_renders_back_to_its_answer(
+    blocks_31: list[str], number: int, style: PromptFormat, tools: list[dict[str, Any]], builtin_tools: list[str]
+) -> None:
+    answer = blocks_31[2 * number + 1]
+    messages = [Message.user("?"), parse_reply(answer)]
+    text = style.render(messages, tools=tools, builtin_tools=builtin_tools, generation_prompt=False)
+    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n" + answer)
+
+
 def test_the_published_python_list_prompt_is_rendered_to_the_character() -> None:
     text = PromptFormat(tool_style="python_list").render([Message.user("What is the weather in SF and Seattle?")], tools=[WEATHER])
     assert digest(text) == "cb02316847f6fd54"
 
 
-def test_the_published_python_list_document_agrees() -> None:
-    found = blocks("llama3_2__text_prompt_format.md")
-    assert digest(found[2]) == "cb02316847f6fd54"
+def test_the_published_python_list_document_agrees(blocks_32: list[str]) -> None:
+    assert digest(blocks_32[2]) == "cb02316847f6fd54"
     weather = [("get_weather", {"city": city, "metric": "celsius"}) for city in ("San Francisco", "Seattle")]
-    assert [(call.name, call.arguments) for call in parse_reply(found[3]).tool_calls] == weather
-    [user] = parse_reply(found[5]).tool_calls
+    assert [(call.name, call.arguments) for call in parse_reply(blocks_32[3]).tool_calls] == weather
+    [user] = parse_reply(blocks_32[5]).tool_calls
     assert (user.name, user.arguments) == ("get_user_info", {"user_id": 7890, "special": "black"})
-    assert parse_reply(found[7]).tool_calls[0].name == "code_interpreter"
-    assert found[8].startswith(PromptFormat(tool_style="python_list").render([Message.user("What is the weather in SF?")], tools=[WEATHER]))
+    assert parse_reply(blocks_32[7]).tool_calls[0].name == "code_interpreter"
+    asked = PromptFormat(tool_style="python_list").render([Message.user("What is the weather in SF?")], tools=[WEATHER])
+    assert blocks_32[8].startswith(asked)

@@ -47,7 +47,7 @@ def from_toml(cls: type[T], text: str) -> T:
     """Read a config. Raises ConfigError for text that is not TOML, another schema version, an unknown key or a value of the wrong type."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the config is not TOML: {error}", hint="compare it with the config.toml that a run saves") from error
     version = data.pop("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:

@@ -72,7 +72,7 @@ def read_file() -> tuple[Path | None, dict[str, Any]]:
         return None, {}
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="correct the file; `herd config show` lists the settings") from error
     for key, value in values.items():
         if key not in SETTINGS:

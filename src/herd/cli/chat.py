@@ -63,8 +63,10 @@ def chat(
     From a pipe every line is a message; triple quotes open and close one of several lines.
     """
     from herd.cli.repl import Session
+    from herd.cli.stdin import utf8
     from herd.inference.params import SamplingParams
 
+    utf8(system or "", "text of --system")
     params = SamplingParams(
         temperature=settings.value("temperature", temperature),
         top_p=settings.value("top_p", top_p),
@@ -106,7 +108,7 @@ def _stdin_lines() -> Iterator[str]:
 def _piped(lines: Iterator[str]) -> Iterator[str]:
     """A message a line; a line that is only triple quotes opens a message of several lines, the next one closes it."""
     for line in lines:
-        text = line.rstrip("\n")
+        text = line.rstrip("\r\n")
         if text.strip().startswith(_FENCE):
             text = _fenced(text, lines)
         if text.strip():
@@ -119,7 +121,7 @@ def _fenced(first: str, lines: Iterator[str]) -> str:
         following = next(lines, None)
         if following is None:
             return body
-        body += "\n" + following.rstrip("\n")
+        body += "\n" + following.rstrip("\r\n")
     return body.rstrip().removesuffix(_FENCE).strip("\n")
 
 
@@ -127,6 +129,7 @@ def _typed() -> Iterator[str]:
     """Messages from a terminal, with editing, history on disk and completed commands."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.output import create_output
 
     from herd.cli.repl import COMMANDS, SETTINGS
 
@@ -138,6 +141,8 @@ def _typed() -> Iterator[str]:
         complete_while_typing=False,
         enable_open_in_editor=True,
         tempfile_suffix=".txt",
+        # What is typed is shown on stderr where answers go to a file.
+        output=create_output(always_prefer_tty=True),
     )
     while True:
         try:

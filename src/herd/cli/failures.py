@@ -52,6 +52,8 @@ def known_error(error: BaseException) -> HerdError | None:
             f"out of memory: {_first_line(error) or 'an allocation failed'}",
             hint="take a smaller model, --dtype bfloat16 or fewer --max-tokens; `herd doctor` names what fits",
         )
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return UsageError("a path holds a null character", hint="check the names in settings, configs and arguments")
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename is not None else ""
         kind = DoesNotFitError if error.errno in (errno.ENOSPC, errno.EDQUOT) else HerdError

@@ -34,6 +34,7 @@ SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the sa
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _DEVICES = ("auto", "cpu", "cuda")
+_MAX_THREADS = 1024
 
 
 def load_llm(model: str | None, *, device: str | None = None, dtype: str | None = None, threads: int | None = None) -> LLM:
@@ -54,11 +55,11 @@ def load_llm(model: str | None, *, device: str | None = None, dtype: str | None 
 
 
 def set_threads(flag: int | None) -> None:
-    """Use as many CPU threads as flag and settings say; 0 leaves torch's choice, which is every core. Raises UsageError for less."""
+    """Use as many CPU threads as flag and settings say; 0 leaves torch's choice, which is every core. Raises UsageError out of range."""
     count = settings.value("threads", flag)
-    if count < 0:
+    if not 0 <= count <= _MAX_THREADS:
         raise UsageError(
-            f"threads is {count}, it must be 0 (all cores) or more", hint="leave --threads and HERD_THREADS out to use every core"
+            f"threads is {count}, it must be 0 (all cores) to {_MAX_THREADS}", hint="leave --threads and HERD_THREADS out to use every core"
         )
     if count:
         import torch

@@ -82,7 +82,6 @@ class Session:
         self.screen = screen
         self.system = system
         self.messages: list[Message] = []
-        self.used = 0
         self.done = False
         self.stopped = False
         self._load = load
@@ -162,20 +161,25 @@ class Session:
     def _statistics(self, finished: Finished) -> None:
         self._finished.append(finished)
         usage, timings = finished.usage, finished.timings
-        self.used = usage.prompt_tokens + usage.completion_tokens
+        used = usage.prompt_tokens + usage.completion_tokens
         self.screen.remark(
             f"[{usage.completion_tokens} tokens, {timings.tokens_per_s:.1f} tokens/s, first after {timings.prefill_s:.2f} s, "
-            f"context {self.used:,} of {self.llm.context:,}{self._why(finished)}]"
+            f"context {used:,} of {self.llm.context:,}{self._why(finished, used)}]"
         )
 
-    def _why(self, finished: Finished) -> str:
+    def _why(self, finished: Finished, used: int) -> str:
         """Why the answer ended, unless the model ended it."""
         if finished.reason == "stop":
             return ""
         if finished.reason == "tool_calls":
             return "; it waits for a tool's result"
-        full = self.used >= self.llm.context
+        full = used >= self.llm.context
         return "; cut: the context is full" if full else f"; cut at max_tokens {self.params.max_tokens} (/set max_tokens N)"
+
+    def _used(self) -> int:
+        """Tokens of the conversation so far; those of an empty one are none."""
+        model, conversation = self.llm.inference, self._conversation()
+        return len(model.prompt_format.encode(model.tokenizer, conversation, generation_prompt=False)) if conversation else 0
 
     def _command(self, text: str) -> None:
         name, argument = _split(text)
@@ -193,7 +197,6 @@ class Session:
 
     def _do_clear(self, _: str) -> None:
         self.messages.clear()
-        self.used = 0
         self.screen.remark("cleared")
 
     def _do_model(self, name: str) -> None:
@@ -219,7 +222,7 @@ class Session:
         self.screen.remark(f"system: {self.system or '(none)'}")
         for name in SETTINGS:
             self.screen.remark(f"{name}: {getattr(self.params, name)}")
-        self.screen.remark(f"messages: {len(self.messages)}; context: {self.used:,} of {self.llm.context:,} tokens")
+        self.screen.remark(f"messages: {len(self.messages)}; context: {self._used():,} of {self.llm.context:,} tokens")
 
     def _do_stats(self, _: str) -> None:
         written = sum(finished.usage.completion_tokens for finished in self._finished)
@@ -229,7 +232,7 @@ class Session:
         rate = f"{written / writing_s:.1f} tokens/s" if writing_s > 0 else "no speed yet"
         self.screen.remark(f"answers: {len(self._finished)}; tokens read: {read:,} in {reading_s:.1f} s")
         self.screen.remark(f"tokens written: {written:,} in {writing_s:.1f} s, {rate}")
-        self.screen.remark(f"context: {self.used:,} of {self.llm.context:,} tokens")
+        self.screen.remark(f"context: {self._used():,} of {self.llm.context:,} tokens")
 
     def _do_undo(self, _: str) -> None:
         if not self.messages:
@@ -256,7 +259,7 @@ class Session:
         settings = {name: getattr(self.params, name) for name in SETTINGS}
         data = {"model": self.llm.name, "settings": settings, "messages": [message.to_dict() for message in self._conversation()]}
         try:
-            with atomic_file(Path(argument).expanduser()) as temporary:
+            with atomic_file(_path(argument)) as temporary:
                 temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except (OSError, UnicodeError) as error:
             raise NotFoundError(f"cannot write {argument}: {error}", hint="name a file in a folder that you may write to") from error
@@ -265,11 +268,10 @@ class Session:
     def _do_load(self, argument: str) -> None:
         if not argument:
             raise UsageError("/load needs a file name", hint="/load talk.json")
-        messages, settings = read_conversation(Path(argument).expanduser())
+        messages, settings = read_conversation(_path(argument))
         self.params = replace(self.params, **settings)
         self.system = messages[0].text if messages and messages[0].role == "system" else None
         self.messages = messages[1:] if self.system is not None else messages
-        self.used = 0
         self.screen.remark(f"loaded {len(self.messages)} messages from {argument}")
 
 
@@ -277,6 +279,14 @@ def _split(text: str) -> tuple[str, str]:
     """The first word, and what follows it."""
     words = text.split(maxsplit=1)
     return words[0] if words else "", words[1].strip() if len(words) > 1 else ""
+
+
+def _path(text: str) -> Path:
+    """The path that was typed, `~` and `~name` for homes. Raises NotFoundError for the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise NotFoundError(f"there is no home folder for {text}", hint="write the path out") from error
 
 
 def _setting(name: str, value: str) -> Any:

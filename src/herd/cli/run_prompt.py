@@ -47,12 +47,14 @@ def run(
     With --json it is printed when it is whole: text, token_ids, finish_reason, usage and timings.
     """
     from herd.base.errors import UsageError
-    from herd.cli.stdin import argument_or_stdin
+    from herd.cli.stdin import argument_or_stdin, utf8
     from herd.inference.params import SamplingParams
 
-    text = argument_or_stdin(prompt, "prompt", example='herd run "Why is the sky blue?"')
+    text = argument_or_stdin(prompt, "prompt", example='herd run "Why is the sky blue?"', chomp=not raw)
     if raw and system is not None:
         raise UsageError("--system has no place in a raw completion", hint="leave out --raw or --system")
+    utf8(system or "", "text of --system")
+    utf8("".join(stop or ()), "text of --stop")
     params = SamplingParams(
         temperature=settings.value("temperature", temperature),
         top_p=settings.value("top_p", top_p),

@@ -35,14 +35,14 @@ def show(
 def _checkpoint(name: str) -> dict[str, Any]:
     from herd.base.errors import NotFoundError, nearest
     from herd.checkpoint.open import open_checkpoint
-    from herd.checkpoint.resolve import resolve_model
+    from herd.checkpoint.resolve import hub_name, resolve_model
     from herd.model.presets import PRESETS
 
     try:
         path = resolve_model(name)
     except NotFoundError as error:
         close = nearest(name, PRESETS)
-        raise NotFoundError(error.message, hint=f"did you mean {close!r}?" if close and "/" not in name else error.hint) from error
+        raise NotFoundError(error.message, hint=f"did you mean {close!r}?" if close and hub_name(name) is None else error.hint) from error
     with open_checkpoint(path) as source:
         stored: dict[str, int] = {}
         for info in source.tensors.values():

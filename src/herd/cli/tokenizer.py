@@ -49,6 +49,7 @@ def train(
 def _texts(files: list[Path]) -> Iterator[str]:
     from herd.base.errors import NotFoundError
     from herd.data.records import read_records
+    from herd.recipes.sources import record_text
 
     endings = (".txt", ".md", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst")
     for file in files:
@@ -56,9 +57,7 @@ def _texts(files: list[Path]) -> Iterator[str]:
             raise NotFoundError(f"there is no file at {file}", hint="check the path")
         members = sorted(path for path in file.rglob("*") if path.name.endswith(endings)) if file.is_dir() else [file]
         for member in members:
-            for record in read_records(member):
-                text = record.get("text")
-                yield text if isinstance(text, str) else "\n".join(str(turn.get("content", "")) for turn in record.get("messages", ()))
+            yield from map(record_text, read_records(member))
 
 
 @app.command("encode")

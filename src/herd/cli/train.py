@@ -44,7 +44,7 @@ def train(
 
     set_threads(threads)
     folder = settings.value("data", str(data) if data else None)
-    place = output or Path("runs") / config.name
+    place = output or _place(config.name)
     try:
         result = run_recipe(config, data=Path(folder) if folder else None, output=place, restart=restart)
     except KeyboardInterrupt:
@@ -54,6 +54,15 @@ def train(
         print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
         return
     note(f"done: herd chat --model {result.model}")
+
+
+def _place(name: str) -> Path:
+    """The folder of a run without --output. Raises ConfigError for a name that would lead out of runs/."""
+    from herd.base.errors import ConfigError
+
+    if not name.isprintable() or name in ("", ".", "..") or any(mark in name for mark in "/\\"):
+        raise ConfigError(f"the recipe's name is {name!r}, which is no name of a folder", hint="pass --output FOLDER, or correct the name")
+    return Path("runs") / name
 
 
 def _stage(stage: object) -> dict[str, object]:

@@ -33,7 +33,7 @@ class _ZstdReader(io.RawIOBase):
         self._raw = raw
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._inside = False
-        self._ready = b""
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         """It can only be read."""
@@ -44,7 +44,7 @@ class _ZstdReader(io.RawIOBase):
         while not self._ready and (packed := self._frame.unused_data or self._raw.read(_PACKED_BYTES)):
             if self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = self._frame.decompress(packed)
+            self._ready = memoryview(self._frame.decompress(packed))
             self._inside = not self._frame.eof
         if not self._ready and self._inside:
             raise EOFError("its last frame has no end")

@@ -87,9 +87,13 @@ class LocalModel:
         ended = False
 
         def shown(text: str) -> list[ReplyEvent]:
-            text = stops.push(text)
             texts.append(text)
             return parser.push(text)
+
+        def rest() -> list[ReplyEvent]:
+            """What was held back: neither a character nor a stop text goes on beyond a special token or the end."""
+            events = shown(stops.push(decoder.finish()))
+            return events + shown(stops.finish())
 
         for token_id in self._tokens(prompt, params, limit):
             if not ids:
@@ -99,17 +103,16 @@ class LocalModel:
                 ended = True
                 break
             name = self.tokenizer.special_name(token_id)
-            yield from shown(decoder.push(token_id)) if name is None else parser.push_special(name)
+            yield from shown(stops.push(decoder.push(token_id))) if name is None else rest()
             if stops.stopped:
                 break
-        if not stops.stopped:
-            yield from shown(decoder.finish())
-        if not stops.stopped:
-            rest = stops.finish()
-            texts.append(rest)
-            yield from parser.push(rest)
+            if name is not None:
+                yield from parser.push_special(name)
+        yield from rest()
         yield from parser.finish()
-        reason: FinishReason = "tool_calls" if parser.message.tool_calls else "stop" if ended or stops.stopped else "length"
+        # An answer that was cut may end in half a call, so being cut is what counts.
+        cut = not ended and not stops.stopped
+        reason: FinishReason = "length" if cut else "tool_calls" if parser.message.tool_calls else "stop"
         yield self._finished(reason, "".join(texts), parser, prompt, ids, (started, prefilled, time.perf_counter()))
 
     def _finished(

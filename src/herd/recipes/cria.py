@@ -80,7 +80,7 @@ def _tokenizer_sample() -> tuple[SourceConfig, ...]:
         _text("courses_it", "ms_courses", 1.0, "it", max_bytes=2 * MB),
         _text("courses_pt", "ms_courses", 1.0, "pt", max_bytes=2 * MB),
         _text("courses_th", "ms_courses", 1.0, "th", max_bytes=4 * MB),
-        _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", 1),
+        _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", 1.0),
     )
 
 
@@ -131,7 +131,7 @@ def cria() -> RecipeConfig:
         ),
         sft=StageConfig(
             sources=_dialogues(own=75.0, public=25.0),
-            num_steps=480,
+            num_steps=1200,
             sequence_length=1024,
             batch_size=4,
             micro_batch_size=4,

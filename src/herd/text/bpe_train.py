@@ -27,14 +27,21 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
     """Bounded pieces of the texts, cut at line ends where there are any: a whole file as one text costs no more memory than its own."""
     for raw in texts:
         text = without_surrogates(raw)
-        if len(text) <= _PIECE_CHARS:
-            yield text
-            continue
         start = 0
         while start < len(text):
-            end = text.rfind("\n", start, start + _PIECE_CHARS) + 1 or start + _PIECE_CHARS
+            end = _line_end(text, start, start + _PIECE_CHARS)
             yield text[start:end]
             start = end
+
+
+def _line_end(text: str, start: int, limit: int) -> int:
+    """The last line end up to `limit` that no white space follows: the split regex always cuts there. `limit` if there is none."""
+    if limit >= len(text):
+        return len(text)
+    at = text.rfind("\n", start, limit)
+    while at >= 0 and text[at + 1].isspace():
+        at = text.rfind("\n", start, at)
+    return at + 1 if at >= 0 else limit
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False, min_frequency: int = 2) -> Tokenizer:

@@ -60,11 +60,17 @@ def ranks_to_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """
     merges: list[tuple[bytes, bytes]] = []
     for token, _ in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(token) > 1:
-            pair = _last_merge(token, ranks) if len(token) <= MAX_SCAN_PARTS else _last_merge_of_long(token, ranks)
-            if pair is not None:
-                merges.append(pair)
+        pair = last_merge(token, ranks)
+        if pair is not None:
+            merges.append(pair)
     return merges
+
+
+def last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+    """The two parts that BPE joins last to make a token; None for a single byte and for a token that merging never reaches."""
+    if len(token) < 2:
+        return None
+    return _last_merge(token, ranks) if len(token) <= MAX_SCAN_PARTS else _last_merge_of_long(token, ranks)
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:

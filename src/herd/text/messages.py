@@ -100,7 +100,7 @@ class Message:
         return cls(role="tool", parts=(TextPart(text=text),), name=name, tool_call_id=tool_call_id)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+    def from_dict(cls, data: Any) -> Message:
         """Read OpenAI's message shape; `ipython` means `tool`, `developer` means `system`. Raises FormatError, naming the field."""
         data = _mapping(data, "message")
         role = {"ipython": "tool", "developer": "system"}.get(str(data.get("role")), data.get("role"))
@@ -179,7 +179,7 @@ def _call(data: Any) -> ToolCall:
             raise FormatError(f"the arguments of {name!r} are not JSON: {error}", hint="arguments are a JSON object as text") from error
     if not isinstance(arguments, dict):
         raise FormatError(f"the arguments of {name!r} are {type(arguments).__name__}", hint="arguments are a JSON object")
-    return ToolCall(name=name, arguments=cast("dict[str, Any]", arguments), id=_optional(fields, "id"))
+    return ToolCall(name=name, arguments=cast("dict[str, Any]", arguments), id=_optional(fields, "id") or None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,16 +193,17 @@ class ToolDefinition:
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum():
             raise FormatError(f"a tool is named {self.name!r}", hint="names are made of letters, digits, underscores, dots and hyphens")
-        if not isinstance(self.parameters.get("properties", {}), Mapping):
+        properties: Any = self.parameters.get("properties", {})
+        if not isinstance(properties, Mapping):
             raise FormatError(
                 f"the parameters of tool {self.name!r} have no properties", hint="parameters are a JSON schema of type object"
             )
-        for name, schema in self.properties.items():
-            if not isinstance(cast("Any", schema), Mapping):
+        for name, schema in cast("Mapping[str, Any]", properties).items():
+            if not isinstance(schema, Mapping):
                 raise FormatError(
                     f"parameter {name!r} of tool {self.name!r} is {schema!r}", hint='write a schema: {"type": ..., "description": ...}'
                 )
-        required = cast("Any", self.required)
+        required: Any = self.parameters.get("required", ())
         if not isinstance(required, (list, tuple)) or not all(isinstance(name, str) for name in cast("Sequence[Any]", required)):
             raise FormatError(f"`required` of tool {self.name!r} is {required!r}", hint="it is a list of parameter names")
 
@@ -217,7 +218,7 @@ class ToolDefinition:
         return cast("Sequence[str]", self.parameters.get("required", ()))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ToolDefinition:
+    def from_dict(cls, data: Any) -> ToolDefinition:
         """Read OpenAI's {"type": "function", "function": {...}}, or its inner object. Raises FormatError."""
         data = _mapping(data, "tool definition")
         inner: Any = data.get("function", data)

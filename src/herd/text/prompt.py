@@ -137,13 +137,16 @@ class PromptFormat:
         return ids, answer
 
     def _joined(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Meta's formatter encodes a header's line ends and the content apart; Hugging Face encodes rendered text, so there they join."""
+        """Meta's formatter encodes a header's line ends and the content apart; Hugging Face encodes rendered text, so there they join.
+
+        An answer stays apart: it begins with no white space there, so its ids are the same, and the mask must not cover the header.
+        """
         if self.variant != "huggingface":
             return list(segments)
         joined: list[Segment] = []
         for segment in segments:
             last = joined[-1] if joined else None
-            if last is not None and not segment.special and not last.special:
+            if last is not None and not segment.special and not last.special and segment.answer == last.answer:
                 joined[-1] = Segment(text=last.text + segment.text, answer=segment.answer)
             else:
                 joined.append(segment)

@@ -90,7 +90,8 @@ def parse_call_list(text: str) -> tuple[ToolCall, ...] | None:
 def parse_method_call(text: str) -> ToolCall | None:
     """The call of `tool.call(query="...")`, named `tool`; None if the text is not exactly that.
 
-    A query that holds unescaped quotes, as models write them, is taken as it stands between the first quote and the last.
+    A query that Python cannot read is taken from between the first quote and the last: unescaped quotes, as models write them, and
+    what passes the bounds.
     """
     text = text.strip()
     node = _parse(text)
@@ -99,8 +100,16 @@ def parse_method_call(text: str) -> ToolCall | None:
         return ToolCall(name=call.name.removesuffix(".call"), arguments=call.arguments) if call.name.endswith(".call") else None
     name, found, rest = text.partition('.call(query="')
     if found and name.isidentifier() and rest.endswith('")'):
-        return ToolCall(name=name, arguments={"query": rest[:-2]})
+        return ToolCall(name=name, arguments={"query": _unescaped(rest[:-2])})
     return None
+
+
+def _unescaped(text: str) -> str:
+    """What a JSON string of this inside says, as `tool_calls` renders queries; the text itself if it is none."""
+    try:
+        return str(json.loads(f'"{text}"'))
+    except ValueError:
+        return text
 
 
 def render_call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -13,12 +13,14 @@ from typing import Any, cast
 
 from herd.base.atomic import atomic_file
 from herd.base.errors import NotFoundError, TokenizerError
-from herd.text.byte_alphabet import decode_chars, encode_bytes, ranks_to_merges
-from herd.text.rank_file import Ranks
+from herd.text.byte_alphabet import decode_chars, encode_bytes, last_merge, ranks_to_merges
+from herd.text.rank_file import Ranks, check_ranks
 from herd.text.specials import BEGIN_OF_TEXT, EOT
 from herd.text.tokenizer import SPLIT_REGEX, Tokenizer
 
 MAX_FILE_BYTES = 256 * 2**20
+_MAX_UNMERGED_BYTES = 2**20
+"""All tokens without a merge together; Llama 3 has 588, whole words that merging never reaches. Bounds the time to tell them apart."""
 _FOREIGN = "herd reads byte-level BPE as Llama 3 uses it; is this another model's tokenizer?"
 
 
@@ -60,13 +62,13 @@ def _check_split(data: Mapping[str, Any], path: Path) -> None:
         raise TokenizerError(f"{path} splits its pieces again, or puts a space before them", hint=_FOREIGN)
 
 
-def _ranks(model: Mapping[str, Any], special_ids: set[int], path: Path) -> Ranks:
+def _ranks(model: Mapping[str, Any], specials: Mapping[str, int], path: Path) -> Ranks:
     vocab = _object(model.get("vocab"), "model.vocab", path)
     ranks: Ranks = {}
     for token, token_id in sorted(vocab.items(), key=lambda item: item[1] if isinstance(item[1], int) else -1):
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
             raise TokenizerError(f"{path}: token {token[:40]!r} has the id {token_id!r}", hint="ids are whole numbers from 0")
-        if token_id in special_ids:
+        if specials.get(token) == token_id:
             continue
         if token_id != len(ranks):
             raise TokenizerError(f"{path}: id {token_id} where {len(ranks)} was due", hint="base ids run 0, 1, 2... with none left out")
@@ -74,12 +76,12 @@ def _ranks(model: Mapping[str, Any], special_ids: set[int], path: Path) -> Ranks
     return ranks
 
 
-def _merge_order(model: Mapping[str, Any], ranks: Ranks, path: Path) -> None:
-    """Refuse a vocabulary whose ids are not in merge order: encoding by rank would differ from encoding by merges."""
+def _check_merges(model: Mapping[str, Any], ranks: Ranks, path: Path) -> None:
+    """Refuse a vocabulary whose ids are not in merge order, or that lacks a merge: encoding by rank would differ."""
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise TokenizerError(f"{path}: model.merges is {type(merges).__name__}, not a list", hint=_FOREIGN)
-    last = -1
+    last, merged = -1, set[int]()
     for merge in cast("list[Any]", merges):
         parts: Any = merge.split(" ") if isinstance(merge, str) else merge
         rank = ranks.get(decode_chars("".join(cast("list[str]", parts)))) if _is_pair(parts) else None
@@ -90,6 +92,12 @@ def _merge_order(model: Mapping[str, Any], ranks: Ranks, path: Path) -> None:
         if rank < last:
             raise TokenizerError(f"{path}: merge {merge!r} comes after a token of a later id", hint=_FOREIGN)
         last = rank
+        merged.add(rank)
+    lacking = [token for token, rank in ranks.items() if len(token) > 1 and rank not in merged]
+    if sum(map(len, lacking)) > _MAX_UNMERGED_BYTES or any(last_merge(token, ranks) for token in lacking):
+        raise TokenizerError(
+            f"{path}: no merge makes {len(lacking):,} of the tokens, the first is {encode_bytes(lacking[0])[:40]!r}", hint=_FOREIGN
+        )
 
 
 def _is_pair(parts: Any) -> bool:
@@ -106,6 +114,9 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path} holds a {model.get('type')!r} model", hint=_FOREIGN)
     if data.get("normalizer") is not None:
         raise TokenizerError(f"{path} normalises text before splitting it", hint=_FOREIGN)
+    odd = next((key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)), None)
+    if odd is not None:
+        raise TokenizerError(f"{path}: model.{odd} is {str(model[odd])[:40]!r}", hint=_FOREIGN)
     specials: dict[str, int] = {}
     added_tokens: Any = data.get("added_tokens") or []
     if not isinstance(added_tokens, list):
@@ -117,8 +128,9 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
                 f"{path}: an added token without id or content: {str(entry)[:80]}", hint="the file is damaged: fetch it again"
             )
         specials[entry["content"]] = entry["id"]
-    ranks = _ranks(model, set(specials.values()), path)
-    _merge_order(model, ranks, path)
+    ranks = _ranks(model, specials, path)
+    check_ranks(ranks, str(path))
+    _check_merges(model, ranks, path)
     if len(set(specials.values())) != len(specials) or any(not len(ranks) <= number < len(ranks) + 65536 for number in specials.values()):
         raise TokenizerError(f"{path}: ids of special tokens overlap others or lie far out", hint="special ids follow the base vocabulary")
     _check_split(data, path)

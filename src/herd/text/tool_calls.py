@@ -131,9 +131,9 @@ def parse_json_calls(text: str) -> tuple[ToolCall, ...] | None:
     return tuple(call for call in calls if call is not None) if calls and None not in calls else None
 
 
-def _skip(text: str, position: int) -> int:
+def _skip(text: str, position: int, skipped: str = " \t\r\n;,") -> int:
     """The next place that is neither white space nor a separator of calls."""
-    while position < len(text) and text[position] in " \t\r\n;,":
+    while position < len(text) and text[position] in skipped:
         position += 1
     return position
 
@@ -146,14 +146,15 @@ def parse_function_tags(text: str) -> tuple[tuple[ToolCall, ...], str]:
     while text.startswith(FUNCTION_OPEN, position):
         bracket = text.find(">", position)
         try:
-            value, after = _DECODER.raw_decode(text, bracket + 1)
+            value, after = _DECODER.raw_decode(text, _skip(text, bracket + 1, " \t\r\n"))
         except (ValueError, RecursionError):
             break
         name = text[position + len(FUNCTION_OPEN) : bracket].strip().strip('"')
         if bracket < 0 or not name or not isinstance(value, dict):
             break
         calls.append(as_builtin(ToolCall(name=name, arguments=cast("dict[str, Any]", value))))
-        end = after + len(FUNCTION_CLOSE) if text.startswith(FUNCTION_CLOSE, after) else after
+        close = _skip(text, after, " \t\r\n")
+        end = close + len(FUNCTION_CLOSE) if text.startswith(FUNCTION_CLOSE, close) else after
         position = _skip(text, end)
     return tuple(calls), text[end:]
 
