@@ -32,7 +32,7 @@ test: $(VENV)/.test
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check src tests benchmarks docs
-	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff check --no-cache src tests benchmarks docs
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/codespell src tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ScriptedModel  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from herd.cli.app import run
+from scripted import ScriptedModel  # pyright: ignore[reportMissingImports]
 
 REFUSAL = re.compile(r"error: (?P<message>.+)\n\nhint: (?P<hint>.+)\n")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripted import ScriptedModel  # pyright: ignore[reportMissingImports]
 
 import herd
 from herd.base.errors import ContextOverflowError, FormatError, NotFoundError, TokenizerError, UsageError
@@ -22,6 +21,7 @@ from herd.text.messages import Message
 from herd.text.prompt import PromptFormat
 from herd.text.reply import TextDelta
 from herd.text.tokenizer import Tokenizer
+from scripted import ScriptedModel  # pyright: ignore[reportMissingImports]
 from tiny_model import CONTEXT, tiny_config  # pyright: ignore[reportMissingImports]
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)

@@ -8,7 +8,6 @@ from typing import cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ContextOverflowError, FormatError, TokenizerError
 from herd.inference.local import LocalModel
@@ -18,6 +17,7 @@ from herd.text.messages import Message
 from herd.text.reply import TextDelta
 from herd.text.specials import SPECIAL_TOKENS
 from herd.text.tokenizer import Tokenizer
+from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=400)
 

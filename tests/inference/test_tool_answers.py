@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
 
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
@@ -14,6 +13,7 @@ from herd.text.messages import CODE_INTERPRETER, Message, ToolCall, ToolDefiniti
 from herd.text.prompt import PromptFormat
 from herd.text.reply import CallDelta, CallDone, TextDelta
 from herd.text.tokenizer import Tokenizer
+from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
 
 WEATHER = ToolDefinition(
     name="get_weather",
