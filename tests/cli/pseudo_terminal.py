@@ -18,8 +18,12 @@ from types import TracebackType
 
 from herd_command import environment  # pyright: ignore[reportMissingImports]
 
-# The pseudo-terminal becomes the controlling one, so that Ctrl-C reaches the process as a signal.
-PROGRAM = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from herd.cli import main; main()"
+# The pseudo-terminal becomes the controlling one, so that Ctrl-C reaches the process as a signal; a shell that started the tests in the
+# background has them ignore it.
+PROGRAM = (
+    "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); from herd.cli import main; main()"
+)
 PATIENCE_S = 180.0
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07")
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_G, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x07", "\x1b[A", "\t"
