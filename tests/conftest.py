@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure: cases have no deadline, and making them may take its time.
+settings.register_profile("herd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("herd")
 
 
 def shared_data() -> Path:
