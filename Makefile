@@ -40,6 +40,7 @@ check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tokenizer
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.scheduler
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py

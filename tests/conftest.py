@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import HealthCheck, settings
 # A busy machine is no failure: cases have no deadline, and making them may take its time.
 settings.register_profile("herd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("herd")
+
+# Tests give herd homes of their own; the kernels, named by their sources' digest, are compiled once for all of them.
+os.environ.setdefault("HERD_KERNELS_CACHE", str(Path(tempfile.gettempdir()) / f"herd-test-kernels-{os.getuid()}"))
 
 
 def shared_data() -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from herd.engine.build import build_engine
 from herd.inference.local import LocalModel
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
@@ -47,4 +48,9 @@ class ScriptedModel(Transformer):
 def scripted(tokenizer: Tokenizer, script: Sequence[int] | str, *, end: bool = True, context: int = 4096) -> LocalModel:
     """A `LocalModel` that answers with a text (and then <|eot_id|>) or with ids as they are."""
     ids = tokenizer.encode(script, allowed_special="all") + ([tokenizer.eot_id] if end else []) if isinstance(script, str) else list(script)
-    return LocalModel(ScriptedModel(ids, tokenizer.vocab_size, context), tokenizer)
+    return local(ScriptedModel(ids, tokenizer.vocab_size, context), tokenizer)
+
+
+def local(model: Transformer, tokenizer: Tokenizer) -> LocalModel:
+    """A model behind the port."""
+    return LocalModel(build_engine(model, vocab_size=tokenizer.vocab_size), tokenizer)

@@ -122,6 +122,7 @@ def test_every_command_of_the_application_is_in_a_guide_or_the_readme() -> None:
 
 
 def error_classes(kind: type[HerdError] = HerdError) -> Iterator[type[HerdError]]:
+    import herd.engine.engine
     import herd.train.trainer  # noqa: F401  DivergedError lives there
 
     yield kind

@@ -12,7 +12,6 @@ import herd
 from herd.base.errors import ContextOverflowError, FormatError, NotFoundError, TokenizerError, UsageError
 from herd.base.paths import bundled_model
 from herd.inference.llm import LLM
-from herd.inference.local import PREFILL_CHUNK
 from herd.inference.params import SamplingParams
 from herd.inference.port import CompletionRequest, Finished
 from herd.model.init import initialise
@@ -60,7 +59,7 @@ def test_a_prompt_of_several_chunks_gives_the_same_tokens(tiny_tokenizer: Tokeni
     with torch.device("meta"):
         model = Transformer(replace(tiny_config(tiny_tokenizer.vocab_size), max_position_embeddings=2048))
     llm = LLM(initialise(model, seed=6), tokenizer=tiny_tokenizer)
-    prompt = [(7 * number) % tiny_tokenizer.num_base for number in range(2 * PREFILL_CHUNK + 88)]
+    prompt = [(7 * number) % tiny_tokenizer.num_base for number in range(1112)]
     output = llm.generate([prompt], replace(GREEDY, max_tokens=4, ignore_eos=True))[0]
     assert output.token_ids == from_scratch(llm, prompt, 4)
 

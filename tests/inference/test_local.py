@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.base.errors import ContextOverflowError, FormatError, TokenizerError
+from herd.engine.torch_runner import TorchRunner
 from herd.inference.local import LocalModel
 from herd.inference.params import SamplingParams
 from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished
@@ -17,7 +18,7 @@ from herd.text.messages import Message
 from herd.text.reply import TextDelta
 from herd.text.specials import SPECIAL_TOKENS
 from herd.text.tokenizer import Tokenizer
-from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
+from scripted import ScriptedModel, local, scripted  # pyright: ignore[reportMissingImports]
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=400)
 
@@ -42,7 +43,7 @@ def shown(events: Iterable[Event]) -> list[str]:
 
 def calls(model: LocalModel) -> int:
     """How many tokens the scripted model was asked for."""
-    return cast("ScriptedModel", model.model).calls
+    return cast("ScriptedModel", cast("TorchRunner", model.engine.stepper.runner).model).calls
 
 
 def test_the_last_event_and_only_the_last_is_finished(tiny_tokenizer: Tokenizer) -> None:
@@ -54,7 +55,7 @@ def test_the_last_event_and_only_the_last_is_finished(tiny_tokenizer: Tokenizer)
 @settings(deadline=None, max_examples=60)
 @given(text=st.text(min_size=1, max_size=12).filter(lambda text: "\ufffd" not in text and "<|" not in text))
 def test_text_streams_whole_characters_only_and_all_of_them(tiny_tokenizer: Tokenizer, text: str) -> None:
-    model = LocalModel(
+    model = local(
         ScriptedModel([*tiny_tokenizer.encode(text), tiny_tokenizer.eot_id], tiny_tokenizer.vocab_size, context=400), tiny_tokenizer
     )
     events = ask(model)
@@ -199,12 +200,12 @@ def test_closing_a_stream_ends_the_computation(tiny_tokenizer: Tokenizer) -> Non
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tiny_tokenizer: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match="the tokenizer has 576 ids, the model only 575 rows") as caught:
-        LocalModel(ScriptedModel([0], 575), tiny_tokenizer)
+        local(ScriptedModel([0], 575), tiny_tokenizer)
     assert "different checkpoints" in str(caught.value.hint)
 
 
 def test_rows_beyond_the_tokenizers_ids_are_never_drawn(tiny_tokenizer: Tokenizer) -> None:
-    model = LocalModel(ScriptedModel([600, 650, 700], 704), tiny_tokenizer)
+    model = local(ScriptedModel([600, 650, 700], 704), tiny_tokenizer)
     for params in (greedy(max_tokens=3), SamplingParams(temperature=100.0, top_p=1.0, seed=1, max_tokens=3)):
         assert all(token_id < tiny_tokenizer.vocab_size for token_id in finished(ask(model, params)).token_ids)
 

@@ -55,6 +55,7 @@ def _machine() -> dict[str, Any]:
 
     from herd.base.memory import available_memory, free_disk, total_memory
     from herd.base.paths import home
+    from herd.kernels.dispatch import table
     from herd.version import __version__
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -64,7 +65,7 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": {name: _version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
-        "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
+        "cpu_kernels": {row.op: row.runs for row in table() if row.device == "cpu"},
         "gpus": gpus,
         "memory_bytes": total_memory(),
         "memory_free_bytes": available_memory(),

@@ -42,8 +42,11 @@ def load_llm(model: str | None, *, device: str | None = None, dtype: str | None 
     from herd.checkpoint.resolve import resolve_model
     from herd.cli.fits import check_fits
     from herd.inference.llm import LLM
+    from herd.kernels.dispatch import set_num_threads
 
-    set_threads(threads)
+    count = set_threads(threads)
+    if count:
+        set_num_threads(count)
     chosen = settings.value("model", model)
     kind = settings.value("dtype", dtype)
     place = choose_device(settings.value("device", device))
@@ -54,8 +57,8 @@ def load_llm(model: str | None, *, device: str | None = None, dtype: str | None 
     return llm
 
 
-def set_threads(flag: int | None) -> None:
-    """Use as many CPU threads as flag and settings say; 0 leaves torch's choice, which is every core. Raises UsageError out of range."""
+def set_threads(flag: int | None) -> int:
+    """Let torch use as many CPU threads as flag and settings say; returns how many, 0 for every core. Raises UsageError out of range."""
     count = settings.value("threads", flag)
     if not 0 <= count <= _MAX_THREADS:
         raise UsageError(
@@ -65,6 +68,7 @@ def set_threads(flag: int | None) -> None:
         import torch
 
         torch.set_num_threads(count)
+    return count
 
 
 def choose_device(place: str) -> str:

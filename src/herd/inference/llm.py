@@ -16,9 +16,11 @@ import torch
 from herd.base.errors import UsageError
 from herd.checkpoint.load import load_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+from herd.engine.build import build_engine
+from herd.engine.memory import EngineConfig
 from herd.inference.local import LocalModel
 from herd.inference.params import SamplingParams
-from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, FinishReason, Timings, Usage, to_dict
+from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, FinishReason, Timings, TokenLogprob, Usage, to_dict
 from herd.model.transformer import Transformer
 from herd.text.messages import Message, ToolCall, ToolDefinition, as_messages, as_tools
 from herd.text.prompt import PromptFormat
@@ -37,6 +39,7 @@ class Output:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -45,15 +48,17 @@ class Output:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON that `herd run --json` prints."""
-        return to_dict(
-            Finished(
-                reason=self.finish_reason,
-                text=self.text,
-                message=self.message,
-                token_ids=self.token_ids,
-                usage=self.usage,
-                timings=self.timings,
-            )
+        return to_dict(self._finished())
+
+    def _finished(self) -> Finished:
+        return Finished(
+            reason=self.finish_reason,
+            text=self.text,
+            message=self.message,
+            token_ids=self.token_ids,
+            usage=self.usage,
+            timings=self.timings,
+            logprobs=self.logprobs,
         )
 
 
@@ -64,7 +69,13 @@ def _output(events: Iterable[Event]) -> Output:
         last = event
     assert isinstance(last, Finished)
     return Output(
-        text=last.text, message=last.message, token_ids=last.token_ids, finish_reason=last.reason, usage=last.usage, timings=last.timings
+        text=last.text,
+        message=last.message,
+        token_ids=last.token_ids,
+        finish_reason=last.reason,
+        usage=last.usage,
+        timings=last.timings,
+        logprobs=last.logprobs,
     )
 
 
@@ -77,6 +88,10 @@ class LLM:
         dtype: of the weights; None keeps the checkpoint's.
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         prompt_format: how conversations are rendered.
+        engine: the engine's sizes: context, cache, memory limit.
+
+    Raises:
+        DoesNotFitError: the engine's memory limit leaves no room for one sequence of the context.
     """
 
     def __init__(
@@ -87,6 +102,7 @@ class LLM:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         prompt_format: PromptFormat | None = None,
+        engine: EngineConfig | None = None,
     ) -> None:
         if isinstance(model, Transformer):
             if tokenizer is None:
@@ -98,12 +114,12 @@ class LLM:
             tokenizer = tokenizer or load_checkpoint_tokenizer(path)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             model = load_model(path, dtype=dtype, device=device)
-        self.inference = LocalModel(model, tokenizer, prompt_format=prompt_format)
+        self.model = model
+        self.inference = LocalModel(build_engine(model, engine, vocab_size=tokenizer.vocab_size), tokenizer, prompt_format=prompt_format)
 
-    @property
-    def model(self) -> Transformer:
-        """The transformer."""
-        return self.inference.model
+    def close(self) -> None:
+        """Stop the engine and let go of its thread. What is in flight fails."""
+        self.inference.engine.close()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -126,6 +142,7 @@ class LLM:
     ) -> Output | list[Output]:
         """Go on with plain text: one prompt gives one `Output`, a list (of texts, or of lists of token ids) gives a list.
 
+        All prompts run at once, and the answers are those that each would have alone.
         Raises ContextOverflowError, TokenizerError for any of the prompts before the first is answered.
         """
         if isinstance(prompts, str):
@@ -134,7 +151,6 @@ class LLM:
             raise UsageError("the prompts are a list of token ids, not of prompts", hint="put the ids into a list: generate([ids])")
         chosen = params or SamplingParams()
         requests = [CompletionRequest(prompt=prompt if isinstance(prompt, str) else tuple(prompt), params=chosen) for prompt in prompts]
-        # Every prompt is checked here, before the first one is answered.
         streams = [self.inference.complete(request) for request in requests]
         return [_output(stream) for stream in streams]
 

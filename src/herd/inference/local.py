@@ -1,157 +1,114 @@
-"""A model in this process behind the inference port: one request at a time over a static cache.
+"""A model in this process behind the inference port: many requests at once on one engine.
 
-The simplest generator that is right: prefill in chunks, one token a forward, nothing kept between requests. The engine takes its place for
-many users. Knows text, tokens and the transformer; nothing of the command line or of servers.
+Conversations are rendered and encoded here, answers decoded and parsed; what lies between is the engine's, in token ids. A request runs
+from the moment it is made, whether or not its events are read; letting go of the iterator cancels it.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from herd.base.errors import ContextOverflowError, TokenizerError
+from herd.engine.engine import Engine
+from herd.engine.stream import Admitted, PromptLogprobs, TokenEvent, TokenRequest, Tokens, TokenStream
+from herd.inference.answer import AnswerBuilder
 from herd.inference.params import SamplingParams
-from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, FinishReason, Timings, Usage
-from herd.inference.sampler import sample
-from herd.inference.stop import StopTexts
-from herd.model.cache import StaticCache
-from herd.model.transformer import Transformer
+from herd.inference.port import ChatRequest, CompletionRequest, Event, Timings
 from herd.text.prompt import PromptFormat
-from herd.text.reply import ReplyEvent, ReplyParser
 from herd.text.tokenizer import Tokenizer
-
-PREFILL_CHUNK = 512
 
 
 class LocalModel:
-    """A transformer and its tokenizer as an `Inference`."""
+    """An engine and its tokenizer as an `Inference`."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, prompt_format: PromptFormat | None = None) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, prompt_format: PromptFormat | None = None) -> None:
+        if tokenizer.vocab_size > engine.vocab_size:
             raise TokenizerError(
-                f"the tokenizer has {tokenizer.vocab_size:,} ids, the model only {model.config.vocab_size:,} rows",
+                f"the tokenizer has {tokenizer.vocab_size:,} ids, the model only {engine.vocab_size:,} rows",
                 hint="tokenizer and model belong to different checkpoints",
             )
-        self.model = model
+        self.engine = engine
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format or PromptFormat()
 
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return self.model.config.max_position_embeddings
+        return self.engine.context
 
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         """Answer a conversation; see `port.Inference.chat`."""
         ids = self.prompt_format.encode(self.tokenizer, request.messages, tools=request.tools, builtin_tools=request.builtin_tools)
-        calls = bool(request.tools or request.builtin_tools)
-        return self._run(ids, request.params, ReplyParser(calls=calls))
+        return self._run(ids, request.params, calls=bool(request.tools or request.builtin_tools))
 
     def complete(self, request: CompletionRequest) -> Iterator[Event]:
         """Go on with a text, after <|begin_of_text|>; ids are taken as they are."""
         prompt = request.prompt
         ids = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
-        return self._run(ids, request.params, ReplyParser(calls=False))
+        return self._run(ids, request.params, calls=False)
 
-    def _run(self, prompt: Sequence[int], params: SamplingParams, parser: ReplyParser) -> Iterator[Event]:
-        """Generate, and turn ids into events. Checks the prompt before the first event is asked for."""
-        self._check(prompt, params)
-        return self._events(prompt, params, parser)
-
-    def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        for token_id in prompt:
+    def _run(self, prompt: Sequence[int], params: SamplingParams, *, calls: bool) -> Iterator[Event]:
+        """Start a request; its prompt is checked before this returns."""
+        for token_id in (*prompt, *params.stop_token_ids):
             self.tokenizer.token_bytes(token_id)
-        if not prompt:
-            raise TokenizerError("the prompt is empty", hint="give at least one token; <|begin_of_text|> begins every text")
-        if len(prompt) >= self.context:
+        room = self.context - len(prompt)
+        if prompt and room < 1:
             raise ContextOverflowError(
                 f"the prompt has {len(prompt):,} tokens and the model's context is {self.context:,}: no room for an answer",
                 hint="shorten the prompt or begin a new conversation; nothing was cut",
             )
-        for token_id in params.stop_token_ids:
-            self.tokenizer.token_bytes(token_id)
+        chosen = params.token_params(room=max(1, room), model_stops=self.tokenizer.stop_ids)
+        stream = self.engine.submit(TokenRequest(prompt=tuple(prompt), params=chosen))
+        builder = AnswerBuilder(self.tokenizer, params, calls=calls, num_prompt=len(prompt), ends=chosen.stop_ids)
+        return Answer(stream, builder, started=time.perf_counter())
 
-    def _events(self, prompt: Sequence[int], params: SamplingParams, parser: ReplyParser) -> Iterator[Event]:
-        started = time.perf_counter()
-        stops = StopTexts(params.stop, include=params.include_stop)
-        decoder = self.tokenizer.stream_decoder()
-        ends = frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else self.tokenizer.stop_ids)
-        limit = min(self.context - len(prompt), params.max_tokens or self.context)
-        ids: list[int] = []
-        texts: list[str] = []
-        prefilled = started
-        ended = False
 
-        def shown(text: str) -> list[ReplyEvent]:
-            texts.append(text)
-            return parser.push(text)
+class Answer(Iterator[Event]):
+    """The events of one answer. `close`, or letting go of it, cancels what still runs."""
 
-        def rest() -> list[ReplyEvent]:
-            """What was held back: neither a character nor a stop text goes on beyond a special token or the end."""
-            events = shown(stops.push(decoder.finish()))
-            return events + shown(stops.finish())
+    def __init__(
+        self, stream: TokenStream, builder: AnswerBuilder, *, started: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._stream, self._builder, self._started, self._clock = stream, builder, started, clock
+        self._first: float | None = None
+        self._num_cached = 0
+        self._events = self._read()
 
-        for token_id in self._tokens(prompt, params, limit):
-            if not ids:
-                prefilled = time.perf_counter()
-            ids.append(token_id)
-            if token_id in ends:
-                ended = True
-                break
-            name = self.tokenizer.special_name(token_id)
-            yield from shown(stops.push(decoder.push(token_id))) if name is None else rest()
-            if stops.stopped:
-                break
-            if name is not None:
-                yield from parser.push_special(name)
-        yield from rest()
-        yield from parser.finish()
-        # An answer that was cut may end in half a call, so being cut is what counts.
-        cut = not ended and not stops.stopped
-        reason: FinishReason = "length" if cut else "tool_calls" if parser.message.tool_calls else "stop"
-        yield self._finished(reason, "".join(texts), parser, prompt, ids, (started, prefilled, time.perf_counter()))
+    def __next__(self) -> Event:
+        return next(self._events)
 
-    def _finished(
-        self, reason: FinishReason, text: str, parser: ReplyParser, prompt: Sequence[int], ids: list[int], times: tuple[float, float, float]
-    ) -> Finished:
-        started, prefilled, ended = times
-        decode_s = ended - prefilled
-        rate = (len(ids) - 1) / decode_s if len(ids) > 1 and decode_s > 0 else 0.0
-        return Finished(
-            reason=reason,
-            text=parser.message.text if parser.message.tool_calls else text,
-            message=parser.message,
-            token_ids=tuple(ids),
-            usage=Usage(prompt_tokens=len(prompt), completion_tokens=len(ids)),
-            timings=Timings(prefill_s=round(prefilled - started, 6), decode_s=round(decode_s, 6), tokens_per_s=round(rate, 2)),
-        )
+    def close(self) -> None:
+        """End the request now."""
+        self._events.close()
+        self._stream.cancel()
 
-    def _tokens(self, prompt: Sequence[int], params: SamplingParams, limit: int) -> Iterator[int]:
-        """Ids one after another, at most `limit`; the caller ends it."""
-        seed = params.seed if params.seed is not None else secrets.randbits(48)
-        model = self.model
-        cache = StaticCache(model.config, capacity=len(prompt) + limit, dtype=model.dtype, device=model.device)
-        pending = list(prompt)
-        for count in range(limit):
-            logits = self._forward(pending, cache)
-            token_id = sample(logits, params, seed=seed, position=len(prompt) + count)
-            yield token_id
-            pending = [token_id]
+    def __del__(self) -> None:
+        if not self._builder.complete:
+            self._stream.cancel()
 
-    @torch.inference_mode()
-    def _forward(self, ids: Sequence[int], cache: StaticCache) -> Tensor:
-        """Logits [V] after the last of `ids`, which are appended to the cache; only the last position meets the output matrix."""
-        hidden = None
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = torch.tensor([list(ids[start : start + PREFILL_CHUNK])], device=self.model.device)
-            hidden = self.model.hidden(chunk, core=cache, positions_BT=cache.positions(chunk.shape[1]))
-            cache.advance(chunk.shape[1])
-        assert hidden is not None
-        logits = self.model.logits(hidden[0, -1])
-        if self.tokenizer.vocab_size < logits.shape[0]:
-            logits = logits[: self.tokenizer.vocab_size]
-        return logits.cpu()
+    def _read(self) -> Generator[Event, None, None]:
+        for event in self._stream:
+            yield from self._seen(event)
+            if self._builder.complete:
+                self._stream.cancel()
+                yield self._builder.finished(self._timings(), num_cached=self._num_cached)
+                return
+
+    def _seen(self, event: TokenEvent) -> list[Event]:
+        if isinstance(event, Admitted):
+            self._num_cached = event.num_cached
+        elif isinstance(event, PromptLogprobs):
+            return []
+        elif isinstance(event, Tokens):
+            if self._first is None:
+                self._first = self._clock()
+            return list(self._builder.push(event))
+        return []
+
+    def _timings(self) -> Timings:
+        ended = self._clock()
+        first = ended if self._first is None else self._first
+        decode_s, count = ended - first, self._builder.num_tokens
+        rate = (count - 1) / decode_s if count > 1 and decode_s > 0 else 0.0
+        return Timings(prefill_s=round(first - self._started, 6), decode_s=round(decode_s, 6), tokens_per_s=round(rate, 2))

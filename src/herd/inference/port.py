@@ -20,10 +20,11 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens read and written."""
+    """Tokens read and written; `cached_tokens` of the prompt were known from an earlier request."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,16 @@ class Timings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprob:
+    """A token's natural log-probability, and that of the likeliest ones at its place as (id, bytes, log-probability)."""
+
+    token_id: int
+    data: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """The last event. `text` is the whole text, `message` the parsed answer, `token_ids` every id written, also the one that ended it."""
 
@@ -45,6 +56,7 @@ class Finished:
     token_ids: tuple[int, ...]
     usage: Usage
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 Event = TextDelta | CallDelta | CallDone | Finished

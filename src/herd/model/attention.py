@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from herd.kernels import plain
 from herd.model.config import ModelConfig
+from herd.model.linear import Linear
 from herd.model.rope import apply_rope
 
 
@@ -53,7 +55,8 @@ class CausalCore:
     def __call__(
         self, layer: int, q_BTNH: Float[Tensor, "B T N H"], k_BTKH: Float[Tensor, "B T K H"], v_BTKH: Float[Tensor, "B T K H"]
     ) -> Float[Tensor, "B T N H"]:
-        return sdpa(q_BTNH, k_BTKH, v_BTKH, causal=True)
+        fixed = plain.causal_attention(q_BTNH, k_BTKH, v_BTKH)
+        return sdpa(q_BTNH, k_BTKH, v_BTKH, causal=True) if fixed is None else fixed
 
 
 class MaskedCore:
@@ -91,10 +94,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         query, keyvalue = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keyvalue, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keyvalue, bias=False)
-        self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query)
+        self.k_proj = Linear(config.hidden_size, keyvalue)
+        self.v_proj = Linear(config.hidden_size, keyvalue)
+        self.o_proj = Linear(query, config.hidden_size)
 
     def forward(
         self, x_BTD: Float[Tensor, "B T D"], rope: tuple[Float[Tensor, "#B T 1 H"], Float[Tensor, "#B T 1 H"]], core: AttentionCore

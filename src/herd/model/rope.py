@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from herd.kernels import plain
 from herd.model.config import ModelConfig, RopeScaling
 
 
@@ -40,9 +41,8 @@ def rope_table(
     positions_BT: Int[Tensor, "B T"], frequencies: Float[Tensor, "F"]
 ) -> tuple[Float[Tensor, "B T 1 2*F"], Float[Tensor, "B T 1 2*F"]]:
     """Cosines and sines of every position, float32, shaped to multiply [B, T, heads, H]."""
-    angles = positions_BT[:, :, None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)[:, :, None, :]
-    return angles.cos(), angles.sin()
+    cos, sin = plain.rope_angles(positions_BT, frequencies)
+    return torch.cat((cos, cos), dim=-1)[:, :, None, :], torch.cat((sin, sin), dim=-1)[:, :, None, :]
 
 
 def apply_rope(

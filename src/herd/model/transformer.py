@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from herd.base.errors import ConfigError
+from herd.kernels import plain
 from herd.model.attention import AttentionCore, CausalCore, MaskedCore, padding_mask
 from herd.model.block import Block
 from herd.model.config import ModelConfig
+from herd.model.linear import Linear
 from herd.model.norm import RMSNorm
 from herd.model.rope import rope_frequencies, rope_table
 
@@ -51,7 +52,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.block_runner: BlockRunner = call_block
         self._frequencies: Tensor | None = None
 
@@ -90,7 +91,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Project hidden states to the vocabulary; float32."""
-        return F.linear(hidden, self.head_weight).float()
+        return plain.linear(hidden, self.head_weight).float()
 
     def forward(
         self,

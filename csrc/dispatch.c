@@ -1,0 +1,130 @@
+/* Which level runs, and the ABI's entry points. The build defines HERD_HAVE_... for the levels that the compiler could make. */
+#include "internal.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#define DECLARE(level)                                                                                                                     \
+    int herd_pack_##level(const void *, int64_t, int64_t, int64_t, int, void *, int64_t, int64_t, int64_t);                                \
+    int herd_linear_##level(const void *, int64_t, int64_t, const void *, int64_t, int64_t, int, int, const void *, int64_t, void *,       \
+                            int64_t, int);                                                                                                 \
+    int herd_rms_norm_##level(void *, int64_t, const void *, int64_t, const void *, double, int64_t, int64_t, int, void *, int64_t);       \
+    int herd_swiglu_##level(const void *, int64_t, const void *, int64_t, int64_t, int64_t, int, void *, int64_t);                         \
+    int herd_rope_write_##level(void *, int64_t, const void *, int64_t, const void *, int64_t, int, int64_t, int64_t, int64_t, int64_t,    \
+                                const float *, const float *, const int64_t *, const int64_t *, void *, void *, int);                      \
+    int herd_attention_##level(const void *, int64_t, int, int64_t, int64_t, int64_t, float, const void *, const void *, int, int64_t,     \
+                               const int32_t *, int64_t, const int32_t *, const int32_t *, int64_t, void *, int64_t);
+#define TABLE(level)                                                                                                                       \
+    {                                                                                                                                      \
+        .pack = herd_pack_##level, .linear = herd_linear_##level, .rms_norm = herd_rms_norm_##level, .swiglu = herd_swiglu_##level,        \
+        .rope_write = herd_rope_write_##level, .attention = herd_attention_##level                                                         \
+    }
+
+DECLARE(scalar)
+#ifdef HERD_HAVE_AVX2
+DECLARE(avx2)
+#endif
+#ifdef HERD_HAVE_AVX512
+DECLARE(avx512)
+#endif
+#ifdef HERD_HAVE_AVX512BF16
+DECLARE(avx512bf16)
+#endif
+
+static const herd_kernels levels[HERD_NUM_ISA] = {
+    [HERD_SCALAR] = TABLE(scalar),
+#ifdef HERD_HAVE_AVX2
+    [HERD_AVX2] = TABLE(avx2),
+#endif
+#ifdef HERD_HAVE_AVX512
+    [HERD_AVX512] = TABLE(avx512),
+#endif
+#ifdef HERD_HAVE_AVX512BF16
+    [HERD_AVX512BF16] = TABLE(avx512bf16),
+#endif
+};
+
+static _Atomic int level = HERD_SCALAR;
+
+int herd_abi(void) { return HERD_ABI; }
+
+int herd_isa_built(int isa) { return isa >= 0 && isa < HERD_NUM_ISA && levels[isa].linear != NULL; }
+
+/* What the processor has and the system saves on a context switch. */
+static int runs(int isa) {
+    if (isa == HERD_SCALAR) return 1;
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return 0; /* each of these has F16C too */
+    if (isa == HERD_AVX2) return 1;
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+          __builtin_cpu_supports("avx512dq")))
+        return 0;
+    if (isa == HERD_AVX512) return 1;
+#ifdef HERD_HAVE_AVX512BF16
+    return isa == HERD_AVX512BF16 && __builtin_cpu_supports("avx512bf16") != 0;
+#endif
+#endif
+    return 0;
+}
+
+int herd_isa_supported(int isa) { return herd_isa_built(isa) && runs(isa); }
+
+int herd_isa(void) { return atomic_load_explicit(&level, memory_order_relaxed); }
+
+int herd_set_isa(int isa) {
+    if (!herd_isa_supported(isa)) return HERD_UNSUPPORTED;
+    atomic_store(&level, isa);
+    return HERD_OK;
+}
+
+int herd_pack(const void *src, int64_t src_stride, int64_t rows, int64_t k, int dtype, void *dst, int64_t row0, int64_t panel_step,
+              int64_t panel_offset) {
+    return levels[herd_isa()].pack(src, src_stride, rows, k, dtype, dst, row0, panel_step, panel_offset);
+}
+
+int herd_unpack(const void *packed, int64_t k, int dtype, int64_t panel_step, int64_t panel_offset, const int64_t *ids, int64_t count,
+                void *out, int64_t out_stride) {
+    int64_t steps = dtype == HERD_F32 ? k : (k + 1) / 2;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t panel = ids[i] / HERD_PANEL * panel_step + panel_offset;
+        const uint32_t *from = (const uint32_t *)packed + panel * steps * HERD_PANEL + ids[i] % HERD_PANEL;
+        if (dtype == HERD_F32) {
+            uint32_t *to = (uint32_t *)out + i * out_stride;
+            for (int64_t step = 0; step < k; step++) to[step] = from[step * HERD_PANEL];
+        } else {
+            uint16_t *to = (uint16_t *)out + i * out_stride;
+            for (int64_t step = 0; step < k; step++) to[step] = (uint16_t)(from[step / 2 * HERD_PANEL] >> (step % 2 * 16));
+        }
+    }
+    return HERD_OK;
+}
+
+int herd_linear(const void *x, int64_t x_stride, int64_t m, const void *w, int64_t n, int64_t k, int dtype, int epilogue,
+                const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype) {
+    return levels[herd_isa()].linear(x, x_stride, m, w, n, k, dtype, epilogue, residual, residual_stride, out, out_stride, out_dtype);
+}
+
+int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_stride, const void *weight, double eps, int64_t m, int64_t d,
+                  int dtype, void *out, int64_t out_stride) {
+    return levels[herd_isa()].rms_norm(x, x_stride, delta, delta_stride, weight, eps, m, d, dtype, out, out_stride);
+}
+
+int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype, void *out,
+                int64_t out_stride) {
+    return levels[herd_isa()].swiglu(gate, gate_stride, up, up_stride, m, f, dtype, out, out_stride);
+}
+
+int herd_rope_write(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype, int64_t tokens,
+                    int64_t heads, int64_t kv_heads, int64_t head_dim, const float *cos, const float *sin, const int64_t *positions,
+                    const int64_t *slots, void *key_cache, void *value_cache, int cache_dtype) {
+    return levels[herd_isa()].rope_write(q, q_stride, k, k_stride, v, v_stride, dtype, tokens, heads, kv_heads, head_dim, cos, sin, positions,
+                                         slots, key_cache, value_cache, cache_dtype);
+}
+
+int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
+                   const void *key_cache, const void *value_cache, int cache_dtype, int64_t block_size, const int32_t *block_table,
+                   int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out, int64_t out_stride) {
+    return levels[herd_isa()].attention(q, q_stride, dtype, heads, kv_heads, head_dim, scale, key_cache, value_cache, cache_dtype, block_size,
+                                        block_table, table_stride, starts, first, num_sequences, out, out_stride);
+}

@@ -1,0 +1,78 @@
+/* The C ABI of herd's CPU kernels: what src/herd/kernels/library.py calls through ctypes.
+
+   Plain functions over pointers and sizes; strides count elements; nothing here knows Python, torch or a model. Whoever calls has validated
+   every shape, stride, block id and position: these functions trust their arguments.
+
+   THE LAW. A result depends on its own row, weights and keys alone: every output element has one order of accumulation, whatever the number
+   of rows, their places, the chunking of a prompt and the number of threads. Threads share out outputs, never a sum. Attention sums over
+   splits of HERD_SPLIT keys, aligned at position 0; each split's softmax is its own, and splits are merged in ascending order. */
+#ifndef HERD_H
+#define HERD_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define HERD_API __attribute__((visibility("default")))
+#else
+#define HERD_API
+#endif
+
+#define HERD_ABI 1
+#define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
+#define HERD_SPLIT 128     /* keys of a split */
+#define HERD_MAX_HEAD 128  /* largest head size */
+#define HERD_MAX_GROUP 64  /* most query heads that share a KV head */
+
+enum herd_dtype { HERD_F32 = 0, HERD_BF16 = 1, HERD_F16 = 2 };
+enum herd_isa { HERD_SCALAR = 0, HERD_AVX2 = 1, HERD_AVX512 = 2, HERD_AVX512BF16 = 3, HERD_NUM_ISA = 4 };
+enum herd_status { HERD_OK = 0, HERD_NO_MEMORY = 1, HERD_UNSUPPORTED = 2 };
+enum herd_epilogue { HERD_STORE = 0, HERD_ADD = 1, HERD_SWIGLU = 2 };
+
+/* Library. */
+HERD_API int herd_abi(void);
+HERD_API int herd_isa_built(int isa);     /* 1 if this library holds kernels of that level */
+HERD_API int herd_isa_supported(int isa); /* 1 if it holds them and this processor runs them */
+HERD_API int herd_isa(void);              /* the level in use */
+HERD_API int herd_set_isa(int isa);       /* HERD_UNSUPPORTED if it cannot be */
+HERD_API int herd_num_threads(void);
+HERD_API void herd_set_num_threads(int count); /* at least 1; the calling thread is one of them */
+HERD_API void herd_set_spin(int64_t nanoseconds); /* how long an idle worker spins before it sleeps */
+HERD_API int herd_pool_stress(int64_t jobs, int64_t tasks); /* for tests: many short jobs; the number of tasks that did not run once */
+
+/* Packed weights. Row r of the source goes to row (r0 + r) of the packed matrix, whose panel i lies at i*panel_step + panel_offset; the
+   destination starts zeroed. */
+HERD_API int herd_pack(const void *src, int64_t src_stride, int64_t rows, int64_t k, int dtype, void *dst, int64_t row0, int64_t panel_step,
+                       int64_t panel_offset);
+/* Rows `ids` of the packed matrix, as they were. */
+HERD_API int herd_unpack(const void *packed, int64_t k, int dtype, int64_t panel_step, int64_t panel_offset, const int64_t *ids,
+                         int64_t count, void *out, int64_t out_stride);
+
+/* out[m, n] = sum over k of x[m, k] * w[n, k], summed in float32 in ascending k, rounded to `dtype`. float32: chains of 256, added up;
+   bfloat16: one chain, the odd one of each pair first.
+   HERD_ADD: out = round(residual + round(sum)). HERD_SWIGLU: w holds gate and up in alternating panels, n outputs each;
+   out = round(round(silu(round(gate))) * round(up)). `out_dtype` is `dtype`, or float32 for a widened copy of the rounded value. */
+HERD_API int herd_linear(const void *x, int64_t x_stride, int64_t m, const void *w, int64_t n, int64_t k, int dtype, int epilogue,
+                         const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype);
+
+/* normed = round(round(x * rsqrt(mean(x^2) + eps)) * weight). With `delta`, first x = round(x + delta), in place. */
+HERD_API int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_stride, const void *weight, double eps, int64_t m,
+                           int64_t d, int dtype, void *out, int64_t out_stride);
+
+/* out = round(round(silu(gate)) * up). */
+HERD_API int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype, void *out,
+                         int64_t out_stride);
+
+/* Rotate q in place; rotate k and copy v into the caches at `slots`. A slot is block * block_size + offset, and lies at slot * K * H.
+   cos and sin are [positions, H/2]. Slots are distinct. */
+HERD_API int herd_rope_write(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype,
+                             int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim, const float *cos, const float *sin,
+                             const int64_t *positions, const int64_t *slots, void *key_cache, void *value_cache, int cache_dtype);
+
+/* Attention of a ragged batch over paged caches [blocks, block_size, K, H]. Sequence s owns tokens starts[s] .. starts[s+1], at positions
+   first[s], first[s]+1, ...; each sees keys 0 to its own position. Row s of `block_table` (stride table_stride) lists its blocks. */
+HERD_API int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
+                            const void *key_cache, const void *value_cache, int cache_dtype, int64_t block_size, const int32_t *block_table,
+                            int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out,
+                            int64_t out_stride);
+
+#endif

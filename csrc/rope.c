@@ -1,0 +1,82 @@
+/* rope_write: rotate q in place, rotate k into the key cache, copy v into the value cache; one task is some tokens.
+   out[i] = x[i] cos[i] - x[i + H/2] sin[i]; out[i + H/2] = x[i + H/2] cos[i] + x[i] sin[i]; products and sum rounded one by one, as torch
+   does it, so that the result is the model's bit for bit. */
+#include "simd.h"
+
+#define MIN_ELEMENTS 16384
+
+typedef struct {
+    char *q;
+    const char *k, *v;
+    int64_t q_stride, k_stride, v_stride, tokens, heads, kv_heads, head_dim, tokens_per_task;
+    const float *cos, *sin;
+    const int64_t *positions, *slots;
+    char *keys, *values;
+    int dtype, cache_dtype;
+} job;
+
+/* Rotated x to `out`: rounded to `dtype` first, since that is what the model's k is, then stored as `to`. */
+INLINE void rotate(const char *x, char *out, const float *cos, const float *sin, int64_t half, const int dtype, const int to) {
+    int64_t i = 0;
+    for (; i + W <= half; i += W) {
+        vf a = vf_load_as(x, i, dtype), b = vf_load_as(x, i + half, dtype), c = vf_load(cos + i), s = vf_load(sin + i);
+        vf_store_as(out, i, to, vf_round_as(vf_sub(vf_mul(a, c), vf_mul(b, s)), dtype));
+        vf_store_as(out, i + half, to, vf_round_as(vf_add(vf_mul(b, c), vf_mul(a, s)), dtype));
+    }
+    for (; i < half; i++) {
+        float a = load_as(x, i, dtype), b = load_as(x, i + half, dtype);
+        float first = a * cos[i] - b * sin[i], second = b * cos[i] + a * sin[i];
+        store_as(out, i, to, round_as(first, dtype));
+        store_as(out, i + half, to, round_as(second, dtype));
+    }
+}
+
+INLINE void copy(const char *x, char *out, int64_t count, const int dtype, const int to) {
+    if (dtype == to) {
+        memcpy(out, x, (size_t)count * herd_size(dtype));
+        return;
+    }
+    int64_t i = 0;
+    for (; i + W <= count; i += W) vf_store_as(out, i, to, vf_load_as(x, i, dtype));
+    for (; i < count; i++) store_as(out, i, to, load_as(x, i, dtype));
+}
+
+INLINE void write_token(const job *j, int64_t token, const int dtype, const int to) {
+    int64_t size = (int64_t)herd_size(dtype), cache_size = (int64_t)herd_size(to), half = j->head_dim / 2;
+    const float *cos = j->cos + j->positions[token] * half, *sin = j->sin + j->positions[token] * half;
+    int64_t at = j->slots[token] * j->kv_heads * j->head_dim * cache_size;
+    for (int64_t head = 0; head < j->heads; head++) {
+        char *q = j->q + (token * j->q_stride + head * j->head_dim) * size;
+        rotate(q, q, cos, sin, half, dtype, dtype);
+    }
+    for (int64_t head = 0; head < j->kv_heads; head++)
+        rotate(j->k + (token * j->k_stride + head * j->head_dim) * size, j->keys + at + head * j->head_dim * cache_size, cos, sin, half,
+               dtype, to);
+    copy(j->v + token * j->v_stride * size, j->values + at, j->kv_heads * j->head_dim, dtype, to);
+}
+
+static void write_task(void *job_pointer, uint32_t index) {
+    const job *j = job_pointer;
+    int64_t end = herd_min(j->tokens, (index + 1) * j->tokens_per_task);
+    for (int64_t token = index * j->tokens_per_task; token < end; token++) {
+        switch (j->dtype * 3 + j->cache_dtype) {
+        case HERD_F32 * 3 + HERD_F32: write_token(j, token, HERD_F32, HERD_F32); break;
+        case HERD_F32 * 3 + HERD_BF16: write_token(j, token, HERD_F32, HERD_BF16); break;
+        case HERD_F32 * 3 + HERD_F16: write_token(j, token, HERD_F32, HERD_F16); break;
+        case HERD_BF16 * 3 + HERD_F32: write_token(j, token, HERD_BF16, HERD_F32); break;
+        case HERD_BF16 * 3 + HERD_BF16: write_token(j, token, HERD_BF16, HERD_BF16); break;
+        default: write_token(j, token, HERD_BF16, HERD_F16); break;
+        }
+    }
+}
+
+int ISA(herd_rope_write)(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype,
+                         int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim, const float *cos, const float *sin,
+                         const int64_t *positions, const int64_t *slots, void *key_cache, void *value_cache, int cache_dtype) {
+    job j = {.q = q, .k = k, .v = v, .q_stride = q_stride, .k_stride = k_stride, .v_stride = v_stride, .tokens = tokens, .heads = heads,
+             .kv_heads = kv_heads, .head_dim = head_dim, .cos = cos, .sin = sin, .positions = positions, .slots = slots,
+             .keys = key_cache, .values = value_cache, .dtype = dtype, .cache_dtype = cache_dtype};
+    j.tokens_per_task = herd_max(1, MIN_ELEMENTS / ((heads + 2 * kv_heads) * head_dim));
+    herd_pool_run(write_task, &j, (uint32_t)herd_ceil(tokens, j.tokens_per_task));
+    return HERD_OK;
+}

@@ -1,0 +1,52 @@
+"""What one step asks of a runner: tokens of many sequences behind one another, where their keys lie, and which rows want scores. No torch.
+
+Ragged: sequence s has the tokens starts[s]..starts[s+1]-1, from position first[s] on; its keys and values lie in the blocks of row s of the
+table, whose i-th block holds positions i*block_size and after.
+Shapes: T tokens, S sequences, R rows, W blocks of the longest sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RaggedBatch:
+    """`rows` are places among the T tokens, ascending. `copies` are (from, to) blocks, to be copied before anything is written."""
+
+    tokens_T: NDArray[np.int32]
+    first_S: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    block_table_SW: NDArray[np.int32]
+    rows_R: NDArray[np.int64]
+    copies: tuple[tuple[int, int], ...] = ()
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A model over its own paged cache."""
+
+    block_size: int
+    num_blocks: int
+    vocab_size: int
+
+    def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Compute the batch, before this returns; then give (first row, float32 scores [r, V]) until all R rows were given.
+
+        The scores lie in the runner's arena: they are overwritten by what comes next.
+        """
+        ...
+
+
+def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    """Block lists of unequal length as one array; what is missing is block 0, which no one reads."""
+    width = max(map(len, tables), default=0)
+    table = np.zeros((len(tables), max(1, width)), dtype=np.int32)
+    for row, blocks in enumerate(tables):
+        table[row, : len(blocks)] = blocks
+    return table

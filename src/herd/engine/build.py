@@ -1,0 +1,91 @@
+"""An engine from a model: sizes planned, memory allocated, scheduler and runner put together."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from herd.base.log import get_logger
+from herd.base.memory import available_memory, gib
+from herd.engine.batch import Runner
+from herd.engine.blocks import BlockPool
+from herd.engine.engine import Engine
+from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
+from herd.engine.runner import CpuRunner
+from herd.engine.scheduler import Scheduler
+from herd.engine.torch_runner import TorchRunner
+from herd.model.transformer import Transformer
+
+log = get_logger(__name__)
+
+_DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
+
+
+def plan_for(model: Transformer, config: EngineConfig) -> MemoryPlan:
+    """What serving a loaded model takes. Raises as `plan_memory`."""
+    return plan_memory(model.config, config, dtype=_DTYPES[str(model.dtype)])
+
+
+def build_engine(
+    model: Transformer,
+    config: EngineConfig | None = None,
+    *,
+    vocab_size: int | None = None,
+    threaded: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
+    """Allocate everything and return an engine that is ready.
+
+    Args:
+        model: the weights; they are packed for the runner, so the model itself may be let go of.
+        config: the sizes.
+        vocab_size: ids that the tokenizer has, where the model has rows to spare: those are never drawn.
+        threaded: give the engine a thread of its own.
+        clock: seconds, for the scheduler's metrics.
+
+    Raises:
+        DoesNotFitError: the memory limit leaves no room for one sequence of the context.
+        ConfigError: sizes that contradict each other.
+    """
+    config = _with_context(model, config or EngineConfig())
+    plan = plan_for(model, config)
+    runner = _runner(model, config, plan, vocab_size)
+    scheduler = Scheduler(
+        BlockPool(plan.num_blocks, config.block_size, key=secrets.token_bytes(32)),
+        token_budget=config.token_budget,
+        max_sequences=config.max_sequences,
+        max_context=plan.context,
+        clock=clock,
+    )
+    return Engine(runner, scheduler, context=plan.context, threaded=threaded, num_draft=config.num_draft, clock=clock)
+
+
+def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
+    """The config, its context set to what is affordable where no size was asked for."""
+    if config.context is not None or config.memory_bytes is not None or config.num_blocks is not None:
+        return config
+    budget = max(DEFAULT_CACHE_BYTES, (available_memory() or 0) // 2)
+    context = affordable_context(model.config, config, dtype=_DTYPES[str(model.dtype)], cache_bytes=budget)
+    if context < model.config.max_position_embeddings:
+        log.info(
+            "the context is %s of the model's %s tokens, what %s of cache hold; ask for more with EngineConfig(context=...)",
+            f"{context:,}", f"{model.config.max_position_embeddings:,}", gib(budget),
+        )  # fmt: skip
+    return replace(config, context=context)
+
+
+def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None) -> Runner:
+    common: dict[str, Any] = {
+        "num_blocks": plan.num_blocks,
+        "block_size": config.block_size,
+        "score_rows": config.score_rows,
+        "cache_dtype": config.cache_dtype,
+        "vocab_size": vocab_size,
+    }
+    # A subclass may compute otherwise than its parameters say, so it is run itself.
+    if model.device.type != "cpu" or type(model) is not Transformer:
+        return TorchRunner(model, **common)
+    return CpuRunner(model, max_tokens=config.token_budget, **common)

@@ -1,0 +1,148 @@
+"""What the engine allocates at start, computed from the config: weights, cache blocks, activations, scores. Nothing is profiled. No torch.
+
+`plan_memory` fills what is left of a limit with blocks, or refuses with the numbers; the engine allocates exactly that and nothing that
+grows with load afterwards. Bytes are exact for what herd allocates; torch and the interpreter themselves come on top (`overhead_bytes`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from herd.base.errors import ConfigError, DoesNotFitError
+from herd.base.memory import gib
+from herd.model.config import ModelConfig
+
+OVERHEAD_BYTES = 400 * 2**20
+"""Interpreter, torch and its libraries, measured as resident memory of a process that has loaded a model of a few MB; rounded up."""
+_CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """The engine's sizes.
+
+    Attributes:
+        context: tokens that a prompt and its answer may have together; None takes the model's. Where nothing else limits memory either,
+            `build_engine` takes what half of the free memory holds, if that is less.
+        block_size: tokens of a cache block.
+        token_budget: tokens of a step at most: the chunk of a prefill, and the width of the activation arena.
+        max_sequences: sequences of a step at most.
+        score_rows: rows of scores that exist at once.
+        num_blocks: cache blocks; None fills `memory_bytes`, or takes what `max_sequences` contexts need, up to `DEFAULT_CACHE_BYTES`.
+        memory_bytes: what everything together may take.
+        cache_dtype: of keys and values; None takes the weights'.
+        num_draft: tokens guessed at once by prompt lookup; 0 guesses none.
+    """
+
+    context: int | None = None
+    block_size: int = 16
+    token_budget: int = 512
+    max_sequences: int = 64
+    score_rows: int = 64
+    num_blocks: int | None = None
+    memory_bytes: int | None = None
+    cache_dtype: str | None = None
+    num_draft: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "token_budget", "max_sequences", "score_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 1", hint=f"leave {name} at its default")
+        if self.max_sequences > self.token_budget:
+            raise ConfigError(
+                f"max_sequences {self.max_sequences} is over token_budget {self.token_budget}", hint="a step has a token for each sequence"
+            )
+        if self.cache_dtype is not None and self.cache_dtype not in _CACHE_BYTES:
+            raise ConfigError(f"cache_dtype is {self.cache_dtype!r}", hint="choose " + ", ".join(_CACHE_BYTES))
+
+
+DEFAULT_CACHE_BYTES = 2 * 2**30
+"""The most that the cache takes when no limit was given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """Bytes by item, and what they buy: `num_blocks` cache blocks, or `cache_tokens` tokens of cached context over all sequences."""
+
+    weights_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+    score_bytes: int
+    overhead_bytes: int
+    num_blocks: int
+    cache_tokens: int
+    context: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything."""
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.score_bytes + self.overhead_bytes
+
+
+def activation_bytes(config: ModelConfig, num_tokens: int, dtype_bytes: int) -> int:
+    """The arena of a step: residual, normed, q and the attention's output, k and v, gate and up, their product, angles in float32."""
+    query, keyvalue = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    width = 3 * config.hidden_size + 2 * query + 2 * keyvalue + 3 * config.intermediate_size
+    return num_tokens * (width * dtype_bytes + 2 * 4 * config.head_dim)
+
+
+def plan_memory(config: ModelConfig, engine: EngineConfig, *, dtype: str, weights_bytes: int | None = None) -> MemoryPlan:
+    """What serving `config` takes.
+
+    Args:
+        config: the model.
+        engine: the sizes.
+        dtype: of weights and activations.
+        weights_bytes: what the weights take, where that is not their count times their width.
+
+    Raises:
+        ConfigError: a context over the model's.
+        DoesNotFitError: the limit leaves no room for one sequence of the context; the message has the figures.
+    """
+    wide = _CACHE_BYTES[dtype]
+    context = engine.context or config.max_position_embeddings
+    if context > config.max_position_embeddings:
+        raise ConfigError(
+            f"the context of {context:,} tokens is over the model's {config.max_position_embeddings:,}",
+            hint=f"set a context of {config.max_position_embeddings} or less",
+        )
+    fixed = {
+        "weights_bytes": config.num_parameters * wide if weights_bytes is None else weights_bytes,
+        "activation_bytes": activation_bytes(config, engine.token_budget, wide),
+        "score_bytes": engine.score_rows * config.vocab_size * 4,
+        "overhead_bytes": OVERHEAD_BYTES,
+    }
+    block_bytes = config.kv_bytes_per_token(_CACHE_BYTES[engine.cache_dtype or dtype]) * engine.block_size
+    for_one = 1 + -(-context // engine.block_size)
+    num_blocks = engine.num_blocks or _blocks(engine, sum(fixed.values()), block_bytes, for_one)
+    total = sum(fixed.values()) + num_blocks * block_bytes
+    if num_blocks < for_one or (engine.memory_bytes is not None and total > engine.memory_bytes):
+        needed = sum(fixed.values()) + for_one * block_bytes
+        limit = engine.memory_bytes if engine.memory_bytes is not None else total
+        raise DoesNotFitError(
+            f"one sequence of {context:,} tokens needs {gib(needed)} ({gib(fixed['weights_bytes'])} of weights, "
+            f"{gib(for_one * block_bytes)} of cache), the limit is {gib(limit)}",
+            hint=f"raise the limit, or set a context below {context:,}",
+        )
+    return MemoryPlan(
+        **fixed,
+        cache_bytes=num_blocks * block_bytes,
+        num_blocks=num_blocks,
+        cache_tokens=(num_blocks - 1) * engine.block_size,
+        context=context,
+    )
+
+
+def _blocks(engine: EngineConfig, fixed_bytes: int, block_bytes: int, for_one: int) -> int:
+    """Blocks that fit the limit; without one, what all sequences can use, within the default, and at least one context's."""
+    if engine.memory_bytes is not None:
+        return max(0, engine.memory_bytes - fixed_bytes) // block_bytes
+    wanted = 1 + engine.max_sequences * (for_one - 1)
+    return max(for_one, min(wanted, DEFAULT_CACHE_BYTES // block_bytes))
+
+
+def affordable_context(config: ModelConfig, engine: EngineConfig, *, dtype: str, cache_bytes: int) -> int:
+    """The model's context, or as much of it as so many bytes of cache hold for one sequence; at least one block."""
+    per_token = config.kv_bytes_per_token(_CACHE_BYTES[engine.cache_dtype or dtype])
+    blocks = max(1, cache_bytes // (per_token * engine.block_size) - 1)
+    return min(config.max_position_embeddings, blocks * engine.block_size)

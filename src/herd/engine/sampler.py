@@ -1,0 +1,186 @@
+"""From scores to a token: penalties, bans, temperature, top-k, top-p, min-p, typical, and one uniform number by inverse distribution.
+
+A draw depends on the row of scores, the sequence's own tokens and (seed, position): never on what else is in the batch, so a seed replays
+under any batching, and a drafted token is verified by drawing at its position and comparing. Rows are worked on one by one in float64.
+Greedy takes the lowest id among equals, and so do top-k and top-p at their limits. Shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.base.errors import CheckpointError
+from herd.engine.params import TokenParams
+
+Scores = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Seen:
+    """The tokens of a sequence that penalties look at: which stand in the prompt, and how often each was written."""
+
+    prompt: frozenset[int]
+    output: Counter[int] = field(default_factory=Counter[int])
+
+    def add(self, token_id: int) -> None:
+        """Count a token that was written."""
+        self.output[token_id] += 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one position, of the model's own distribution: before penalties, bans and temperature.
+
+    `top` are the likeliest ids with theirs, the likeliest first, the lowest id among equals.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that is a pure function of seed and position."""
+    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53
+
+
+def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, position: int) -> int:
+    """The id of the next token, which will stand at `position` of its sequence.
+
+    Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
+    """
+    best = float(scores_V.max())
+    if not math.isfinite(best):
+        raise CheckpointError(
+            f"the model's scores for token {position} are not finite numbers",
+            hint="its weights are damaged (herd verify MODEL), or its dtype is too narrow for them: try --dtype float32",
+        )
+    if params.bends_scores:
+        scores_V = bent(scores_V, params, seen)
+    if params.temperature == 0.0:
+        return int(scores_V.argmax())
+    ids, probs = distribution(scores_V, params)
+    cumulative = np.cumsum(probs)
+    place = int(np.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], side="right"))
+    last = int(np.flatnonzero(probs)[-1])
+    return int(ids[min(place, last)])
+
+
+def bent(scores_V: Scores, params: TokenParams, seen: Seen | None) -> Scores:
+    """The scores after penalties, bias and bans; a copy. A banned token has minus infinity."""
+    scores = scores_V.copy()
+    if seen is not None:
+        _penalise(scores, params, seen)
+    for token_id, bias in params.logit_bias:
+        scores[token_id] += bias
+    if params.allowed_ids is not None:
+        allowed = np.full_like(scores, -np.inf)
+        allowed[list(params.allowed_ids)] = scores[list(params.allowed_ids)]
+        scores = allowed
+    banned = [*params.banned_ids]
+    if seen is not None and sum(seen.output.values()) < params.min_tokens:
+        banned += sorted(params.stop_ids)
+    kept = scores[banned].copy()
+    scores[banned] = -np.inf
+    if banned and not np.isfinite(scores.max()):
+        scores[banned] = kept  # min_tokens would leave nothing: an end is better than noise
+    return scores
+
+
+def _penalise(scores: Scores, params: TokenParams, seen: Seen) -> None:
+    if params.repetition_penalty != 1.0:
+        known = np.fromiter(seen.prompt | seen.output.keys(), dtype=np.int64)
+        values = scores[known]
+        scores[known] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if (params.presence_penalty or params.frequency_penalty) and seen.output:
+        written = np.fromiter(seen.output, dtype=np.int64)
+        counts = np.fromiter(seen.output.values(), dtype=np.float32)
+        scores[written] -= params.presence_penalty + params.frequency_penalty * counts
+
+
+def distribution(scores_V: Scores, params: TokenParams) -> tuple[Ids, Floats]:
+    """The tokens that can come, in the order of their ids, and their probabilities, which add up to 1."""
+    scores = scores_V.astype(np.float64)
+    # The largest score becomes 0 before the division, so that no temperature overflows.
+    scores = (scores - scores.max()) / params.temperature
+    ids = _top_k(scores, params.top_k)
+    probs = _normal(np.exp(scores[ids]))
+    if params.typical_p < 1.0:
+        ids, probs = _kept(ids, probs, _typical(probs, params.typical_p))
+    if params.top_p < 1.0:
+        ids, probs = _kept(ids, probs, _top_p(probs, params.top_p))
+    if params.min_p > 0.0:
+        ids, probs = _kept(ids, probs, np.flatnonzero(probs >= params.min_p * probs.max()))
+    return ids, probs
+
+
+def _normal(weights: Floats) -> Floats:
+    return weights / weights.sum()
+
+
+def _kept(ids: Ids, probs: Floats, places: Ids) -> tuple[Ids, Floats]:
+    return ids[places], _normal(probs[places])
+
+
+def _top_k(scores: Floats, k: int) -> Ids:
+    """Ids of the k highest scores, ascending; of equals at the limit the lowest ids. Banned tokens never count."""
+    if not 0 < k < scores.size:
+        return np.flatnonzero(scores > -np.inf)
+    limit = np.partition(scores, scores.size - k)[scores.size - k]
+    above, equal = np.flatnonzero(scores > limit), np.flatnonzero(scores == limit)
+    chosen = np.concatenate((above, equal[: k - above.size]))
+    return np.sort(chosen[scores[chosen] > -np.inf])
+
+
+def _top_p(probs: Floats, p: float) -> Ids:
+    """Places, ascending, of the tokens before which lies a mass of at most p. Only tokens that can be among them are sorted."""
+    # All tokens below (1 - p) / V together weigh less than 1 - p, so a mass over p lies before each of them.
+    candidates = np.flatnonzero(probs >= (1.0 - p) / probs.size)
+    order = candidates[np.argsort(-probs[candidates], kind="stable")]
+    before = np.cumsum(probs[order]) - probs[order]
+    return np.sort(order[before <= p])
+
+
+def _typical(probs: Floats, p: float) -> Ids:
+    """Places, ascending, of the tokens whose surprise is nearest to the entropy, while the mass before them is below p; at least one."""
+    surprise = -np.log(np.maximum(probs, 1e-300))
+    order = np.argsort(np.abs(surprise - float((probs * surprise).sum())), kind="stable")
+    before = np.cumsum(probs[order]) - probs[order]
+    return np.sort(order[before < p])
+
+
+def logprobs(scores_V: Scores, token_id: int, num_top: int) -> TokenLogprobs:
+    """The log-probability of a token and of the likeliest ones, float64 from the raw scores."""
+    scores = scores_V.astype(np.float64)
+    best = scores.max()
+    log_z = best + math.log(float(np.exp(scores - best).sum()))
+    ids = _top_k(scores, num_top) if num_top else np.empty(0, dtype=np.int64)
+    likeliest = ids[np.argsort(-scores[ids], kind="stable")]
+    top = tuple((int(number), float(scores[number] - log_z)) for number in likeliest[:num_top])
+    return TokenLogprobs(token_id=token_id, logprob=float(scores[token_id] - log_z), top=top)
+
+
+def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The ids that the model has no row for."""
+    return [token_id for token_id in ids if not 0 <= token_id < vocab_size]
+
+
+def named_ids(params: TokenParams) -> dict[str, Iterable[int]]:
+    """Every id that parameters name, by the parameter: for the check at admission."""
+    bias: Mapping[int, float] = dict(params.logit_bias)
+    return {
+        "logit_bias": bias,
+        "allowed_ids": params.allowed_ids or (),
+        "banned_ids": params.banned_ids,
+        "stop_ids": params.stop_ids,
+    }

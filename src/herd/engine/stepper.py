@@ -1,0 +1,273 @@
+"""One step of the engine after another: scheduler, runner and sampler meet here and nowhere else.
+
+The scheduler says which tokens to compute, the runner gives their scores, the sampler the next ids, and the scheduler is told what came of
+it. Knows token ids and who is to be told; nothing of threads, which are `engine`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.base.errors import HerdError
+from herd.engine.batch import RaggedBatch, Runner, block_table
+from herd.engine.params import TokenParams
+from herd.engine.request import Sequence
+from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
+from herd.engine.scheduler import Scheduler
+from herd.engine.speculation import NgramDrafter
+from herd.engine.step import Step, StepItem, StepResult
+from herd.engine.stream import Admitted, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+
+
+@dataclass(slots=True)
+class _Live:
+    """What is kept of a sequence beside the scheduler's record."""
+
+    sequence: Sequence
+    request: int
+    index: int
+    params: TokenParams
+    seen: Seen | None
+    emit: Emit
+    drafter: NgramDrafter | None = None
+    admitted: bool = False
+
+
+class Stepper:
+    """Requests over one runner. Calls come from one thread at a time. `num_draft` tokens are guessed at once, 0 for none."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, *, num_draft: int, clock: Callable[[], float]) -> None:
+        self.runner, self.scheduler, self.num_draft = runner, scheduler, num_draft
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._live: dict[int, _Live] = {}
+        self._members: dict[int, list[int]] = {}
+        self._unsound: list[int] = []
+        self._outbox: list[tuple[Emit, TokenEvent]] = []
+        self.num_steps = self.num_guessed = self.num_guesses_accepted = 0
+
+    def add(self, number: int, request: TokenRequest, emit: Emit) -> None:
+        """Queue a request under the caller's number for it. What the scheduler refuses is told as `Failed`."""
+        now = self._clock()
+        members = []
+        seen = frozenset(request.prompt) if request.params.bends_scores else None
+        for index in range(request.n):
+            sequence = Sequence(
+                id=next(self._ids),
+                prompt=request.prompt,
+                max_new_tokens=request.params.max_tokens,
+                priority=request.priority,
+                tenant=request.tenant,
+                salt=request.salt,
+                arrival=now,
+                reuse_prefix=request.reuse_prefix and request.params.prompt_logprobs is None,
+            )
+            params = replace(request.params, seed=_seed_of(request.params.seed, index))
+            live = _Live(sequence, number, index, params, None if seen is None else Seen(seen), emit, self._drafter(request))
+            self._live[sequence.id] = live
+            members.append(sequence)
+        self._members[number] = [sequence.id for sequence in members]
+        try:
+            self.scheduler.add_group(members)
+        except HerdError as error:
+            self._drop(number)
+            emit(Failed(error=error))
+
+    def _drafter(self, request: TokenRequest) -> NgramDrafter | None:
+        if not self.num_draft:
+            return None
+        drafter = NgramDrafter(self.num_draft)
+        drafter.extend(request.prompt)
+        return drafter
+
+    def cancel(self, number: int) -> None:
+        """End a request; its blocks are free on return. One that has ended already is left alone."""
+        for sequence_id in self._members.get(number, ()):
+            if sequence_id in self._live:
+                live = self._live.pop(sequence_id)
+                self.scheduler.cancel(sequence_id)
+                live.emit(Tokens(index=live.index, ids=(), finish="cancelled"))
+        self._members.pop(number, None)
+
+    def _drop(self, number: int) -> None:
+        for sequence_id in self._members.pop(number, ()):
+            self._live.pop(sequence_id, None)
+
+    def fail_all(self, error: HerdError) -> None:
+        """Tell every request in flight that it failed, and forget them. Safe in the middle of a step that was broken off."""
+        self.scheduler.abandon()
+        self._outbox.clear()
+        for number, ids in list(self._members.items()):
+            members = [self._live[sequence_id] for sequence_id in ids if sequence_id in self._live]
+            for live in members:
+                self.scheduler.cancel(live.sequence.id)
+            self._drop(number)
+            if members:
+                members[0].emit(Failed(error=error))
+
+    def step(self) -> bool:
+        """Run one step; says whether there was anything to run."""
+        self._guess()
+        step = self.scheduler.schedule()
+        if not step.items:
+            return False
+        self._tell_admitted(step)
+        results: dict[int, StepResult] = {}
+        for item, rows in self._scores(step):
+            results[item.sequence.id] = self._outcome(item, rows)
+        self.scheduler.update(results)
+        self._forget_finished(results)
+        self._send()
+        self.num_steps += 1
+        return True
+
+    def _send(self) -> None:
+        """Events go out when the step is booked: who is told that a request ended finds its blocks free."""
+        sent, self._outbox = self._outbox, []
+        for emit, event in sent:
+            emit(event)
+
+    def _guess(self) -> None:
+        for live in self._live.values():
+            sequence = live.sequence
+            if live.drafter is not None and sequence.num_computed == sequence.num_tokens - 1:
+                sequence.draft = live.drafter.propose(live.params.max_tokens - len(sequence.output) - 1)
+
+    def _tell_admitted(self, step: Step) -> None:
+        for item in step.items:
+            live = self._live[item.sequence.id]
+            if not live.admitted:
+                live.admitted = True
+                if live.index == 0:
+                    live.emit(Admitted(num_cached=item.sequence.num_cached or 0))
+
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32]]]:
+        """Run the step; for each item the scores of the rows it needs, none where its end was not reached."""
+        batch, wanted = self._batch(step)
+        rows = _RowReader(self.runner.run(batch), self.runner.vocab_size)
+        for item, count in wanted:
+            yield item, rows.take(count)
+
+    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int]]]:
+        tokens: list[int] = []
+        starts, rows = [0], list[int]()
+        wanted: list[tuple[StepItem, int]] = []
+        for item in step.items:
+            first, end = item.first_position, item.first_position + item.num_tokens
+            tokens += item.sequence.tokens(first, end)
+            chosen = self._rows(item)
+            rows += [starts[-1] + place - first for place in chosen]
+            wanted.append((item, len(chosen)))
+            starts.append(starts[-1] + item.num_tokens)
+        batch = RaggedBatch(
+            tokens_T=np.asarray(tokens, dtype=np.int32),
+            first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
+            starts=np.asarray(starts, dtype=np.int32),
+            block_table_SW=block_table([item.sequence.blocks for item in step.items]),
+            rows_R=np.asarray(rows, dtype=np.int64),
+            copies=tuple(step.copies),
+        )
+        return batch, wanted
+
+    def _rows(self, item: StepItem) -> range:
+        """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""
+        sequence = item.sequence
+        end = item.first_position + item.num_tokens
+        if self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt):
+            return range(item.first_position, end)
+        return range(end - item.num_sampled, end)
+
+    def _outcome(self, item: StepItem, rows: NDArray[np.float32]) -> StepResult:
+        """Sample after the last known token, and after each draft that was drawn too; report what came."""
+        sequence, live = item.sequence, self._live[item.sequence.id]
+        known = sequence.num_tokens
+        end = item.first_position + item.num_tokens
+        first_row = end - len(rows)
+        try:
+            if live.params.prompt_logprobs is not None and first_row < len(sequence.prompt):
+                self._report_prompt(live, rows, first_row)
+            if not item.num_sampled:
+                return StepResult(accepted=[], finish=None)
+            return self._draw(live, rows[known - 1 - first_row :], known)
+        except HerdError as error:
+            self._outbox.append((live.emit, Failed(error=error)))
+            self._unsound.append(live.request)
+            return StepResult(accepted=[], finish="failed")
+
+    def _draw(self, live: _Live, rows: NDArray[np.float32], known: int) -> StepResult:
+        sequence, params = live.sequence, live.params
+        accepted: list[int] = []
+        reported: list[TokenLogprobs] = []
+        finish: Finish | None = None
+        for number, row in enumerate(rows):
+            token_id = sample(row, params, live.seen, position=known + number)
+            accepted.append(token_id)
+            if live.seen is not None:
+                live.seen.add(token_id)
+            if params.logprobs is not None:
+                reported.append(logprobs(row, token_id, params.logprobs))
+            if token_id in params.stop_ids:
+                finish = "stop"
+            elif len(sequence.output) + len(accepted) >= params.max_tokens:
+                finish = "length"
+            if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
+                break
+        if live.drafter is not None:
+            self.num_guessed += len(rows) - 1
+            self.num_guesses_accepted += len(accepted) - 1
+            live.drafter.observe(len(rows) - 1, len(accepted) - 1)
+            live.drafter.extend(accepted)
+        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
+        return StepResult(accepted=accepted, finish=finish)
+
+    def _report_prompt(self, live: _Live, rows: NDArray[np.float32], first_row: int) -> None:
+        """The rows score the tokens after them; of n continuations only the first reports."""
+        num_top = live.params.prompt_logprobs
+        if live.index or num_top is None:
+            return
+        prompt = live.sequence.prompt
+        last = min(first_row + len(rows), len(prompt) - 1)
+        found = tuple(logprobs(rows[place - first_row], prompt[place + 1], num_top) for place in range(first_row, last))
+        if found:
+            self._outbox.append((live.emit, PromptLogprobs(first=first_row + 1, logprobs=found)))
+
+    def _forget_finished(self, results: dict[int, StepResult]) -> None:
+        for sequence_id, result in results.items():
+            if result.finish is None:
+                continue
+            live = self._live.pop(sequence_id, None)
+            if live is not None and not any(member in self._live for member in self._members.get(live.request, ())):
+                self._members.pop(live.request, None)
+        while self._unsound:
+            self.cancel(self._unsound.pop())
+
+
+class _RowReader:
+    """Rows taken one after another from chunks that are overwritten by the next."""
+
+    def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:
+        self._chunks = chunks
+        self._left = np.empty((0, width), dtype=np.float32)
+
+    def take(self, count: int) -> NDArray[np.float32]:
+        """The next `count` rows; a view where one chunk holds them all."""
+        parts: list[NDArray[np.float32]] = []
+        while count > len(self._left):
+            parts.append(self._left.copy())
+            count -= len(self._left)
+            self._left = next(self._chunks)[1]
+        taken, self._left = self._left[:count], self._left[count:]
+        return np.concatenate([*parts, taken]) if any(len(part) for part in parts) else taken
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """The seed of the index-th continuation; the first keeps the request's own."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1

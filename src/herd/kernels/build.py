@@ -1,0 +1,201 @@
+"""Compile the C kernels with the system's C compiler, once: `HERD_HOME/kernels/<digest>.so`.
+
+The digest covers sources, flags, machine and the compiler's version, so a library is never stale. Each instruction set is its own set of
+objects with its own `-m` flags; a level that the compiler does not know is left out. Processes that build at once wait for the first one.
+A wheel may carry a library built beforehand (`hatch_build.py`): it is looked for by the digest of sources and flags alone.
+No torch here: the wheel's build hook imports this file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd.base.atomic import atomic_file
+from herd.base.errors import HerdError
+from herd.base.log import get_logger
+from herd.base.paths import home
+
+_LOG = get_logger(__name__)
+_HERE = Path(__file__).resolve().parent
+_KEEP = 8
+_TIMEOUT_S = 900
+
+BASE_FLAGS = (
+    "-std=c11",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-pthread",
+)
+LINK_FLAGS = ("-shared", "-pthread", "-lm")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+LEVELS: dict[str, tuple[str, ...]] = {
+    "scalar": (),
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512bf16": (*_AVX512, "-mavx512bf16"),
+}
+LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c")
+COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiler:
+    """A C compiler: the command that runs it, and what it says it is."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+def source_folder() -> Path:
+    """The C sources: `herd/kernels/csrc` in a wheel, `csrc` at the top of a checkout. Raises HerdError where they are missing."""
+    for folder in (_HERE / "csrc", _HERE.parents[2] / "csrc"):
+        if (folder / "herd.h").is_file():
+            return folder
+    raise HerdError("the C sources of the kernels are missing from this installation", hint="reinstall llama-herd")
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: `HERD_KERNELS_CACHE`, or below herd's home."""
+    return Path(os.environ.get("HERD_KERNELS_CACHE") or home() / "kernels")
+
+
+def find_compiler() -> Compiler:
+    """The compiler that CC names, else cc, gcc or clang. Raises HerdError where none answers."""
+    named = os.environ.get("CC")
+    for command in [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]:
+        if command and shutil.which(command[0]):
+            try:
+                done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+            except (OSError, subprocess.SubprocessError):
+                continue
+            return Compiler(command=tuple(command), version=done.stdout.partition("\n")[0].strip())
+    looked = f"CC={named!r}" if named else "cc, gcc or clang"
+    raise HerdError(f"no C compiler works ({looked})", hint="install one (Debian: apt install gcc), or point CC at it")
+
+
+def machine_levels() -> dict[str, tuple[str, ...]]:
+    """The instruction sets that this kind of machine may have, with their flags."""
+    return LEVELS if platform.machine() in ("x86_64", "AMD64") else {"scalar": ()}
+
+
+def digest(folder: Path, compiler: Compiler | None) -> str:
+    """What names a library: sources, flags and machine, and the compiler unless it is None."""
+    parts = [platform.system(), platform.machine(), *BASE_FLAGS, *LINK_FLAGS]
+    parts += [f"{name}:{' '.join(flags)}" for name, flags in machine_levels().items()]
+    parts += [*compiler.command, compiler.version] if compiler else []
+    found = hashlib.sha256("\0".join(parts).encode())
+    for path in sorted(folder.glob("*.[ch]")):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:32]
+
+
+def shipped_library() -> Path | None:
+    """The library that came with the wheel, if it was built from the very sources that are here."""
+    path = _HERE / "lib" / f"{digest(source_folder(), None)}.so"
+    return path if path.is_file() else None
+
+
+def build() -> Path:
+    """The library for this machine, compiled if it is not in the cache. Raises HerdError with the compiler's words."""
+    folder, compiler = source_folder(), find_compiler()
+    target = cache_folder() / f"{digest(folder, compiler)}.so"
+    if target.is_file():
+        return target
+    with _lock(target.with_suffix(".lock")):
+        if not target.is_file():
+            _LOG.info("compiling the CPU kernels with %s, once: some seconds", compiler.version)
+            with atomic_file(target) as temporary:
+                compile_library(folder, compiler, temporary)
+            _forget_old(target)
+    return target
+
+
+@contextmanager
+def _lock(path: Path) -> Generator[None, None, None]:
+    """Hold a file lock; it goes with the process that holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise HerdError(
+            f"cannot write below {path.parent}: {error.strerror}", hint="set HERD_HOME to a folder that can be written"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _forget_old(target: Path) -> None:
+    """Keep the newest few libraries; earlier versions of the sources leave one each."""
+    found = sorted(target.parent.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found[_KEEP:]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def compile_library(folder: Path, compiler: Compiler, target: Path) -> list[str]:
+    """Compile every level and link them into `target`; the levels that are in it. Raises HerdError if even the plain one fails."""
+    with tempfile.TemporaryDirectory(prefix="herd-kernels-") as name:
+        objects = Path(name)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            made = {
+                level: [
+                    pool.submit(_compile, compiler, folder / source, objects / f"{source}.{level}.o", level) for source in LEVEL_SOURCES
+                ]
+                for level in machine_levels()
+            }
+            built = {level: [task.result() for task in tasks] for level, tasks in made.items()}
+        levels = [level for level, results in built.items() if not any(isinstance(result, HerdError) for result in results)]
+        for level in built:
+            if level not in levels:
+                failure = next(result for result in built[level] if isinstance(result, HerdError))
+                if level == "scalar":
+                    raise failure
+                _LOG.debug("without %s: %s", level, failure.message)
+        paths = [path for level in levels for path in built[level] if isinstance(path, Path)]
+        have = [f"-DHERD_HAVE_{level.upper()}" for level in levels]
+        for source in COMMON_SOURCES:
+            path = objects / f"{source}.o"
+            _run([*compiler.command, *BASE_FLAGS, *have, "-c", str(folder / source), "-o", str(path)])
+            paths.append(path)
+        _run([*compiler.command, *map(str, paths), "-o", str(target), *LINK_FLAGS])
+    return levels
+
+
+def _compile(compiler: Compiler, source: Path, target: Path, level: str) -> Path | HerdError:
+    flags = [*BASE_FLAGS, *LEVELS[level], f"-DHERD_LEVEL={list(LEVELS).index(level)}"]
+    try:
+        _run([*compiler.command, *flags, "-c", str(source), "-o", str(target)])
+    except HerdError as error:
+        return error
+    return target
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HerdError(f"{command[0]} did not run: {error}", hint="point CC at a C compiler that works") from error
+    if done.returncode:
+        words = "\n".join(done.stderr.strip().splitlines()[:12])
+        raise HerdError(f"{command[0]} failed with {done.returncode}: {words}", hint="point CC at a newer gcc or clang")

@@ -1,0 +1,109 @@
+"""The C library as Python sees it: prototypes of `csrc/herd.h`, dtypes as its codes, statuses as errors.
+
+Calls release the interpreter's lock. Nothing is checked here: the ops validate shapes, strides, dtypes and bounds before they call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+
+from herd.base.errors import DoesNotFitError
+from herd.kernels.build import LEVELS
+
+ABI = 1
+PANEL = 32
+SPLIT = 128
+MAX_HEAD_DIM = 128
+MAX_GROUP = 64
+STORE, ADD, SWIGLU = 0, 1, 2
+CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_NO_MEMORY = 1
+
+_POINTER_THEN_STRIDE = (c_void_p, c_int64)
+_PROTOTYPES: dict[str, tuple[type, ...]] = {
+    "herd_pack": (*_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int64),
+    "herd_unpack": (c_void_p, c_int64, c_int, c_int64, c_int64, c_void_p, c_int64, *_POINTER_THEN_STRIDE),
+    "herd_linear": (
+        *(*_POINTER_THEN_STRIDE, c_int64, c_void_p, c_int64, c_int64, c_int, c_int),
+        *(*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int),
+    ),
+    "herd_rms_norm": (*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_void_p, c_double, c_int64, c_int64, c_int, *_POINTER_THEN_STRIDE),
+    "herd_swiglu": (*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, *_POINTER_THEN_STRIDE),
+    "herd_rope_write": (
+        *(*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int, c_int64, c_int64, c_int64, c_int64),
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int),
+    ),
+    "herd_attention": (
+        *(*_POINTER_THEN_STRIDE, c_int, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int, c_int64),
+        *(*_POINTER_THEN_STRIDE, c_void_p, c_void_p, c_int64, *_POINTER_THEN_STRIDE),
+    ),
+    "herd_pool_stress": (c_int64, c_int64),
+    "herd_isa_built": (c_int,),
+    "herd_isa_supported": (c_int,),
+    "herd_set_isa": (c_int,),
+    "herd_isa": (),
+    "herd_num_threads": (),
+}
+
+
+class Library:
+    """A loaded library. Its functions are attributes; `level` is the instruction set in use. Raises OSError if it is not one of ours."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        loaded = ctypes.CDLL(str(path))
+        if not hasattr(loaded, "herd_abi") or loaded.herd_abi() != ABI:
+            raise OSError(f"{path} is not a kernel library of ABI {ABI}")
+        for name, types in _PROTOTYPES.items():
+            if not hasattr(loaded, name):
+                raise OSError(f"{path} lacks {name}")
+            getattr(loaded, name).argtypes = types
+        loaded.herd_set_num_threads.argtypes = (c_int,)
+        loaded.herd_set_num_threads.restype = None
+        loaded.herd_set_spin.argtypes = (c_int64,)
+        loaded.herd_set_spin.restype = None
+        self.pack = loaded.herd_pack
+        self.unpack = loaded.herd_unpack
+        self.linear = loaded.herd_linear
+        self.rms_norm = loaded.herd_rms_norm
+        self.swiglu = loaded.herd_swiglu
+        self.rope_write = loaded.herd_rope_write
+        self.attention = loaded.herd_attention
+        self.pool_stress = loaded.herd_pool_stress
+        self.set_spin = loaded.herd_set_spin
+        self._loaded = loaded
+
+    @property
+    def levels(self) -> list[str]:
+        """The instruction sets that the library holds and this processor runs, the plainest first."""
+        return [name for index, name in enumerate(LEVELS) if self._loaded.herd_isa_supported(index)]
+
+    @property
+    def level(self) -> str:
+        """The instruction set in use."""
+        return list(LEVELS)[self._loaded.herd_isa()]
+
+    @level.setter
+    def level(self, name: str) -> None:
+        if self._loaded.herd_set_isa(list(LEVELS).index(name)):
+            raise AssertionError(f"level {name} is not among {self.levels}")
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that work on a call, the caller's among them."""
+        return self._loaded.herd_num_threads()
+
+    @num_threads.setter
+    def num_threads(self, count: int) -> None:
+        self._loaded.herd_set_num_threads(count)
+
+
+def raise_for(status: int) -> None:
+    """Turn a status into an error."""
+    if status == _NO_MEMORY:
+        raise DoesNotFitError("no memory for a kernel's working space", hint="use fewer or shorter prompts at once, or a smaller chunk")
+    assert status == 0, f"kernel status {status}: the arguments should have been refused before"

@@ -1,0 +1,127 @@
+"""Rotary positions and the cache: rotate q in place, write rotated k and v into paged caches, in one pass.
+
+    out[i] = x[i] cos[i] - x[i + H/2] sin[i];  out[i + H/2] = x[i + H/2] cos[i] + x[i] sin[i]
+
+in float32, each product and the sum rounded by itself, cast back: the model's bits (model.rope). k is rounded to the model's dtype before
+it is stored in the cache's. A cache is [blocks, block_size, K, H], one for keys and one for values of each layer; `make_cache` lays out all
+layers as [L, blocks, block_size, K, H]: a token is one run of K * H elements to write, and a decode reads the blocks of a split, all heads,
+as one run each.
+Shapes: T tokens, N query heads, K KV heads, H head dim, P positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from herd.kernels import dispatch, library, memory
+from herd.kernels.batch import Batch
+from herd.kernels.checks import require
+
+_BLOCK = 512
+
+
+class RopeTable:
+    """Cosines and sines of positions 0, 1, ..., float32 [P, H/2], computed 512 positions at a time as they are needed.
+
+    Always the same blocks, since torch may compute the odd end of an array by another cosine: a position's angle then has one value.
+    """
+
+    def __init__(self, frequencies: Float[Tensor, "F"]) -> None:
+        self.frequencies = frequencies.float().cpu()
+        require(len(frequencies) > 0, "no frequencies to rotate by", "give H/2 of them")
+        empty = torch.empty(0, len(frequencies))
+        self._table = (empty, empty)
+
+    def upto(self, num_positions: int) -> tuple[Float[Tensor, "P F"], Float[Tensor, "P F"]]:
+        """Tables of at least so many positions."""
+        cos, _ = table = self._table
+        if len(cos) < num_positions:
+            wanted = max(num_positions, 2 * len(cos))
+            blocks = [self._block(begin) for begin in range(len(cos), wanted, _BLOCK)]
+            table = tuple(torch.cat([old, *new]) for old, new in zip(table, zip(*blocks, strict=True), strict=True))
+            self._table = (table[0], table[1])
+        return self._table
+
+    def _block(self, begin: int) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(begin, begin + _BLOCK)[:, None].float() * self.frequencies
+        return angles.cos(), angles.sin()
+
+
+def make_cache(
+    *, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, "L blocks block_size K H"], Float[Tensor, "L blocks block_size K H"]]:
+    """Zeroed key and value caches of every layer, on huge pages where there are any. `cache[layer]` is what the ops take."""
+    require(dtype in library.CODES, f"a cache cannot hold {dtype}", "float32, bfloat16 and float16 can be stored")
+    shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+    require(min(shape) > 0, f"a cache of shape {list(shape)} holds nothing", "every number must be positive")
+    return memory.zeros(shape, dtype), memory.zeros(shape, dtype)
+
+
+def check_caches(key_cache: Tensor, value_cache: Tensor, batch: Batch, kv_heads: int, head_dim: int) -> None:
+    """Both caches have the batch's blocks and the model's heads, and lie in one piece. Raises ConfigError otherwise."""
+    shape = (batch.num_blocks, batch.block_size, kv_heads, head_dim)
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if cache.shape != shape or cache.dtype not in library.CODES or cache.dtype != key_cache.dtype:
+            require(
+                False,
+                f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in float32, bfloat16 or float16, both alike",
+                "make them with make_cache, and plan the batch for the same blocks",
+            )
+        require(cache.is_contiguous(), f"{name} has strides {list(cache.stride())}", "a layer's cache must be contiguous")
+
+
+def check_heads(name: str, x: Tensor, tokens: int, dtype: torch.dtype) -> None:
+    """[T, heads, H] with heads side by side; tokens may be apart, as in a view of a fused qkv product."""
+    fits = x.dim() == 3 and x.shape[0] == tokens and x.dtype == dtype
+    require(fits, f"{name} is {x.dtype} {list(x.shape)}, expected {dtype} [{tokens}, heads, head_dim]", "check it against the batch")
+    inner = x.stride(2) == 1 and (x.stride(1) == x.shape[2] or x.shape[1] == 1)
+    apart = tokens < 2 or x.stride(0) >= x.shape[1] * x.shape[2]
+    require(inner and apart, f"{name} has strides {list(x.stride())} for shape {list(x.shape)}", "heads must lie side by side")
+
+
+def rope_write(
+    q: Float[Tensor, "T N H"],
+    k: Float[Tensor, "T K H"],
+    v: Float[Tensor, "T K H"],
+    table: RopeTable,
+    key_cache: Float[Tensor, "blocks block_size K H"],
+    value_cache: Float[Tensor, "blocks block_size K H"],
+    batch: Batch,
+) -> None:
+    """Rotate q in place; write rotated k and plain v to the batch's slots. q, k and v may be views of one product.
+
+    Raises ConfigError where a shape, dtype or stride does not fit.
+    """
+    tokens, head_dim = batch.num_tokens, q.shape[-1]
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_heads(name, x, tokens, q.dtype)
+        require(x.shape[2] == head_dim, f"{name} has heads of {x.shape[2]}, q of {head_dim}", "they must agree")
+    require(k.shape == v.shape, f"k is {list(k.shape)} and v {list(v.shape)}", "they must have one shape")
+    require(head_dim == 2 * len(table.frequencies), f"heads of {head_dim} and {len(table.frequencies)} frequencies", "give H/2 frequencies")
+    check_caches(key_cache, value_cache, batch, k.shape[1], head_dim)
+    cos, sin = table.upto(batch.num_positions)
+    found = dispatch.native(q.device, q.dtype)
+    if found is None:
+        reference(q, k, v, cos, sin, key_cache, value_cache, batch)
+        return
+    rows = (q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
+    sizes = (library.CODES[q.dtype], tokens, q.shape[1], k.shape[1], head_dim)
+    places = (cos.data_ptr(), sin.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr())
+    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.CODES[key_cache.dtype])
+    library.raise_for(found.rope_write(*rows, *sizes, *places, *caches))
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, key_cache: Tensor, value_cache: Tensor, batch: Batch) -> None:
+    """The oracle: herd.model's rotation, then an indexed write."""
+    cos_T1H, sin_T1H = (torch.cat((rows, rows), dim=-1)[:, None] for rows in (cos[batch.positions], sin[batch.positions]))
+
+    def rotate(x_TNH: Tensor) -> Tensor:
+        x = x_TNH.float()
+        first, second = x.chunk(2, dim=-1)
+        return (x * cos_T1H + torch.cat((-second, first), dim=-1) * sin_T1H).to(x_TNH.dtype)
+
+    q.copy_(rotate(q))
+    key_cache.flatten(0, 1)[batch.slots] = rotate(k).to(key_cache.dtype)
+    value_cache.flatten(0, 1)[batch.slots] = v.to(value_cache.dtype)
