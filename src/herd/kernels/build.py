@@ -146,9 +146,9 @@ def _lock(path: Path) -> Generator[None, None, None]:
 
 
 def _forget_old(target: Path) -> None:
-    """Keep the newest few libraries; earlier versions of the sources leave one each."""
-    found = sorted(target.parent.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found[_KEEP:]:
+    """Keep this library and the newest few; earlier versions of the sources leave one each. Whatever the clock says, this one stays."""
+    others = [path for path in target.parent.glob("*.so") if path != target]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_KEEP - 1 :]:
         path.unlink(missing_ok=True)
         path.with_suffix(".lock").unlink(missing_ok=True)
 
