@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 from small_run import assert_same_run, folders_of, small_trainer, whole_run  # pyright: ignore[reportMissingImports]
 
-NUM_STEPS = 24
+NUM_STEPS = 30
 CHANGES = {"num_steps": NUM_STEPS, "save_every": 2, "eval_every": 6, "keep_states": 2}
 
 
@@ -67,7 +68,8 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path: Path,
     rng = random.Random(seed)
     reached = 0
     # Saves come every other step and take longer than a step: a moment after a step is often within one.
-    while reached < NUM_STEPS - 6:
+    # The last kill leaves at least seven steps undone, more than the longest moment lets through.
+    while reached < NUM_STEPS - 12:
         reached = killed_after(start, tmp_path / "killed", rng.randint(3, 6), rng.random() * 0.02)
     process, steps = start(tmp_path / "killed")
     process.join()
@@ -86,3 +88,17 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path: Path,
     assert_same_run(resumed, whole)
     assert folders_of(tmp_path / "killed") == folders_of(tmp_path / "whole") == ["log.jsonl", "states"]
     assert folders_of(tmp_path / "killed" / "states") == folders_of(tmp_path / "whole" / "states")
+
+
+def test_a_run_killed_after_its_last_state_and_before_the_old_are_deleted(tmp_path: Path) -> None:
+    whole = whole_run(tmp_path / "run", **CHANGES)
+    states = tmp_path / "run" / "states"
+    kept = folders_of(states)
+    shutil.copytree(states / kept[0], states / "step-00000001")
+    (states / ".step-00000030.partial").mkdir()
+
+    resumed = small_trainer(tmp_path / "run", **CHANGES)
+    assert resumed.resume()
+    resumed.fit()
+    assert_same_run(resumed, whole)
+    assert folders_of(states) == kept

@@ -58,7 +58,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def save_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, run: str, keep: int) -> Path:
     """Write the state of `progress.step` below `root`; `run` names the config it belongs to.
 
-    Deletes all but the newest `keep` states, and what a killed run left half written.
+    Deletes all but the newest `keep` states, as `prune_states` does.
     """
     target = root / f"step-{progress.step:08d}"
     with atomic_directory(target, overwrite=True) as folder:
@@ -73,9 +73,14 @@ def save_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
             "sha256": {name: _digest(folder / name) for name in _FILES},
         }
         (folder / "state.json").write_text(json.dumps({**record, "seal": _seal(record)}, indent=1), encoding="utf-8")
+    prune_states(root, keep=keep)
+    return target
+
+
+def prune_states(root: Path, *, keep: int) -> None:
+    """Delete all but the newest `keep` states below `root`, and what a killed run left half written."""
     for old in [*sorted(root.glob("step-*"))[:-keep], *root.glob(".step-*")]:
         shutil.rmtree(old)
-    return target
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

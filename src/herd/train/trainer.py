@@ -23,7 +23,7 @@ from herd.model.transformer import Transformer
 from herd.train.config import StageConfig
 from herd.train.optimizer import build_adamw
 from herd.train.schedule import learning_rate
-from herd.train.state import Progress, load_state, save_state
+from herd.train.state import Progress, load_state, prune_states, save_state
 from herd.train.step import StepResult, batch_loss_sum, some_rows, train_step
 
 OnStep = Callable[[int, StepResult, float], None]
@@ -90,6 +90,9 @@ class Trainer:
         """Train to the end of the stage (or `until_step`), saving states on the way. Raises DivergedError on a loss that is not finite."""
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self.stage.num_steps if until_step is None else min(self.stage.num_steps, until_step)
+        # A run killed between writing a state and deleting the oldest may have been in its last step.
+        if self.progress.step == last:
+            prune_states(self.states, keep=self.stage.keep_states)
         while self.progress.step < last:
             self._one_step()
             step = self.progress.step
