@@ -31,16 +31,17 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.test
-	$(BIN)/ruff format --check src tests benchmarks docs
-	$(BIN)/ruff check --no-cache src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs hatch_build.py
+	$(BIN)/ruff check --no-cache src tests benchmarks docs hatch_build.py
 	$(BIN)/lint-imports
 	$(BIN)/pyright
-	$(BIN)/codespell src tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
+	$(BIN)/codespell src csrc tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tokenizer
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.scheduler
+	$(BIN)/python -m benchmarks.kernels
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py

@@ -11,30 +11,16 @@
    The query heads of a KV head are rows of one tile, so each key is read once for all of them. A split's keys are turned into panels
    (32 keys side by side), its values are widened to float32, and both products are tiles of gemm.h.
 
-   Few query rows ("decode"): a task walks splits of one sequence for all heads, in the order of memory.
+   Few query rows ("decode"): a task walks splits of one sequence for all heads, in the order of memory, and while it works on one split the
+   next one is fetched from memory, in its order, a few lines at a time: rows of one head are short and far apart, which no processor
+   foresees.
    Many ("prefill"): a task is a tile of tokens of one KV head, and walks all splits it sees. */
-#include "gemm.h"
+#include "split.h"
 
-#define SPLIT HERD_SPLIT
-#define HMAX HERD_MAX_HEAD
 #define DECODE_ROWS 256     /* rows over all heads up to which a sequence counts as decode */
 #define TILE_ROWS 96        /* rows of a prefill tile, about */
 #define TASKS_PER_THREAD 4
 #define MIN_SPLITS 2        /* splits of a task, at least */
-
-typedef struct {
-    const char *q;
-    char *out;
-    const char *keys, *values;
-    const int32_t *table, *starts, *first;
-    int64_t q_stride, out_stride, table_stride, block_size;
-    int64_t heads, kv_heads, group, head_dim, num_sequences;
-    float scale;
-    int dtype, cache_dtype;
-    int pairs;              /* scores are products of bfloat16 pairs */
-    int64_t partial_stride; /* floats of a split's m, l and o for one row */
-    int failed;
-} attention;
 
 typedef struct {
     int64_t sequence, head;     /* head < 0: decode, all heads */
@@ -46,180 +32,6 @@ typedef struct {
     attention shared;
     task *tasks;
 } job;
-
-/* The scratch of a task, for at most `tile` rows at a time and `total` rows over all heads. */
-typedef struct {
-    float *q;               /* [total][LDA] */
-    float *m, *l, *o;       /* state: [total], [total], [total][HMAX] */
-    float *scores;          /* [tile][LDA] */
-    float *split_m, *split_l, *split_o; /* of the split at hand: [tile], [tile], [tile][HMAX] */
-    float *k, *v;           /* panels of keys [4][steps][32], of values [H/32][128][32] */
-    float *wide;            /* 32 keys widened to float32 */
-    int64_t slots[SPLIT];   /* of the keys of a split */
-} space;
-
-static space *make_space(int64_t tile, int64_t total) {
-    size_t floats = (size_t)(total * (LDA + HMAX + 2) + tile * (LDA + HMAX + 2) + 2 * SPLIT * HMAX + HERD_PANEL * HMAX);
-    size_t header = (sizeof(space) + 63) / 64 * 64;
-    space *s = herd_scratch(HERD_SCRATCH_TASK, header + floats * 4);
-    if (!s) return NULL;
-    float *next = (float *)((char *)s + header);
-#define TAKE(field, count) (s->field = next, next += (count))
-    TAKE(q, total * LDA);
-    TAKE(o, total * HMAX);
-    TAKE(scores, tile * LDA);
-    TAKE(split_o, tile * HMAX);
-    TAKE(k, SPLIT * HMAX);
-    TAKE(v, SPLIT * HMAX);
-    TAKE(wide, HERD_PANEL * HMAX);
-    TAKE(m, total);
-    TAKE(l, total);
-    TAKE(split_m, tile);
-    TAKE(split_l, tile);
-#undef TAKE
-    return s;
-}
-
-/* ---- one split ---- */
-static void find_slots(const attention *a, int64_t sequence, int64_t split, int64_t count, int64_t *slots) {
-    const int32_t *table = a->table + sequence * a->table_stride;
-    for (int64_t i = 0; i < count;) {
-        int64_t position = split * SPLIT + i, block = position / a->block_size, offset = position % a->block_size;
-        int64_t slot = table[block] * a->block_size + offset;
-        for (; i < count && offset < a->block_size; i++, offset++) slots[i] = slot++;
-    }
-}
-
-INLINE const char *cached(const attention *a, const char *cache, int64_t slot, int64_t head) {
-    return cache + (slot * a->kv_heads + head) * a->head_dim * (int64_t)herd_size(a->cache_dtype);
-}
-
-INLINE int64_t score_steps(const attention *a) { return a->pairs ? a->head_dim / 2 : a->head_dim; }
-
-INLINE void widen(const char *from, float *to, int64_t count, int dtype) {
-    int64_t i = 0;
-    for (; i + W <= count; i += W) vf_store(to + i, vf_load_as(from, i, dtype));
-    for (; i < count; i++) to[i] = load_as(from, i, dtype);
-}
-
-static void pack_keys(const attention *a, int64_t head, int64_t count, space *s) {
-    int64_t steps = score_steps(a);
-    int direct = a->pairs || a->cache_dtype == HERD_F32;
-    for (int64_t key = 0; key < count; key += HERD_PANEL) {
-        const float *rows[HERD_PANEL];
-        for (int64_t i = 0; i < HERD_PANEL; i++) {
-            const char *row = key + i < count ? cached(a, a->keys, s->slots[key + i], head) : NULL;
-            if (row && !direct) {
-                widen(row, s->wide + i * HMAX, a->head_dim, a->cache_dtype);
-                row = (const char *)(s->wide + i * HMAX);
-            }
-            rows[i] = (const float *)row;
-        }
-        pack_panel(rows, steps, s->k + key * steps);
-    }
-}
-
-INLINE void pack_values_as(const attention *a, int64_t head, int64_t count, space *s, const int dtype) {
-    for (int64_t key = 0; key < count; key++) {
-        const char *row = cached(a, a->values, s->slots[key], head);
-        float *to = s->v + key * HERD_PANEL;
-        int64_t i = 0;
-        for (; i + HERD_PANEL <= a->head_dim; i += HERD_PANEL, to += SPLIT * HERD_PANEL)
-            UNROLL for (int v = 0; v < HERD_PANEL; v += W) vf_store(to + v, vf_load_as(row, i + v, dtype));
-        if (i < a->head_dim) {
-            for (int64_t l = 0; l < HERD_PANEL; l++) to[l] = i + l < a->head_dim ? load_as(row, i + l, dtype) : 0.0f;
-        }
-    }
-}
-static void pack_values(const attention *a, int64_t head, int64_t count, space *s) {
-    if (a->cache_dtype == HERD_F32)
-        pack_values_as(a, head, count, s, HERD_F32);
-    else if (a->cache_dtype == HERD_BF16)
-        pack_values_as(a, head, count, s, HERD_BF16);
-    else
-        pack_values_as(a, head, count, s, HERD_F16);
-}
-
-/* Scores to probabilities in place, over the first `count` of a row; its maximum and sum. */
-static void softmax_row(float *row, int64_t count, float scale, float *maximum, float *sum) {
-    vf high[16 / W], total[16 / W];
-    float lanes[16], best;
-    UNROLL for (int v = 0; v < 16 / W; v++) {
-        high[v] = vf_set1(-INFINITY);
-        total[v] = vf_set1(0.0f);
-    }
-    int64_t padded = (count + 15) / 16 * 16;
-    for (int64_t i = count; i < padded; i++) row[i] = -INFINITY;
-    for (int64_t i = 0; i < padded; i += 16)
-        UNROLL for (int v = 0; v < 16 / W; v++) {
-            vf x = vf_mul(vf_load(row + i + v * W), vf_set1(scale));
-            vf_store(row + i + v * W, x);
-            high[v] = vf_max(high[v], x);
-        }
-    UNROLL for (int v = 0; v < 16 / W; v++) vf_store(lanes + v * W, high[v]);
-    best = lanes[0];
-    UNROLL for (int i = 1; i < 16; i++) best = lanes[i] > best ? lanes[i] : best;
-    for (int64_t i = 0; i < padded; i += 16)
-        UNROLL for (int v = 0; v < 16 / W; v++) {
-            vf p = vf_exp(vf_sub(vf_load(row + i + v * W), vf_set1(best)));
-            vf_store(row + i + v * W, p);
-            total[v] = vf_add(total[v], p);
-        }
-    *maximum = best;
-    *sum = sum_lanes(total);
-}
-
-/* How many keys of a split a row sees; none or fewer if it lies before the split. */
-INLINE int64_t seen(int64_t position, int64_t split) { return herd_min(SPLIT, position + 1 - split * SPLIT); }
-
-/* Scores, probabilities and values of rows [0, rows) of one KV head, whose keys and values are packed. Row r is at position
-   position0 + r / group. */
-static void attend_split(const attention *a, const float *q, int64_t rows, int64_t position0, int64_t split, space *s) {
-    int64_t group = a->group, steps = score_steps(a), most = a->pairs ? MR_PAIR : MR, tiles = herd_ceil(rows, most);
-    for (int64_t tile = 0; tile < tiles; tile++) {
-        int64_t from = tile * rows / tiles, count = (tile + 1) * rows / tiles - from;
-        int64_t keys = seen(position0 + (from + count - 1) / group, split);
-        for (int64_t key = 0; key < keys; key += HERD_PANEL) {
-            float *to = s->scores + from * LDA + key;
-            if (a->pairs)
-                panel_pair((int)count, q + from * LDA, s->k + key * steps, steps, to, LDA, START);
-            else
-                panel_f32((int)count, q + from * LDA, s->k + key * steps, steps, to, LDA, START);
-        }
-    }
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t keys = seen(position0 + r / group, split);
-        if (keys > 0) softmax_row(s->scores + r * LDA, keys, a->scale, s->split_m + r, s->split_l + r);
-    }
-    tiles = herd_ceil(rows, MR);
-    for (int64_t tile = 0; tile < tiles; tile++) {
-        int64_t from = tile * rows / tiles, count = (tile + 1) * rows / tiles - from;
-        int64_t all = herd_max(0, seen(position0 + from / group, split)); /* keys that every row of the tile sees */
-        for (int64_t column = 0; column < a->head_dim; column += HERD_PANEL) {
-            const float *v = s->v + column * SPLIT, *p = s->scores + from * LDA;
-            float *to = s->split_o + from * HMAX + column;
-            if (all) panel_f32((int)count, p, v, all, to, HMAX, START);
-            for (int64_t r = 0; r < count; r++) { /* then, row by row, those that only later rows see */
-                int64_t keys = seen(position0 + (from + r) / group, split);
-                if (keys > all) panel_f32(1, p + r * LDA + all, v + all * HERD_PANEL, keys - all, to + r * HMAX, HMAX, all ? CONTINUE : START);
-            }
-        }
-    }
-}
-
-/* (m, l, o) with one more split. Called in ascending order, and the only place where splits meet. */
-static void merge_row(float *m, float *l, float *o, float split_m, float split_l, const float *split_o, int64_t head_dim) {
-    float high = *m > split_m ? *m : split_m, keep = exp_one(*m - high), take = exp_one(split_m - high);
-    *m = high;
-    *l = *l * keep + split_l * take;
-    for (int64_t i = 0; i < head_dim; i += W) /* o and split_o are HMAX wide */
-        vf_store(o + i, vf_fma(vf_load(split_o + i), vf_set1(take), vf_mul(vf_load(o + i), vf_set1(keep))));
-}
-
-static void start_rows(float *m, float *l, float *o, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++) m[r] = -INFINITY, l[r] = 0.0f;
-    memset(o, 0, (size_t)(rows * HMAX) * 4);
-}
 
 static void finish_row(const attention *a, int64_t token, int64_t head, float l, const float *o) {
     int64_t at = token * a->out_stride + head * a->head_dim, i = 0;
@@ -239,61 +51,84 @@ static void load_q(const attention *a, int64_t begin, int64_t rows, int64_t head
     }
 }
 
+/* The first row that sees the split; those before it see none of it. */
+INLINE int64_t first_row(const attention *a, const space *s) { return herd_max(0, s->split * SPLIT - s->position0) * a->group; }
+
+static void load_queries(const attention *a, int64_t begin, space *s) {
+    for (int64_t head = 0; head < s->heads; head++) load_q(a, begin, s->rows, s->head0 + head, s->q + head * s->rows * LDA);
+}
+
+static void merge_split(const attention *a, space *s) {
+    int64_t from = first_row(a, s);
+    for (int64_t head = 0; head < s->heads; head++) {
+        int64_t row = head * s->padded + from, wide = (head * s->rows + from) * HMAX;
+        merge_rows(s->rows - from, s->m + row, s->l + row, s->o + wide, s->split_m + row, s->split_l + row, s->split_o + wide, HMAX,
+                   a->head_dim);
+    }
+}
+
+static void finish(const attention *a, int64_t begin, const space *s) {
+    for (int64_t head = 0; head < s->heads; head++)
+        for (int64_t r = 0; r < s->rows; r++)
+            finish_row(a, begin + r / a->group, (s->head0 + head) * a->group + r % a->group, s->l[head * s->padded + r],
+                       s->o + (head * s->rows + r) * HMAX);
+}
+
 /* ---- tasks ---- */
 static int prefill(const attention *a, const task *t) {
-    int64_t tokens = t->end - t->begin, rows = tokens * a->group;
-    int64_t position0 = a->first[t->sequence] + t->begin - a->starts[t->sequence], last = position0 + tokens - 1;
-    space *s = make_space(rows, rows);
+    space *s = make_space(t->end - t->begin, a->group, t->head, 1);
     if (!s) return HERD_NO_MEMORY;
-    load_q(a, t->begin, rows, t->head, s->q);
-    start_rows(s->m, s->l, s->o, rows);
-    for (int64_t split = 0; split <= last / SPLIT; split++) {
-        int64_t keys = seen(last, split);
-        find_slots(a, t->sequence, split, keys, s->slots);
-        pack_keys(a, t->head, keys, s);
-        pack_values(a, t->head, keys, s);
-        attend_split(a, s->q, rows, position0, split, s);
-        for (int64_t r = 0; r < rows; r++)
-            if (seen(position0 + r / a->group, split) > 0)
-                merge_row(s->m + r, s->l + r, s->o + r * HMAX, s->split_m[r], s->split_l[r], s->split_o + r * HMAX, a->head_dim);
+    s->position0 = a->first[t->sequence] + t->begin - a->starts[t->sequence];
+    int64_t last = s->position0 + t->end - t->begin - 1;
+    load_queries(a, t->begin, s);
+    for (s->split = 0; s->split <= last / SPLIT; s->split++) {
+        s->keys = herd_min(SPLIT, last + 1 - s->split * SPLIT);
+        find_offsets(a, t->sequence, s->split, s->keys, s->offsets);
+        attend_split(a, s);
+        merge_split(a, s);
     }
-    for (int64_t r = 0; r < rows; r++)
-        finish_row(a, t->begin + r / a->group, t->head * a->group + r % a->group, s->l[r], s->o + r * HMAX);
+    finish(a, t->begin, s);
     return HERD_OK;
 }
 
+/* What a shared decode leaves of a split for one KV head: m and l of its rows, padded, then o. */
+INLINE int64_t partial_floats(const attention *a, int64_t rows) { return 2 * ((rows + 15) / 16 * 16) + rows * a->partial_stride; }
+INLINE float *partial(const attention *a, const task *t, const space *s, int64_t head) {
+    return t->partials + (s->split * a->kv_heads + head) * partial_floats(a, s->rows);
+}
+
+static void leave_split(const attention *a, const task *t, const space *s) {
+    for (int64_t head = 0; head < s->heads; head++) {
+        float *to = partial(a, t, s, head);
+        memcpy(to, s->split_m + head * s->padded, (size_t)s->rows * 4);
+        memcpy(to + s->padded, s->split_l + head * s->padded, (size_t)s->rows * 4);
+        for (int64_t r = first_row(a, s); r < s->rows; r++)
+            memcpy(to + 2 * s->padded + r * a->partial_stride, s->split_o + (head * s->rows + r) * HMAX, (size_t)a->head_dim * 4);
+    }
+}
+
 static int decode(const attention *a, const task *t) {
-    int64_t begin = a->starts[t->sequence], tokens = a->starts[t->sequence + 1] - begin, rows = tokens * a->group;
-    int64_t position0 = a->first[t->sequence], last = position0 + tokens - 1, total = rows * a->kv_heads;
-    space *s = make_space(rows, total);
+    int64_t begin = a->starts[t->sequence], tokens = a->starts[t->sequence + 1] - begin;
+    space *s = make_space(tokens, a->group, 0, a->kv_heads);
     if (!s) return HERD_NO_MEMORY;
-    for (int64_t head = 0; head < a->kv_heads; head++) load_q(a, begin, rows, head, s->q + head * rows * LDA);
-    if (!t->partials) start_rows(s->m, s->l, s->o, total);
-    for (int64_t split = t->begin; split < t->end; split++) {
-        int64_t keys = seen(last, split);
-        find_slots(a, t->sequence, split, keys, s->slots);
-        for (int64_t head = 0; head < a->kv_heads; head++) {
-            pack_keys(a, head, keys, s);
-            pack_values(a, head, keys, s);
-            attend_split(a, s->q + head * rows * LDA, rows, position0, split, s);
-            for (int64_t r = 0; r < rows; r++) {
-                int64_t row = head * rows + r;
-                if (seen(position0 + r / a->group, split) <= 0) continue;
-                if (t->partials) {
-                    float *to = t->partials + (split * total + row) * a->partial_stride;
-                    to[0] = s->split_m[r];
-                    to[1] = s->split_l[r];
-                    memcpy(to + 16, s->split_o + r * HMAX, (size_t)a->head_dim * 4);
-                } else {
-                    merge_row(s->m + row, s->l + row, s->o + row * HMAX, s->split_m[r], s->split_l[r], s->split_o + r * HMAX, a->head_dim);
-                }
-            }
-        }
+    s->position0 = a->first[t->sequence];
+    int64_t last = s->position0 + tokens - 1;
+    load_queries(a, begin, s);
+    s->ahead = 1;
+    s->next_keys = herd_min(SPLIT, last + 1 - t->begin * SPLIT);
+    find_offsets(a, t->sequence, t->begin, s->next_keys, s->offsets + SPLIT);
+    for (s->split = t->begin; s->split < t->end; s->split++) {
+        s->keys = s->next_keys;
+        memcpy(s->offsets, s->offsets + SPLIT, SPLIT * sizeof *s->offsets);
+        s->next_keys = s->split + 1 < t->end ? herd_min(SPLIT, last + 1 - (s->split + 1) * SPLIT) : 0;
+        find_offsets(a, t->sequence, s->split + 1, s->next_keys, s->offsets + SPLIT);
+        attend_split(a, s);
+        if (t->partials)
+            leave_split(a, t, s);
+        else
+            merge_split(a, s);
     }
-    for (int64_t row = 0; row < total && !t->partials; row++) {
-        int64_t head = row / rows, r = row % rows;
-        finish_row(a, begin + r / a->group, head * a->group + r % a->group, s->l[row], s->o + row * HMAX);
-    }
+    if (!t->partials) finish(a, begin, s);
     return HERD_OK;
 }
 
@@ -308,18 +143,20 @@ static void merge_task(void *job_pointer, uint32_t index) {
     job *j = job_pointer;
     const attention *a = &j->shared;
     const task *t = j->tasks + index;
-    int64_t begin = a->starts[t->sequence], rows = (a->starts[t->sequence + 1] - begin) * a->group, total = rows * a->kv_heads;
-    for (int64_t r = 0; r < rows; r++) {
-        float m, l, o[HMAX], taken[HMAX];
-        int64_t position = a->first[t->sequence] + r / a->group;
-        start_rows(&m, &l, o, 1);
-        for (int64_t split = 0; split <= position / SPLIT; split++) {
-            const float *from = t->partials + (split * total + t->head * rows + r) * a->partial_stride;
-            memcpy(taken, from + 16, (size_t)a->head_dim * 4);
-            merge_row(&m, &l, o, from[0], from[1], taken, a->head_dim);
-        }
-        finish_row(a, begin + r / a->group, t->head * a->group + r % a->group, l, o);
+    int64_t begin = a->starts[t->sequence], tokens = a->starts[t->sequence + 1] - begin;
+    space *s = make_space(tokens, a->group, t->head, 1);
+    if (!s) {
+        __atomic_store_n(&j->shared.failed, 1, __ATOMIC_RELAXED);
+        return;
     }
+    s->position0 = a->first[t->sequence];
+    for (s->split = 0; s->split <= (s->position0 + tokens - 1) / SPLIT; s->split++) {
+        const float *part = partial(a, t, s, t->head);
+        int64_t from = first_row(a, s);
+        merge_rows(s->rows - from, s->m + from, s->l + from, s->o + from * HMAX, part + from, part + s->padded + from,
+                   part + 2 * s->padded + from * a->partial_stride, a->partial_stride, a->head_dim);
+    }
+    finish(a, begin, s);
 }
 
 /* ---- sharing out ---- */
@@ -343,11 +180,11 @@ static int plan_and_run(job *j) {
             most += herd_ceil(tokens, tile) * a->kv_heads;
         } else {
             most += herd_ceil(mine, share);
-            if (mine > share) partials += mine * tokens * a->heads, merges += a->kv_heads;
+            if (mine > share) partials += mine * a->kv_heads * partial_floats(a, tokens * a->group), merges += a->kv_heads;
         }
     }
     size_t tasks_bytes = ((size_t)(most + merges) * sizeof(task) + 63) / 64 * 64;
-    char *memory = herd_scratch(HERD_SCRATCH_CALL, tasks_bytes + (size_t)(partials * a->partial_stride) * 4);
+    char *memory = herd_scratch(HERD_SCRATCH_CALL, tasks_bytes + (size_t)(partials + 16) * 4);
     if (!memory) return HERD_NO_MEMORY;
     task *tasks = (task *)memory, *merge = tasks + most;
     float *next = (float *)(memory + tasks_bytes);
@@ -362,19 +199,20 @@ static int plan_and_run(job *j) {
             continue;
         }
         int64_t mine = last_position(a, s) / SPLIT + 1;
-        float *partial = mine > share ? next : NULL;
+        float *partials_here = mine > share ? next : NULL;
         for (int64_t from = 0; from < mine; from += share)
-            tasks[count++] = (task){.sequence = s, .head = -1, .begin = from, .end = herd_min(mine, from + share), .partials = partial};
-        if (!partial) continue;
-        next += mine * (end - begin) * a->heads * a->partial_stride;
-        for (int64_t head = 0; head < a->kv_heads; head++) merge[merges++] = (task){.sequence = s, .head = head, .partials = partial};
+            tasks[count++] =
+                (task){.sequence = s, .head = -1, .begin = from, .end = herd_min(mine, from + share), .partials = partials_here};
+        if (!partials_here) continue;
+        next += mine * a->kv_heads * partial_floats(a, (end - begin) * a->group);
+        for (int64_t head = 0; head < a->kv_heads; head++) merge[merges++] = (task){.sequence = s, .head = head, .partials = partials_here};
     }
     j->tasks = tasks;
     herd_pool_run(run_task, j, (uint32_t)count);
     if (a->failed) return HERD_NO_MEMORY;
     j->tasks = merge;
     herd_pool_run(merge_task, j, (uint32_t)merges);
-    return HERD_OK;
+    return a->failed ? HERD_NO_MEMORY : HERD_OK;
 }
 
 int ISA(herd_attention)(const void *q, int64_t q_stride, int dtype, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
@@ -386,7 +224,7 @@ int ISA(herd_attention)(const void *q, int64_t q_stride, int dtype, int64_t head
                         .block_size = block_size, .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .head_dim = head_dim,
                         .num_sequences = num_sequences, .scale = scale, .dtype = dtype, .cache_dtype = cache_dtype}};
     j.shared.pairs = dtype == HERD_BF16 && cache_dtype == HERD_BF16;
-    j.shared.partial_stride = 16 + (head_dim + 15) / 16 * 16;
+    j.shared.partial_stride = (head_dim + 15) / 16 * 16;
     if (head_dim > HERD_MAX_HEAD || head_dim % 2 || j.shared.group > HERD_MAX_GROUP) return HERD_UNSUPPORTED;
     return plan_and_run(&j);
 }

@@ -4,20 +4,18 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define DECLARE(level)                                                                                                                     \
-    int herd_pack_##level(const void *, int64_t, int64_t, int64_t, int, void *, int64_t, int64_t, int64_t);                                \
-    int herd_linear_##level(const void *, int64_t, int64_t, const void *, int64_t, int64_t, int, int, const void *, int64_t, void *,       \
-                            int64_t, int);                                                                                                 \
-    int herd_rms_norm_##level(void *, int64_t, const void *, int64_t, const void *, double, int64_t, int64_t, int, void *, int64_t);       \
-    int herd_swiglu_##level(const void *, int64_t, const void *, int64_t, int64_t, int64_t, int, void *, int64_t);                         \
-    int herd_rope_write_##level(void *, int64_t, const void *, int64_t, const void *, int64_t, int, int64_t, int64_t, int64_t, int64_t,    \
-                                const float *, const float *, const int64_t *, const int64_t *, void *, void *, int);                      \
-    int herd_attention_##level(const void *, int64_t, int, int64_t, int64_t, int64_t, float, const void *, const void *, int, int64_t,     \
-                               const int32_t *, int64_t, const int32_t *, const int32_t *, int64_t, void *, int64_t);
-#define TABLE(level)                                                                                                                       \
-    {                                                                                                                                      \
-        .pack = herd_pack_##level, .linear = herd_linear_##level, .rms_norm = herd_rms_norm_##level, .swiglu = herd_swiglu_##level,        \
-        .rope_write = herd_rope_write_##level, .attention = herd_attention_##level                                                         \
+#define DECLARE(level)                            \
+    __typeof__(herd_pack) herd_pack_##level;             \
+    __typeof__(herd_linear) herd_linear_##level;         \
+    __typeof__(herd_rms_norm) herd_rms_norm_##level;     \
+    __typeof__(herd_swiglu) herd_swiglu_##level;         \
+    __typeof__(herd_rope_write) herd_rope_write_##level; \
+    __typeof__(herd_attention) herd_attention_##level;   \
+    __typeof__(herd_read) herd_read_##level;
+#define TABLE(level)                                                                                                                \
+    {                                                                                                                               \
+        .pack = herd_pack_##level, .linear = herd_linear_##level, .rms_norm = herd_rms_norm_##level, .swiglu = herd_swiglu_##level, \
+        .rope_write = herd_rope_write_##level, .attention = herd_attention_##level, .read = herd_read_##level                        \
     }
 
 DECLARE(scalar)
@@ -118,13 +116,16 @@ int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t u
 int herd_rope_write(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype, int64_t tokens,
                     int64_t heads, int64_t kv_heads, int64_t head_dim, const float *cos, const float *sin, const int64_t *positions,
                     const int64_t *slots, void *key_cache, void *value_cache, int cache_dtype) {
-    return levels[herd_isa()].rope_write(q, q_stride, k, k_stride, v, v_stride, dtype, tokens, heads, kv_heads, head_dim, cos, sin, positions,
-                                         slots, key_cache, value_cache, cache_dtype);
+    return levels[herd_isa()].rope_write(q, q_stride, k, k_stride, v, v_stride, dtype, tokens, heads, kv_heads, head_dim, cos, sin,
+                                         positions, slots, key_cache, value_cache, cache_dtype);
 }
 
 int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
                    const void *key_cache, const void *value_cache, int cache_dtype, int64_t block_size, const int32_t *block_table,
-                   int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out, int64_t out_stride) {
-    return levels[herd_isa()].attention(q, q_stride, dtype, heads, kv_heads, head_dim, scale, key_cache, value_cache, cache_dtype, block_size,
-                                        block_table, table_stride, starts, first, num_sequences, out, out_stride);
+                   int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out,
+                   int64_t out_stride) {
+    return levels[herd_isa()].attention(q, q_stride, dtype, heads, kv_heads, head_dim, scale, key_cache, value_cache, cache_dtype,
+                                        block_size, block_table, table_stride, starts, first, num_sequences, out, out_stride);
 }
+
+int herd_read(const void *data, int64_t bytes) { return levels[herd_isa()].read(data, bytes); }

@@ -36,6 +36,12 @@
 INLINE vf dot_pair(vf acc, vf a, vf b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 #endif
 
+/* The next lines of b, which a processor's own prefetching loses at page borders and where panels change. */
+#define B_AHEAD 8192
+INLINE void fetch_step(const float *b, int64_t ahead) {
+    UNROLL for (int line = 0; line < HERD_PANEL / 16; line++) __builtin_prefetch((const char *)b + ahead + 64 * line, 0, 3);
+}
+
 /* What a tile does to c: start a chain, continue the one whose sum c holds, or add a chain of its own to c. */
 enum mode { START, CONTINUE, ADD };
 
@@ -46,6 +52,7 @@ INLINE void tile_f32(const int mr, const float *a, const float *b, int64_t steps
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] = mode == CONTINUE ? vf_load(c + r * ldc + v * W) : vf_set1(0.0f);
     for (int64_t i = 0; i < steps; i++, b += HERD_PANEL) {
         vf bv[NV];
+        fetch_step(b, B_AHEAD);
         UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(b + v * W);
         UNROLL for (int r = 0; r < mr; r++) {
             vf av = vf_set1(a[r * LDA + i]);
@@ -66,6 +73,7 @@ INLINE void tile_pair(const int mr, const float *a, const float *b, int64_t step
     for (int64_t i = 0; i < steps; i++, b += HERD_PANEL) {
 #if HERD_LEVEL == 3
         vf bv[NV];
+        fetch_step(b, B_AHEAD);
         UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(b + v * W);
         UNROLL for (int r = 0; r < mr; r++) {
             vf av = vf_set1(a[r * LDA + i]);
@@ -73,6 +81,7 @@ INLINE void tile_pair(const int mr, const float *a, const float *b, int64_t step
         }
 #else
         vf even[NV], odd[NV];
+        fetch_step(b, B_AHEAD);
         UNROLL for (int v = 0; v < NV; v++) {
             vf pair = vf_load(b + v * W);
             even[v] = vf_even(pair);
@@ -120,86 +129,129 @@ static __attribute__((noinline, unused)) void panel_pair(int mr, const float *a,
     }
 }
 
+/* Few rows by two panels that follow each other, for attention: one panel has too few chains to keep the multipliers busy. Starts chains;
+   rows of c are LDA apart. */
+#if HERD_LEVEL >= 2
+#define MR_BOTH 6
+#else
+#define MR_BOTH 2
+#endif
+INLINE void both_tiles(const int mr, const float *a, const float *b, int64_t steps, float *c, const int pairs) {
+    const int64_t apart = PANEL_TILES == 1 ? steps * HERD_PANEL : NV * W, c_apart = PANEL_TILES == 1 ? HERD_PANEL : NV * W;
+    vf acc[MR_BOTH][2 * NV];
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < 2 * NV; v++) acc[r][v] = vf_set1(0.0f);
+    for (int64_t i = 0; i < steps; i++, b += HERD_PANEL) {
+        vf bv[2 * NV];
+        UNROLL for (int v = 0; v < 2 * NV; v++) bv[v] = vf_load(b + v / NV * apart + v % NV * W);
+        UNROLL for (int r = 0; r < mr; r++) {
+            if (!pairs) {
+                vf av = vf_set1(a[r * LDA + i]);
+                UNROLL for (int v = 0; v < 2 * NV; v++) acc[r][v] = vf_fma(av, bv[v], acc[r][v]);
+                continue;
+            }
+#if HERD_LEVEL == 3
+            vf av = vf_set1(a[r * LDA + i]);
+            UNROLL for (int v = 0; v < 2 * NV; v++) acc[r][v] = dot_pair(acc[r][v], av, bv[v]);
+#else
+            vf even = vf_set1(a[r * LDA + 2 * i]), odd = vf_set1(a[r * LDA + 2 * i + 1]);
+            UNROLL for (int v = 0; v < 2 * NV; v++) acc[r][v] = vf_fma(even, vf_even(bv[v]), vf_fma(odd, vf_odd(bv[v]), acc[r][v]));
+#endif
+        }
+    }
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < 2 * NV; v++) vf_store(c + r * LDA + v / NV * c_apart + v % NV * W, acc[r][v]);
+}
+INLINE void both_panels(int mr, const float *a, const float *b, int64_t steps, float *c, const int pairs) {
+    for (int tile = 0; tile < 2 * PANEL_TILES; tile += 2) { /* a pair of tiles lies in one panel, or in two */
+        const float *from = PANEL_TILES == 1 ? b : b + tile / PANEL_TILES * steps * HERD_PANEL + tile % PANEL_TILES * NV * W;
+        float *to = c + tile * NV * W;
+        switch (mr) {
+#define CALL(n) both_tiles(n, a, from, steps, to, pairs)
+#if HERD_LEVEL >= 2
+            ROW_CASES_6
+#else
+            ROWS(1) ROWS(2)
+#endif
+#undef CALL
+        }
+    }
+}
+static __attribute__((noinline, unused)) void both_f32(int mr, const float *a, const float *b, int64_t steps, float *c) {
+    both_panels(mr, a, b, steps, c, 0);
+}
+static __attribute__((noinline, unused)) void both_pair(int mr, const float *a, const float *b, int64_t steps, float *c) {
+    both_panels(mr, a, b, steps, c, 1);
+}
+
 /* ---- packing: rows become columns ---- */
 INLINE float load_dword(const void *p) { /* bits, perhaps a pair of bfloat16 at an odd address */
     float value;
     memcpy(&value, p, 4);
     return value;
 }
+/* Dwords k .. k + count of 16 rows, count at most 16, become dst[k ..][0..16): half a panel. */
 #if HERD_LEVEL >= 2
-/* dst[k][0..16) = dword k of each of 16 rows (NULL: zeros), k < steps; rows of dst are HERD_PANEL dwords apart. */
-INLINE void transpose16(const float *const *rows, int64_t steps, float *dst) {
-    for (int64_t k = 0; k < steps; k += 16) {
-        int64_t left = steps - k;
-        __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-        __m512i r[16], t[16];
-        UNROLL for (int i = 0; i < 16; i++) r[i] = rows[i] ? _mm512_maskz_loadu_epi32(mask, rows[i] + k) : _mm512_setzero_si512();
-        UNROLL for (int i = 0; i < 16; i += 2) {
-            t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-            t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-        }
-        UNROLL for (int i = 0; i < 16; i += 4) {
-            r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-            r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-            r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-            r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-        }
-        UNROLL for (int i = 0; i < 4; i++) { /* r[4g + i] holds column 4q + i of rows 4g.. in quarter q */
-            __m512i lo = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), hi = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-            t[i] = _mm512_shuffle_i32x4(lo, hi, 0x88);
-            t[i + 8] = _mm512_shuffle_i32x4(lo, hi, 0xdd);
-            lo = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-            hi = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-            t[i + 4] = _mm512_shuffle_i32x4(lo, hi, 0x88);
-            t[i + 12] = _mm512_shuffle_i32x4(lo, hi, 0xdd);
-        }
-        if (left >= 16) {
-            UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(dst + (k + i) * HERD_PANEL, t[i]);
-        } else {
-            UNROLL for (int i = 0; i < 16; i++)
-                if (i < left) _mm512_storeu_si512(dst + (k + i) * HERD_PANEL, t[i]);
-        }
+static __attribute__((noinline, unused)) void pack_half(const float *const *rows, int64_t k, int64_t count, float *dst) {
+    __mmask16 mask = count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1);
+    __m512i r[16], t[16];
+    UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(mask, rows[i] + k);
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-}
-INLINE void pack_panel(const float *const *rows, int64_t steps, float *dst) {
-    transpose16(rows, steps, dst);
-    transpose16(rows + 16, steps, dst + 16);
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) { /* quarter q of r[4g + i] is column 4q + i of rows 4g .. 4g + 3 */
+        __m512i lo = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), hi = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i] = _mm512_shuffle_i32x4(lo, hi, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(lo, hi, 0xdd);
+        lo = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        hi = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i + 4] = _mm512_shuffle_i32x4(lo, hi, 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(lo, hi, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++)
+        if (i < count) _mm512_storeu_si512(dst + (k + i) * HERD_PANEL, t[i]);
 }
 #elif HERD_LEVEL == 1
-INLINE void transpose8(const float *const *rows, int64_t steps, float *dst) {
-    int64_t k = 0;
-    for (; k + 8 <= steps; k += 8) {
-        __m256 r[8], t[8];
-        UNROLL for (int i = 0; i < 8; i++) r[i] = rows[i] ? _mm256_loadu_ps(rows[i] + k) : _mm256_setzero_ps();
-        UNROLL for (int i = 0; i < 8; i += 2) {
-            t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-            t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-        }
-        UNROLL for (int i = 0; i < 8; i += 4) {
-            r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-            r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-            r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-            r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-        }
-        UNROLL for (int i = 0; i < 4; i++) {
-            _mm256_storeu_ps(dst + (k + i) * HERD_PANEL, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-            _mm256_storeu_ps(dst + (k + i + 4) * HERD_PANEL, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-        }
+INLINE void transpose8(const float *const *rows, int64_t k, float *dst) {
+    __m256 r[8], t[8];
+    UNROLL for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(rows[i] + k);
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    for (; k < steps; k++)
-        for (int i = 0; i < 8; i++) dst[k * HERD_PANEL + i] = rows[i] ? load_dword(rows[i] + k) : 0.0f;
+    UNROLL for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + (k + i) * HERD_PANEL, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (k + i + 4) * HERD_PANEL, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
 }
-INLINE void pack_panel(const float *const *rows, int64_t steps, float *dst) {
-    for (int i = 0; i < HERD_PANEL; i += 8) transpose8(rows + i, steps, dst + i);
+static __attribute__((noinline, unused)) void pack_half(const float *const *rows, int64_t k, int64_t count, float *dst) {
+    for (int64_t end = k + count; k < end; k += 8)
+        for (int i = 0; i < 16; i += 8) {
+            if (k + 8 <= end) {
+                transpose8(rows + i, k, dst + i);
+                continue;
+            }
+            for (int64_t step = k; step < end; step++)
+                for (int row = i; row < i + 8; row++) dst[step * HERD_PANEL + row] = load_dword(rows[row] + step);
+        }
 }
 #else
-INLINE void pack_panel(const float *const *rows, int64_t steps, float *dst) {
-    for (int i = 0; i < HERD_PANEL; i++) {
-        if (rows[i])
-            for (int64_t k = 0; k < steps; k++) memcpy(dst + k * HERD_PANEL + i, (const char *)rows[i] + 4 * k, 4);
-        else
-            for (int64_t k = 0; k < steps; k++) dst[k * HERD_PANEL + i] = 0.0f;
-    }
+static __attribute__((noinline, unused)) void pack_half(const float *const *rows, int64_t k, int64_t count, float *dst) {
+    for (int i = 0; i < 16; i++)
+        for (int64_t step = k; step < k + count; step++) dst[step * HERD_PANEL + i] = load_dword(rows[i] + step);
 }
 #endif
 

@@ -47,8 +47,8 @@ HERD_API int herd_pack(const void *src, int64_t src_stride, int64_t rows, int64_
 HERD_API int herd_unpack(const void *packed, int64_t k, int dtype, int64_t panel_step, int64_t panel_offset, const int64_t *ids,
                          int64_t count, void *out, int64_t out_stride);
 
-/* out[m, n] = sum over k of x[m, k] * w[n, k], summed in float32 in ascending k, rounded to `dtype`. float32: chains of 256, added up;
-   bfloat16: one chain, the odd one of each pair first.
+/* out[m, n] = sum over k of x[m, k] * w[n, k], summed in float32 in ascending k, rounded to `dtype`. float32: chains of
+   256, added up; bfloat16: one chain, the odd one of each pair first.
    HERD_ADD: out = round(residual + round(sum)). HERD_SWIGLU: w holds gate and up in alternating panels, n outputs each;
    out = round(round(silu(round(gate))) * round(up)). `out_dtype` is `dtype`, or float32 for a widened copy of the rounded value. */
 HERD_API int herd_linear(const void *x, int64_t x_stride, int64_t m, const void *w, int64_t n, int64_t k, int dtype, int epilogue,
@@ -59,8 +59,8 @@ HERD_API int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t
                            int64_t d, int dtype, void *out, int64_t out_stride);
 
 /* out = round(round(silu(gate)) * up). */
-HERD_API int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype, void *out,
-                         int64_t out_stride);
+HERD_API int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype,
+                         void *out, int64_t out_stride);
 
 /* Rotate q in place; rotate k and copy v into the caches at `slots`. A slot is block * block_size + offset, and lies at slot * K * H.
    cos and sin are [positions, H/2]. Slots are distinct. */
@@ -74,5 +74,8 @@ HERD_API int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t 
                             const void *key_cache, const void *value_cache, int cache_dtype, int64_t block_size, const int32_t *block_table,
                             int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out,
                             int64_t out_stride);
+
+/* Read memory and do nothing with it, for measurements. */
+HERD_API int herd_read(const void *data, int64_t bytes);
 
 #endif

@@ -18,14 +18,13 @@ enum { HERD_SCRATCH_CALL = 0, HERD_SCRATCH_TASK = 1, HERD_SCRATCH_SLOTS = 2 };
 void *herd_scratch(int slot, size_t bytes);
 
 typedef struct {
-    int (*pack)(const void *, int64_t, int64_t, int64_t, int, void *, int64_t, int64_t, int64_t);
-    int (*linear)(const void *, int64_t, int64_t, const void *, int64_t, int64_t, int, int, const void *, int64_t, void *, int64_t, int);
-    int (*rms_norm)(void *, int64_t, const void *, int64_t, const void *, double, int64_t, int64_t, int, void *, int64_t);
-    int (*swiglu)(const void *, int64_t, const void *, int64_t, int64_t, int64_t, int, void *, int64_t);
-    int (*rope_write)(void *, int64_t, const void *, int64_t, const void *, int64_t, int, int64_t, int64_t, int64_t, int64_t, const float *,
-                      const float *, const int64_t *, const int64_t *, void *, void *, int);
-    int (*attention)(const void *, int64_t, int, int64_t, int64_t, int64_t, float, const void *, const void *, int, int64_t, const int32_t *,
-                     int64_t, const int32_t *, const int32_t *, int64_t, void *, int64_t);
+    __typeof__(herd_pack) *pack;
+    __typeof__(herd_linear) *linear;
+    __typeof__(herd_rms_norm) *rms_norm;
+    __typeof__(herd_swiglu) *swiglu;
+    __typeof__(herd_rope_write) *rope_write;
+    __typeof__(herd_attention) *attention;
+    __typeof__(herd_read) *read;
 } herd_kernels;
 
 static inline int64_t herd_min(int64_t a, int64_t b) { return a < b ? a : b; }

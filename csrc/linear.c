@@ -10,9 +10,10 @@
 
 #define ROW_BLOCK 256
 #define GROUP 4
+#define FEW_ROWS 64
 #define MIN_BYTES 65536        /* weights a thread should have to read before a second one is asked */
 #define TASKS_PER_THREAD 4
-#define PREFETCH 4096
+#define ROW_AHEAD 4096
 
 typedef struct {
     const char *x;
@@ -87,10 +88,6 @@ static void finish(const job *j, int64_t row0, int64_t rows, int64_t panel, cons
 #define SIDE_BY_SIDE 2
 #endif
 
-INLINE void prefetch(const float *p) {
-    UNROLL for (int line = 0; line < HERD_PANEL / 16; line++) __builtin_prefetch((const char *)p + PREFETCH + 64 * line, 0, 3);
-}
-
 /* c[p][32] = x times `count` panels, `steps` dwords each, that follow each other. */
 INLINE void row_f32(const int count, const float *x, const float *b, int64_t steps, float *c) {
     vf acc[SIDE_BY_SIDE][ROW_VECTORS];
@@ -100,7 +97,7 @@ INLINE void row_f32(const int count, const float *x, const float *b, int64_t ste
         for (int64_t i = block; i < herd_min(steps, block + LDA); i++, b += HERD_PANEL) {
             vf a = vf_set1(x[i]);
             UNROLL for (int p = 0; p < count; p++) {
-                prefetch(b + p * steps * HERD_PANEL);
+                fetch_step(b + p * steps * HERD_PANEL, ROW_AHEAD);
                 UNROLL for (int v = 0; v < ROW_VECTORS; v++) acc[p][v] = vf_fma(a, vf_load(b + p * steps * HERD_PANEL + v * W), acc[p][v]);
             }
         }
@@ -122,7 +119,7 @@ INLINE void row_pair(const int count, const float *x, const float *b, int64_t st
         vf a_even = vf_set1(x[2 * i]), a_odd = vf_set1(x[2 * i + 1]);
 #endif
         UNROLL for (int p = 0; p < count; p++) {
-            prefetch(b + p * steps * HERD_PANEL);
+            fetch_step(b + p * steps * HERD_PANEL, ROW_AHEAD);
             UNROLL for (int v = 0; v < ROW_VECTORS; v++) {
                 vf pair = vf_load(b + p * steps * HERD_PANEL + v * W);
 #if HERD_LEVEL == 3
@@ -207,19 +204,20 @@ static void block_task(void *job_pointer, uint32_t index) {
         __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
         return;
     }
-    for (int64_t block = 0; block < j->num_blocks; block++) {
+    /* Few rows: a panel from end to end, as it lies in memory. Many: a block of A stays in the cache for all panels. */
+    int few = rows <= FEW_ROWS;
+    for (int64_t i = 0; i < panels * j->num_blocks; i++) {
+        int64_t block = few ? i % j->num_blocks : i / panels, p = few ? i / j->num_blocks : i % panels;
         int64_t step0 = block * j->block_steps, steps = herd_min(j->block_steps, j->steps - step0);
-        for (int64_t p = 0; p < panels; p++) {
-            const float *b = j->w + ((panel0 + p) * j->steps + step0) * HERD_PANEL;
-            for (int64_t tile = 0; tile < tiles; tile++) { /* rows shared out evenly, so that no tile is thin */
-                int64_t from = tile * rows / tiles, count = (tile + 1) * rows / tiles - from;
-                const float *a = j->a + (block * j->m + row0 + from) * LDA;
-                float *to = c + (p * rows + from) * HERD_PANEL;
-                if (j->dtype == HERD_F32)
-                    panel_f32((int)count, a, b, steps, to, HERD_PANEL, block ? ADD : START);
-                else
-                    panel_pair((int)count, a, b, steps, to, HERD_PANEL, block ? CONTINUE : START);
-            }
+        const float *b = j->w + ((panel0 + p) * j->steps + step0) * HERD_PANEL;
+        for (int64_t tile = 0; tile < tiles; tile++) { /* rows shared out evenly, so that no tile is thin */
+            int64_t from = tile * rows / tiles, count = (tile + 1) * rows / tiles - from;
+            const float *a = j->a + (block * j->m + row0 + from) * LDA;
+            float *to = c + (p * rows + from) * HERD_PANEL;
+            if (j->dtype == HERD_F32)
+                panel_f32((int)count, a, b, steps, to, HERD_PANEL, block ? ADD : START);
+            else
+                panel_pair((int)count, a, b, steps, to, HERD_PANEL, block ? CONTINUE : START);
         }
     }
     if (j->epilogue == HERD_SWIGLU) {
@@ -272,7 +270,10 @@ static void weights_task(void *job_pointer, uint32_t index) {
     if (whole) {
         const float *rows[HERD_PANEL];
         for (int i = 0; i < HERD_PANEL; i++) rows[i] = (const float *)(j->src + (begin + i) * j->src_stride * size);
-        pack_panel(rows, j->steps, dst);
+        for (int64_t k = 0; k < j->steps; k += 16) {
+            pack_half(rows, k, herd_min(16, j->steps - k), dst);
+            pack_half(rows + 16, k, herd_min(16, j->steps - k), dst + 16);
+        }
         return;
     }
     for (int64_t i = 0; i < HERD_PANEL; i++) {

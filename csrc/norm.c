@@ -1,5 +1,5 @@
 /* rms_norm: round(round(x * rsqrt(mean(x^2) + eps)) * weight), in float32, with an addition to x before it.
-   The sum of squares runs in 16 logical lanes, each one chain, added by halves: one order for every row and level with fused multiply-add. */
+   The sum of squares runs in 16 logical lanes, each one chain, added by halves: one order for every row. */
 #include "simd.h"
 
 #define MIN_ELEMENTS 16384 /* elements of a task */

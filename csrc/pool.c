@@ -4,6 +4,7 @@
    - The caller works too, and waits for claimed tasks alone: a worker that is late finds nothing left and is not waited for.
    - Idle workers spin for some microseconds (the gap between two operators of a decode step), then sleep on a futex. Spinning without
      a bound collapses once a third busy thread wants a core.
+   - A worker that finds itself on the caller's core moves off it: where other work keeps the cores busy, the system may leave both there.
    - One job at a time. A second caller does its whole job itself, rather than wait.
 
    `ticket` is generation << 32 | next index, or CLOSED in the low half while a job is being written. A worker reads the ticket, then the
@@ -18,6 +19,7 @@
 
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -35,6 +37,7 @@ static struct {
     _Alignas(64) _Atomic uint32_t epoch; /* counts jobs; what sleeping workers wait on */
     _Atomic uint32_t sleepers;
     _Alignas(64) _Atomic int active;     /* workers that may take tasks */
+    _Atomic int caller_core;
     _Atomic int64_t spin_ns;
     uint32_t generation;                 /* the rest is written under `busy` */
     int started;
@@ -61,6 +64,26 @@ static void wake_all(_Atomic uint32_t *address) {
     pthread_cond_broadcast(&sleep_changed);
     pthread_mutex_unlock(&sleep_lock);
 }
+#endif
+
+/* Leave the caller's core for the others that this thread may use; `allowed` is what it could use at first. */
+#if defined(__linux__)
+typedef cpu_set_t cores;
+static void all_cores(cores *allowed) {
+    if (sched_getaffinity(0, sizeof *allowed, allowed)) CPU_ZERO(allowed);
+}
+static int this_core(void) { return sched_getcpu(); }
+static void leave_core(const cores *allowed, int core) {
+    cores others = *allowed;
+    if (core < 0 || core >= CPU_SETSIZE || core != this_core()) return;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others)) sched_setaffinity(0, sizeof others, &others);
+}
+#else
+typedef int cores;
+static void all_cores(cores *allowed) { *allowed = 0; }
+static int this_core(void) { return -1; }
+static void leave_core(const cores *allowed, int core) { (void)allowed, (void)core; }
 #endif
 
 static inline void relax(void) {
@@ -97,6 +120,8 @@ static uint32_t work(void) {
 static void *worker(void *argument) {
     int number = (int)(intptr_t)argument;
     uint32_t seen = atomic_load(&pool.epoch) - 1;
+    cores allowed;
+    all_cores(&allowed);
     for (;;) {
         int64_t until = now_ns() + atomic_load_explicit(&pool.spin_ns, memory_order_relaxed);
         int turns = 0;
@@ -110,7 +135,9 @@ static void *worker(void *argument) {
             }
         }
         seen = atomic_load_explicit(&pool.epoch, memory_order_acquire);
-        if (number < atomic_load_explicit(&pool.active, memory_order_acquire)) work();
+        if (number >= atomic_load_explicit(&pool.active, memory_order_acquire)) continue;
+        leave_core(&allowed, atomic_load_explicit(&pool.caller_core, memory_order_relaxed));
+        work();
     }
     return NULL;
 }
@@ -162,6 +189,7 @@ void herd_pool_run(herd_task task, void *job, uint32_t count) {
         return;
     }
     if (pool.started < atomic_load(&pool.active)) start_workers();
+    atomic_store_explicit(&pool.caller_core, this_core(), memory_order_relaxed);
     uint64_t generation = (uint64_t)++pool.generation << 32;
     atomic_store(&pool.ticket, generation | CLOSED);
     atomic_store_explicit(&pool.task, task, memory_order_release);

@@ -91,6 +91,11 @@ INLINE vf vf_even(vf pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512
 INLINE vf vf_odd(vf pair) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pair), _mm512_set1_epi32((int)0xffff0000)));
 }
+INLINE void vf_store_pairs(float *p, vf even, vf odd) { /* e0 o0 e1 o1 ... */
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    vf_store(p, _mm512_permutex2var_ps(even, low, odd));
+    vf_store(p + W, _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd));
+}
 INLINE vf vf_load_bf16(const void *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
@@ -127,6 +132,11 @@ INLINE vf vf_exponent(vf a) {
 INLINE vf vf_even(vf pair) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pair), 16)); }
 INLINE vf vf_odd(vf pair) {
     return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pair), _mm256_set1_epi32((int)0xffff0000)));
+}
+INLINE void vf_store_pairs(float *p, vf even, vf odd) {
+    vf low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    vf_store(p, _mm256_permute2f128_ps(low, high, 0x20));
+    vf_store(p + W, _mm256_permute2f128_ps(low, high, 0x31));
 }
 INLINE vf vf_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
@@ -176,6 +186,10 @@ INLINE vf vf_odd(vf pair) { return (vf)((vi)pair & (int32_t)0xffff0000); }
     do {                                \
         UNROLL for (int i = 0; i < W; i++) { expression; } \
     } while (0)
+INLINE void vf_store_pairs(float *p, vf even, vf odd) {
+    vf_store(p, (vf){even[0], odd[0], even[1], odd[1]});
+    vf_store(p + W, (vf){even[2], odd[2], even[3], odd[3]});
+}
 INLINE vf vf_load_bf16(const void *p) {
     uint16_t b[W];
     memcpy(b, p, sizeof b);
@@ -227,14 +241,34 @@ INLINE float exp_one(float x) {
     return lanes[0];
 }
 
-/* The sum of 16 logical lanes, 16/W vectors, by halves. */
-INLINE float sum_lanes(const vf *parts) {
-    float lanes[16];
-    UNROLL for (int i = 0; i < 16 / W; i++) vf_store(lanes + i * W, parts[i]);
-    UNROLL for (int step = 8; step; step /= 2)
-        UNROLL for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
-    return lanes[0];
+/* The sum of 16 logical lanes, 16/W vectors, by halves: lane i takes lane i + 8, then i + 4, i + 2, i + 1. And their maximum. */
+#if HERD_LEVEL >= 1
+#define BY_HALVES(name, combine128)                                              \
+    INLINE float name(__m256 a) {                                                \
+        __m128 b = combine128(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); \
+        b = combine128(b, _mm_movehl_ps(b, b));                                  \
+        return _mm_cvtss_f32(combine128(b, _mm_movehdup_ps(b)));                 \
+    }
+BY_HALVES(sum8, _mm_add_ps)
+BY_HALVES(max8, _mm_max_ps)
+#if HERD_LEVEL == 1
+INLINE float sum_lanes(const vf *a) { return sum8(_mm256_add_ps(a[0], a[1])); }
+INLINE float max_lanes(const vf *a) { return max8(_mm256_max_ps(a[0], a[1])); }
+#else
+INLINE float sum_lanes(const vf *a) { return sum8(_mm256_add_ps(_mm512_castps512_ps256(a[0]), _mm512_extractf32x8_ps(a[0], 1))); }
+INLINE float max_lanes(const vf *a) { return max8(_mm256_max_ps(_mm512_castps512_ps256(a[0]), _mm512_extractf32x8_ps(a[0], 1))); }
+#endif
+#else
+INLINE float sum_lanes(const vf *a) {
+    vf four = (a[0] + a[2]) + (a[1] + a[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
+INLINE float max_lanes(const vf *a) {
+    vf four = vf_max(vf_max(a[0], a[2]), vf_max(a[1], a[3]));
+    float low = four[0] > four[2] ? four[0] : four[2], high = four[1] > four[3] ? four[1] : four[3];
+    return low > high ? low : high;
+}
+#endif
 
 /* ---- vectors of any storage dtype ---- */
 INLINE vf vf_load_as(const void *p, int64_t index, int dtype) {

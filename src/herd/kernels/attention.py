@@ -18,7 +18,7 @@ from torch import Tensor
 
 from herd.kernels import dispatch, library, tiles
 from herd.kernels.batch import Batch
-from herd.kernels.checks import require
+from herd.kernels.checks import refuse
 from herd.kernels.rope import check_caches, check_heads
 
 
@@ -38,8 +38,10 @@ def paged_attention(
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     check_heads("out", out, tokens, q.dtype)
-    require(out.shape == q.shape, f"out is {list(out.shape)}, q {list(q.shape)}", "they must have one shape")
-    require(heads % kv_heads == 0, f"{heads} query heads cannot share {kv_heads} KV heads", "the one must be a multiple of the other")
+    if out.shape != q.shape:
+        raise refuse(f"out is {list(out.shape)}, q {list(q.shape)}", "they must have one shape")
+    if heads % kv_heads:
+        raise refuse(f"{heads} query heads cannot share {kv_heads} KV heads", "the one must be a multiple of the other")
     check_caches(key_cache, value_cache, batch, kv_heads, head_dim)
     found = dispatch.native(q.device, q.dtype)
     if found is None or head_dim > library.MAX_HEAD_DIM or head_dim % 2 or heads // kv_heads > library.MAX_GROUP:

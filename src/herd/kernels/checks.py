@@ -1,4 +1,7 @@
-"""What every op checks before a pointer crosses into C. A refusal names the value and what it should have been."""
+"""What every op checks before a pointer crosses into C. A refusal names the value and what it should have been.
+
+An op runs thousands of times a second, so it puts a message together only where something is wrong: `if not ...: raise refuse(...)`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,17 @@ def require(condition: bool, message: str, hint: str) -> None:
     """Raise ConfigError unless `condition` holds."""
     if not condition:
         raise ConfigError(message, hint=hint)
+
+
+def refuse(message: str, hint: str) -> ConfigError:
+    """The error to raise."""
+    return ConfigError(message, hint=hint)
+
+
+def check_apart(name: str, rows: Tensor) -> None:
+    """The rows of a matrix that is written to do not overlap."""
+    if rows.shape[0] > 1 and rows.stride(0) < rows.shape[1]:
+        raise refuse(f"rows of {name} overlap: stride {rows.stride(0)} of {rows.shape[1]} columns", "give a tensor of its own")
 
 
 def check_rows(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -41,6 +41,7 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
         *(*_POINTER_THEN_STRIDE, c_int, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int, c_int64),
         *(*_POINTER_THEN_STRIDE, c_void_p, c_void_p, c_int64, *_POINTER_THEN_STRIDE),
     ),
+    "herd_read": (c_void_p, c_int64),
     "herd_pool_stress": (c_int64, c_int64),
     "herd_isa_built": (c_int,),
     "herd_isa_supported": (c_int,),
@@ -73,6 +74,7 @@ class Library:
         self.swiglu = loaded.herd_swiglu
         self.rope_write = loaded.herd_rope_write
         self.attention = loaded.herd_attention
+        self.read = loaded.herd_read
         self.pool_stress = loaded.herd_pool_stress
         self.set_spin = loaded.herd_set_spin
         self._loaded = loaded

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from herd.kernels import dispatch, library, memory, tiles
-from herd.kernels.checks import check_rows, flat, require, row_stride
+from herd.kernels.checks import check_apart, check_rows, flat, refuse, require, row_stride
 
 PANELS, ROWS = "panels", "rows"
 
@@ -168,7 +168,8 @@ def linear(
     `out` may be the residual itself. Where `out` is float32 and the model is not, it gets the rounded values widened: herd.model's logits.
     Raises ConfigError where a shape, dtype or stride does not fit.
     """
-    require(not packed.gated, "these weights are a gated pair", "call linear_swiglu")
+    if packed.gated:
+        raise refuse("these weights are a gated pair", "call linear_swiglu")
     return _run(x, packed, out, residual, library.STORE if residual is None else library.ADD)
 
 
@@ -188,8 +189,9 @@ def _run(x: Tensor, packed: PackedLinear, out: Tensor | None, residual: Tensor |
         out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
     out_MN = flat("out", out)
     check_rows("out", out_MN, (m, n), torch.float32 if out.dtype == torch.float32 else x.dtype, x.device)
-    require(m < 2 or out_MN.stride(0) >= n, f"rows of out overlap: stride {out_MN.stride(0)} of {n} columns", "give a tensor of its own")
-    require(out.data_ptr() != x.data_ptr() or not m, "out is x itself", "every output needs all of x: give another tensor")
+    check_apart("out", out_MN)
+    if m and out.data_ptr() == x.data_ptr():
+        raise refuse("out is x itself", "every output needs all of x: give another tensor")
     residual_MN = None if residual is None else flat("residual", residual)
     if residual_MN is not None:
         check_rows("residual", residual_MN, (m, n), x.dtype, x.device)

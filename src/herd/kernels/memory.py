@@ -23,7 +23,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size_bytes = count * dtype.itemsize
     if size_bytes < _HUGE or _ADVICE is None:
         return torch.zeros(shape, dtype=dtype)
-    pages = mmap.mmap(-1, size_bytes + _HUGE)
+    pages = mmap.mmap(-1, size_bytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # a shared one has small pages
     with suppress(OSError):  # a kernel without them: ordinary pages do
         pages.madvise(_ADVICE)
     whole = torch.frombuffer(pages, dtype=torch.uint8)

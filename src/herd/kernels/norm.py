@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from herd.kernels import dispatch, library, tiles
-from herd.kernels.checks import check_rows, flat, require, row_stride
+from herd.kernels.checks import check_apart, check_rows, flat, refuse, require, row_stride
 
 
 def rms_norm(
@@ -39,12 +39,16 @@ def _run(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, out: Tenso
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     out_MD = flat("out", out)
     delta_MD = None if delta is None else flat("delta", delta)
-    for name, rows in (("x", x_MD), ("out", out_MD)) + ((("delta", delta_MD),) if delta_MD is not None else ()):
-        check_rows(name, rows, (m, d), x.dtype, x.device)
-    for name, rows in (("x", x_MD), ("out", out_MD)):
-        require(m < 2 or rows.stride(0) >= d, f"rows of {name} overlap: stride {rows.stride(0)} of {d} columns", "call contiguous() on it")
-    require(eps > 0.0, f"eps is {eps}, it must be positive", "Llama 3 uses 1e-5")
-    weight = weight.to(x.dtype)
+    check_rows("x", x_MD, (m, d), x.dtype, x.device)
+    check_rows("out", out_MD, (m, d), x.dtype, x.device)
+    if delta_MD is not None:
+        check_rows("delta", delta_MD, (m, d), x.dtype, x.device)
+    check_apart("out", out_MD)
+    if delta_MD is not None:
+        check_apart("x", x_MD)
+    if not eps > 0.0:
+        raise refuse(f"eps is {eps}, it must be positive", "Llama 3 uses 1e-5")
+    weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
     check_rows("weight", weight, (d,), x.dtype, x.device)
     found = dispatch.native(x.device, x.dtype)
     if found is None:

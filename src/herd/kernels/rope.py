@@ -17,7 +17,7 @@ from torch import Tensor
 
 from herd.kernels import dispatch, library, memory
 from herd.kernels.batch import Batch
-from herd.kernels.checks import require
+from herd.kernels.checks import refuse, require
 
 _BLOCK = 512
 
@@ -64,21 +64,23 @@ def check_caches(key_cache: Tensor, value_cache: Tensor, batch: Batch, kv_heads:
     shape = (batch.num_blocks, batch.block_size, kv_heads, head_dim)
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         if cache.shape != shape or cache.dtype not in library.CODES or cache.dtype != key_cache.dtype:
-            require(
-                False,
+            raise refuse(
                 f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in float32, bfloat16 or float16, both alike",
                 "make them with make_cache, and plan the batch for the same blocks",
             )
-        require(cache.is_contiguous(), f"{name} has strides {list(cache.stride())}", "a layer's cache must be contiguous")
+        if not cache.is_contiguous():
+            raise refuse(f"{name} has strides {list(cache.stride())}", "a layer's cache must be contiguous")
 
 
 def check_heads(name: str, x: Tensor, tokens: int, dtype: torch.dtype) -> None:
     """[T, heads, H] with heads side by side; tokens may be apart, as in a view of a fused qkv product."""
-    fits = x.dim() == 3 and x.shape[0] == tokens and x.dtype == dtype
-    require(fits, f"{name} is {x.dtype} {list(x.shape)}, expected {dtype} [{tokens}, heads, head_dim]", "check it against the batch")
-    inner = x.stride(2) == 1 and (x.stride(1) == x.shape[2] or x.shape[1] == 1)
-    apart = tokens < 2 or x.stride(0) >= x.shape[1] * x.shape[2]
-    require(inner and apart, f"{name} has strides {list(x.stride())} for shape {list(x.shape)}", "heads must lie side by side")
+    shape = x.shape
+    if len(shape) != 3 or shape[0] != tokens or x.dtype != dtype:
+        raise refuse(f"{name} is {x.dtype} {list(shape)}, expected {dtype} [{tokens}, heads, head_dim]", "check it against the batch")
+    _, heads, head_dim = shape
+    apart, between, inner = x.stride()
+    if inner != 1 or (between != head_dim and heads != 1) or (tokens > 1 and apart < heads * head_dim):
+        raise refuse(f"{name} has strides {[apart, between, inner]} for shape {list(shape)}", "heads must lie side by side")
 
 
 def rope_write(
@@ -97,9 +99,12 @@ def rope_write(
     tokens, head_dim = batch.num_tokens, q.shape[-1]
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_heads(name, x, tokens, q.dtype)
-        require(x.shape[2] == head_dim, f"{name} has heads of {x.shape[2]}, q of {head_dim}", "they must agree")
-    require(k.shape == v.shape, f"k is {list(k.shape)} and v {list(v.shape)}", "they must have one shape")
-    require(head_dim == 2 * len(table.frequencies), f"heads of {head_dim} and {len(table.frequencies)} frequencies", "give H/2 frequencies")
+        if x.shape[2] != head_dim:
+            raise refuse(f"{name} has heads of {x.shape[2]}, q of {head_dim}", "they must agree")
+    if k.shape != v.shape:
+        raise refuse(f"k is {list(k.shape)} and v {list(v.shape)}", "they must have one shape")
+    if head_dim != 2 * len(table.frequencies):
+        raise refuse(f"heads of {head_dim} and {len(table.frequencies)} frequencies", "give H/2 frequencies")
     check_caches(key_cache, value_cache, batch, k.shape[1], head_dim)
     cos, sin = table.upto(batch.num_positions)
     found = dispatch.native(q.device, q.dtype)
