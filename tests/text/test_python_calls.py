@@ -126,6 +126,11 @@ def test_brackets_nest_to_the_depth_limit_and_no_further() -> None:
     assert too_deep("({[" * 22)
 
 
+@pytest.mark.parametrize("value", ["(" * 100, "[" * 100 + '"', "it's " + "{" * 100, "\\" + "(" * 100])
+def test_brackets_inside_strings_do_not_nest(value: str) -> None:
+    assert parse_call_list(f"[{render_call('f', {'a': value})}]") == one("f", a=value)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -137,8 +142,10 @@ def test_brackets_nest_to_the_depth_limit_and_no_further() -> None:
         "9" * 100_000,
         "~" * 90_000,
         "'a'" * 50_000,
+        "1 # it's\n" + "[" * 90_000,
+        "1 # it's\n, b=" + "[" * 150 + "]" * 150,
     ],
-    ids=["minus", "sum", "attributes", "not", "brackets", "digits", "invert", "strings"],
+    ids=["minus", "sum", "attributes", "not", "brackets", "digits", "invert", "strings", "apostrophe", "apostrophe, closed"],
 )
 def test_hostile_expressions_are_refused_or_read_in_no_time(value: str) -> None:
     started = time.process_time()
@@ -227,7 +234,7 @@ def test_what_is_written_reads_back(calls: list[ToolCall]) -> None:
         ("f", {"class": 1}, "the arguments of f are not Python literals"),
         ("import", {}, "the arguments of import are not Python literals"),
         ("f", {"ﬁ": 1}, "the arguments of f are not Python literals"),
-        ("f", {"a": ["(" * 100]}, "the arguments of f are not Python literals"),
+        ("f", {"a": json.loads("[" * 100 + "]" * 100)}, "the arguments of f are not Python literals"),
     ],
     ids=range(11),
 )

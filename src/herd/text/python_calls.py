@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from herd.base.errors import FormatError
@@ -19,8 +19,8 @@ MAX_CHARS = 200_000
 MAX_DEPTH = 64
 
 
-def too_deep(text: str) -> bool:
-    """Whether brackets nest beyond what a call may hold; those inside strings count too, which only errs on the safe side."""
+def too_deep(text: Iterable[str]) -> bool:
+    """Whether brackets nest beyond what a call may hold."""
     depth = 0
     for character in text:
         if character in "([{":
@@ -32,8 +32,21 @@ def too_deep(text: str) -> bool:
     return False
 
 
+def outside_strings(text: str, quotes: str) -> Iterator[str]:
+    """The characters that stand in no string; what is no code may be taken for one, so this bounds nothing that Python itself does not."""
+    open_quote, escaped = "", False
+    for character in text:
+        if open_quote:
+            closes = character == open_quote and not escaped
+            open_quote, escaped = "" if closes else open_quote, character == "\\" and not escaped
+        elif character in quotes:
+            open_quote = character
+        else:
+            yield character
+
+
 def _parse(text: str) -> ast.expr | None:
-    if len(text) > MAX_CHARS or too_deep(text):
+    if len(text) > MAX_CHARS or (too_deep(text) and too_deep(outside_strings(text, "\"'"))):
         return None
     try:
         with warnings.catch_warnings():
@@ -70,12 +83,12 @@ def _call(node: ast.expr) -> ToolCall | None:
 
 
 def _is_json(arguments: Mapping[str, Any]) -> bool:
-    """Whether arguments can leave as JSON: no sets, bytes, ellipses, infinities, nor numbers of thousands of digits."""
+    """Whether arguments can leave as JSON: no sets, bytes, ellipses, infinities, numbers of thousands of digits, nor values too deep."""
     try:
-        json.dumps(arguments, allow_nan=False)
+        text = json.dumps(arguments, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         return False
-    return True
+    return not too_deep(outside_strings(text, '"'))
 
 
 def parse_call_list(text: str) -> tuple[ToolCall, ...] | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from keyword import iskeyword
 from typing import Any, Literal, cast
 
 from herd.base.errors import FormatError
 from herd.text.messages import BUILTIN_TOOLS, CODE_INTERPRETER, ToolCall
-from herd.text.python_calls import parse_call_list, parse_method_call, render_call, too_deep
+from herd.text.python_calls import outside_strings, parse_call_list, parse_method_call, render_call, too_deep
 
 ToolStyle = Literal["json", "function", "python_list"]
 """How calls of tools that the caller defines are written."""
@@ -91,18 +91,7 @@ _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 def _too_deep(text: str) -> bool:
     """Whether objects and lists nest beyond what a call may hold. Brackets inside strings do not count."""
-    return too_deep("".join(_outside_strings(text))) if too_deep(text) else False
-
-
-def _outside_strings(text: str) -> Iterator[str]:
-    quoted = escaped = False
-    for character in text:
-        if quoted:
-            quoted, escaped = escaped or character != '"', character == "\\" and not escaped
-        elif character == '"':
-            quoted = True
-        else:
-            yield character
+    return too_deep(text) and too_deep(outside_strings(text, '"'))
 
 
 def _loads(text: str) -> Any:
