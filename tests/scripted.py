@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from herd.engine.build import build_engine
 from herd.inference.local import LocalModel
+from herd.inference.prepare import grammar_compiler
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
@@ -53,4 +55,5 @@ def scripted(tokenizer: Tokenizer, script: Sequence[int] | str, *, end: bool = T
 
 def local(model: Transformer, tokenizer: Tokenizer) -> LocalModel:
     """A model behind the port."""
-    return LocalModel(build_engine(model, vocab_size=tokenizer.vocab_size), tokenizer)
+    size = tokenizer.vocab_size
+    return LocalModel(build_engine(model, vocab_size=size, grammars=partial(grammar_compiler, tokenizer, size)), tokenizer)

@@ -50,7 +50,9 @@ WRITTEN = {
 
 def ask(tokenizer: Tokenizer, script: str | list[int], *, end: bool = True, **fields: Any) -> list[Event]:
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 300, **fields})
-    request = ChatRequest(messages=(Message.user("Weather?"),), tools=(WEATHER,), builtin_tools=("brave_search",), params=params)
+    request = ChatRequest(
+        messages=(Message.user("Weather?"),), tools=(WEATHER,), builtin_tools=("brave_search",), strict_tools=False, params=params
+    )
     return list(scripted(tokenizer, script, end=end).chat(request))
 
 

@@ -19,8 +19,9 @@ The command line prints `error: MESSAGE`, a blank line and `hint: HINT`; servers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class HerdError(Exception):
@@ -101,6 +102,22 @@ class DownloadError(HerdError):
     """A download that was refused or broke off; what had arrived is kept for the next try."""
 
     code = "download"
+
+
+def _kinds(kind: type[HerdError]) -> Iterable[type[HerdError]]:
+    yield kind
+    for sub in kind.__subclasses__():
+        yield from _kinds(sub)
+
+
+def from_dict(data: Mapping[str, Any]) -> HerdError:
+    """The error that `to_dict` wrote, of the class that has its code; one of a class that is not loaded here is a plain HerdError."""
+    code = data.get("code")
+    kind = next((kind for kind in _kinds(HerdError) if kind.code == code), HerdError)
+    error = kind(str(data.get("message")), hint=data.get("hint"))
+    if error.code != code:
+        error.code = str(code)
+    return error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

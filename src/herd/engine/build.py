@@ -13,6 +13,7 @@ from herd.base.memory import available_memory, gib
 from herd.engine.batch import Runner
 from herd.engine.blocks import BlockPool
 from herd.engine.engine import Engine
+from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
 from herd.engine.runner import CpuRunner
 from herd.engine.scheduler import Scheduler
@@ -35,6 +36,7 @@ def build_engine(
     *,
     vocab_size: int | None = None,
     threaded: bool = False,
+    grammars: Callable[[], GrammarCompiler] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """Allocate everything and return an engine that is ready.
@@ -44,6 +46,7 @@ def build_engine(
         config: the sizes.
         vocab_size: ids that the tokenizer has, where the model has rows to spare: those are never drawn.
         threaded: give the engine a thread of its own.
+        grammars: makes the compiler of grammars, at first use.
         clock: seconds, for the scheduler's metrics.
 
     Raises:
@@ -60,7 +63,7 @@ def build_engine(
         max_context=plan.context,
         clock=clock,
     )
-    return Engine(runner, scheduler, context=plan.context, threaded=threaded, num_draft=config.num_draft, clock=clock)
+    return Engine(runner, scheduler, context=plan.context, threaded=threaded, num_draft=config.num_draft, grammars=grammars, clock=clock)
 
 
 def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from herd.base.errors import ContextOverflowError, HerdError, TokenizerError
+from herd.base.errors import ContextOverflowError, FormatError, HerdError, TokenizerError
 from herd.base.log import get_logger
 from herd.engine.batch import Runner
+from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from herd.engine.grammar.spec import Grammar
 from herd.engine.sampler import check_ids, named_ids
 from herd.engine.scheduler import Scheduler
 from herd.engine.stepper import Stepper
@@ -38,6 +40,7 @@ class Engine:
         threaded: take steps on a thread of its own, as a server needs; else nothing runs but while someone waits for an event, and then
             everything does.
         num_draft: tokens guessed at once by prompt lookup; 0 guesses none.
+        grammars: makes the compiler of grammars at the first request that has one; without it such requests are refused.
         clock: seconds, for metrics.
     """
 
@@ -49,6 +52,7 @@ class Engine:
         context: int,
         threaded: bool = False,
         num_draft: int = 0,
+        grammars: Callable[[], GrammarCompiler] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stepper = Stepper(runner, scheduler, num_draft=num_draft, clock=clock)
@@ -57,6 +61,8 @@ class Engine:
         self._wake = threading.Event()
         self._requests = itertools.count(1)
         self._stepping = threading.RLock()
+        self._make_grammars, self._grammars = grammars, None
+        self._making = threading.Lock()
         self._closed = False
         self.broken: EngineError | None = None
         self._thread = threading.Thread(target=self._loop, name="herd-engine", daemon=True) if threaded else None
@@ -77,16 +83,26 @@ class Engine:
         """Queue a request; its events come through the stream, or through `emit`, called by whoever takes the step.
 
         Raises TokenizerError for ids that the model has no row for, ContextOverflowError for a prompt without room for an answer,
-        DoesNotFitError for a request that could not run even alone, EngineError once the engine is broken or closed.
+        DoesNotFitError for a request that could not run even alone, FormatError for a grammar that is wrong or costs too much (compiling it
+        is waited for), EngineError once the engine is broken or closed.
         """
         self._check(request)
         params = replace(request.params, max_tokens=min(request.params.max_tokens, self.context - len(request.prompt)))
         self.scheduler.check_fits(len(request.prompt), params.max_tokens)
+        grammar = None if request.grammar is None else self._compiled(request.grammar)
         number = next(self._requests)
         drive = None if self._thread is not None else self._drive
-        stream = TokenStream(request.n, cancel=lambda: self._post(lambda: self.stepper.cancel(number)), drive=drive)
-        self._post(lambda: self.stepper.add(number, replace(request, params=params), emit or stream.emit))
+        stream = TokenStream(request.n, cancel=lambda index: self._post(lambda: self.stepper.cancel(number, index)), drive=drive)
+        self._post(lambda: self.stepper.add(number, replace(request, params=params), emit or stream.emit, grammar=grammar))
         return stream
+
+    def _compiled(self, grammar: Grammar) -> CompiledGrammar:
+        with self._making:
+            if self._grammars is None:
+                if self._make_grammars is None:
+                    raise FormatError("this engine has no tokenizer's bytes, so no grammars", hint="build it with grammars=...")
+                self._grammars = self._make_grammars()
+        return self._grammars.compile(grammar)
 
     def close(self) -> None:
         """Stop; what is in flight fails."""
@@ -97,6 +113,9 @@ class Engine:
                 self._end(EngineError("the engine was closed", hint="make a new one"))
         elif self._thread is not threading.current_thread():
             self._thread.join()
+        self.stepper.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _check(self, request: TokenRequest) -> None:
         if self.broken is not None or self._closed:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from herd.base.errors import CheckpointError
 from herd.engine.params import TokenParams
 
+Mask = NDArray[np.uint32]
 Scores = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -54,10 +55,11 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
-def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, position: int) -> int:
+def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, position: int, mask: Mask | None = None) -> int:
     """The id of the next token, which will stand at `position` of its sequence.
 
-    Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
+    `mask` has a bit for each id that a grammar allows, 32 to a word; it is above bans and `min_tokens`: where they leave nothing of it,
+    they are passed over. Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
     """
     best = float(scores_V.max())
     if not math.isfinite(best):
@@ -65,8 +67,11 @@ def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, p
             f"the model's scores for token {position} are not finite numbers",
             hint="its weights are damaged (herd verify MODEL), or its dtype is too narrow for them: try --dtype float32",
         )
+    raw = scores_V
     if params.bends_scores:
         scores_V = bent(scores_V, params, seen)
+    if mask is not None:
+        scores_V = _masked(scores_V, raw, mask)
     if params.temperature == 0.0:
         return int(scores_V.argmax())
     ids, probs = distribution(scores_V, params)
@@ -74,6 +79,13 @@ def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, p
     place = int(np.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], side="right"))
     last = int(np.flatnonzero(probs)[-1])
     return int(ids[min(place, last)])
+
+
+def _masked(scores_V: Scores, raw_V: Scores, mask: Mask) -> Scores:
+    """The scores of the ids that a mask allows, the others at minus infinity; a copy."""
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=len(scores_V)).view(np.bool_)
+    kept = np.where(allowed, scores_V, np.float32(-np.inf))
+    return kept if np.isfinite(kept.max()) else np.where(allowed, raw_V, np.float32(-np.inf))
 
 
 def bent(scores_V: Scores, params: TokenParams, seen: Seen | None) -> Scores:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
 from herd.engine.batch import RaggedBatch, Runner, block_table
+from herd.engine.grammar.compiler import CompiledGrammar
+from herd.engine.grammar.pool import MaskPool
+from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
 from herd.engine.request import Sequence
 from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
@@ -36,6 +40,7 @@ class _Live:
     seen: Seen | None
     emit: Emit
     drafter: NgramDrafter | None = None
+    state: GrammarState | None = None
     admitted: bool = False
 
 
@@ -50,10 +55,12 @@ class Stepper:
         self._members: dict[int, list[int]] = {}
         self._unsound: list[int] = []
         self._outbox: list[tuple[Emit, TokenEvent]] = []
-        self.num_steps = self.num_guessed = self.num_guesses_accepted = 0
+        self._mask_pool: MaskPool | None = None
+        self.num_steps = self.num_tokens = self.num_guessed = self.num_guesses_accepted = 0
+        self.busy_s = 0.0
 
-    def add(self, number: int, request: TokenRequest, emit: Emit) -> None:
-        """Queue a request under the caller's number for it. What the scheduler refuses is told as `Failed`."""
+    def add(self, number: int, request: TokenRequest, emit: Emit, *, grammar: CompiledGrammar | None = None) -> None:
+        """Queue a request under the caller's number; `grammar` is its own, compiled. What the scheduler refuses is told as `Failed`."""
         now = self._clock()
         members = []
         seen = frozenset(request.prompt) if request.params.bends_scores else None
@@ -70,6 +77,7 @@ class Stepper:
             )
             params = replace(request.params, seed=_seed_of(request.params.seed, index))
             live = _Live(sequence, number, index, params, None if seen is None else Seen(seen), emit, self._drafter(request))
+            live.state = None if grammar is None else grammar.state()
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -86,14 +94,20 @@ class Stepper:
         drafter.extend(request.prompt)
         return drafter
 
-    def cancel(self, number: int) -> None:
-        """End a request; its blocks are free on return. One that has ended already is left alone."""
+    def cancel(self, number: int, index: int | None = None) -> None:
+        """End a request, or one of its continuations; its blocks are free on return. One that has ended already is left alone."""
         for sequence_id in self._members.get(number, ()):
-            if sequence_id in self._live:
-                live = self._live.pop(sequence_id)
+            live = self._live.get(sequence_id)
+            if live is not None and index in (None, live.index):
+                del self._live[sequence_id]
                 self.scheduler.cancel(sequence_id)
                 live.emit(Tokens(index=live.index, ids=(), finish="cancelled"))
-        self._members.pop(number, None)
+        self._forget_request(number)
+
+    def _forget_request(self, number: int) -> None:
+        """Forget a request none of whose continuations lives."""
+        if not any(member in self._live for member in self._members.get(number, ())):
+            self._members.pop(number, None)
 
     def _drop(self, number: int) -> None:
         for sequence_id in self._members.pop(number, ()):
@@ -113,18 +127,22 @@ class Stepper:
 
     def step(self) -> bool:
         """Run one step; says whether there was anything to run."""
+        started = self._clock()
         self._guess()
         step = self.scheduler.schedule()
         if not step.items:
             return False
         self._tell_admitted(step)
+        masks = self._start_masks(step)
         results: dict[int, StepResult] = {}
         for item, rows in self._scores(step):
-            results[item.sequence.id] = self._outcome(item, rows)
+            results[item.sequence.id] = self._outcome(item, rows, masks.get(item.sequence.id))
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
         self.num_steps += 1
+        self.num_tokens += step.num_tokens
+        self.busy_s += self._clock() - started
         return True
 
     def _send(self) -> None:
@@ -146,6 +164,16 @@ class Stepper:
                 live.admitted = True
                 if live.index == 0:
                     live.emit(Admitted(num_cached=item.sequence.num_cached or 0))
+
+    def _start_masks(self, step: Step) -> dict[int, Future[Mask]]:
+        """Have the grammars' masks computed while the model runs, by sequence."""
+        found = {item.sequence.id: self._live[item.sequence.id].state for item in step.items if item.num_sampled}
+        states = {number: state for number, state in found.items() if state is not None}
+        if not states:
+            return {}
+        if self._mask_pool is None:
+            self._mask_pool = MaskPool()
+        return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
     def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32]]]:
         """Run the step; for each item the scores of the rows it needs, none where its end was not reached."""
@@ -183,7 +211,7 @@ class Stepper:
             return range(item.first_position, end)
         return range(end - item.num_sampled, end)
 
-    def _outcome(self, item: StepItem, rows: NDArray[np.float32]) -> StepResult:
+    def _outcome(self, item: StepItem, rows: NDArray[np.float32], mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
         known = sequence.num_tokens
@@ -194,20 +222,24 @@ class Stepper:
                 self._report_prompt(live, rows, first_row)
             if not item.num_sampled:
                 return StepResult(accepted=[], finish=None)
-            return self._draw(live, rows[known - 1 - first_row :], known)
+            return self._draw(live, rows[known - 1 - first_row :], known, None if mask is None else mask.result())
         except HerdError as error:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
 
-    def _draw(self, live: _Live, rows: NDArray[np.float32], known: int) -> StepResult:
+    def _draw(self, live: _Live, rows: NDArray[np.float32], known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
         accepted: list[int] = []
         reported: list[TokenLogprobs] = []
         finish: Finish | None = None
         for number, row in enumerate(rows):
-            token_id = sample(row, params, live.seen, position=known + number)
+            if live.state is not None and number:
+                mask = live.state.mask()
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask)
             accepted.append(token_id)
+            if live.state is not None:
+                live.state.accept(token_id)
             if live.seen is not None:
                 live.seen.add(token_id)
             if params.logprobs is not None:
@@ -242,10 +274,15 @@ class Stepper:
             if result.finish is None:
                 continue
             live = self._live.pop(sequence_id, None)
-            if live is not None and not any(member in self._live for member in self._members.get(live.request, ())):
-                self._members.pop(live.request, None)
+            if live is not None:
+                self._forget_request(live.request)
         while self._unsound:
             self.cancel(self._unsound.pop())
+
+    def close(self) -> None:
+        """Let go of the threads for masks."""
+        if self._mask_pool is not None:
+            self._mask_pool.close()
 
 
 class _RowReader:

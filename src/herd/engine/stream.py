@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from herd.engine.grammar.spec import Grammar
 from herd.engine.params import TokenParams
 from herd.engine.sampler import TokenLogprobs
 
@@ -28,6 +29,7 @@ class TokenRequest:
         tenant: whose request it is; the engine shares its time fairly between tenants.
         salt: what separates one tenant's cached prefixes from another's.
         reuse_prefix: whether cached keys of an equal prefix may be taken.
+        grammar: what every continuation has to look like.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +39,7 @@ class TokenRequest:
     tenant: str = ""
     salt: bytes = b""
     reuse_prefix: bool = True
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,7 @@ class TokenStream:
     `drive` is called while the consumer waits, where the engine has no thread of its own: it takes steps while its argument says so.
     """
 
-    def __init__(self, n: int, *, cancel: Callable[[], None], drive: Callable[[Callable[[], bool]], None] | None) -> None:
+    def __init__(self, n: int, *, cancel: Callable[[int | None], None], drive: Callable[[Callable[[], bool]], None] | None) -> None:
         self._queue: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
         self._open = n
         self._cancel, self._drive = cancel, drive
@@ -90,9 +93,9 @@ class TokenStream:
         """Called by the engine, from the thread that takes the step."""
         self._queue.put(event)
 
-    def cancel(self) -> None:
-        """End the request: its blocks are free within one step."""
-        self._cancel()
+    def cancel(self, index: int | None = None) -> None:
+        """End the request, or one of its continuations: its blocks are free within one step."""
+        self._cancel(index)
 
     def _next(self) -> TokenEvent:
         if self._drive is not None and self._queue.empty():
@@ -112,4 +115,4 @@ class TokenStream:
                 yield event
         finally:
             if self._open:
-                self._cancel()
+                self._cancel(None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -17,10 +18,23 @@ from herd.base.errors import UsageError
 from herd.checkpoint.load import load_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.engine.build import build_engine
+from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
 from herd.inference.local import LocalModel
 from herd.inference.params import SamplingParams
-from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, FinishReason, Timings, TokenLogprob, Usage, to_dict
+from herd.inference.port import (
+    ChatRequest,
+    CompletionRequest,
+    Event,
+    Finished,
+    FinishReason,
+    Timings,
+    TokenLogprob,
+    ToolChoice,
+    Usage,
+    to_dict,
+)
+from herd.inference.prepare import grammar_compiler
 from herd.model.transformer import Transformer
 from herd.text.messages import Message, ToolCall, ToolDefinition, as_messages, as_tools
 from herd.text.prompt import PromptFormat
@@ -115,7 +129,9 @@ class LLM:
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             model = load_model(path, dtype=dtype, device=device)
         self.model = model
-        self.inference = LocalModel(build_engine(model, engine, vocab_size=tokenizer.vocab_size), tokenizer, prompt_format=prompt_format)
+        size = tokenizer.vocab_size
+        built = build_engine(model, engine, vocab_size=size, grammars=partial(grammar_compiler, tokenizer, size))
+        self.inference = LocalModel(built, tokenizer, prompt_format=prompt_format)
 
     def close(self) -> None:
         """Stop the engine and let go of its thread. What is in flight fails."""
@@ -132,25 +148,34 @@ class LLM:
         return self.inference.context
 
     @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None) -> Output: ...  # pyright: ignore[reportOverlappingOverload]
+    def generate(self, prompts: str, params: SamplingParams | None = None, *, grammar: Grammar | None = None) -> Output: ...  # pyright: ignore[reportOverlappingOverload]
 
     @overload
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None) -> list[Output]: ...
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None, *, grammar: Grammar | None = None
+    ) -> list[Output]: ...
 
     def generate(
-        self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | None = None,
+        *,
+        grammar: Grammar | None = None,
     ) -> Output | list[Output]:
         """Go on with plain text: one prompt gives one `Output`, a list (of texts, or of lists of token ids) gives a list.
 
-        All prompts run at once, and the answers are those that each would have alone.
+        All prompts run at once, and the answers are those that each would have alone. `grammar` is what each has to look like.
         Raises ContextOverflowError, TokenizerError for any of the prompts before the first is answered.
         """
         if isinstance(prompts, str):
-            return self.generate([prompts], params)[0]
+            return self.generate([prompts], params, grammar=grammar)[0]
         if any(isinstance(cast("object", prompt), int) for prompt in prompts):
             raise UsageError("the prompts are a list of token ids, not of prompts", hint="put the ids into a list: generate([ids])")
         chosen = params or SamplingParams()
-        requests = [CompletionRequest(prompt=prompt if isinstance(prompt, str) else tuple(prompt), params=chosen) for prompt in prompts]
+        requests = [
+            CompletionRequest(prompt=prompt if isinstance(prompt, str) else tuple(prompt), grammar=grammar, params=chosen)
+            for prompt in prompts
+        ]
         streams = [self.inference.complete(request) for request in requests]
         return [_output(stream) for stream in streams]
 
@@ -161,9 +186,27 @@ class LLM:
         *,
         tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
         builtin_tools: Sequence[str] = (),
+        tool_choice: ToolChoice = "auto",
+        tool_name: str | None = None,
+        grammar: Grammar | None = None,
     ) -> Output:
-        """Answer a conversation. Messages and tools may be dicts in OpenAI's shape."""
-        return _output(self.stream(messages, params, tools=tools, builtin_tools=builtin_tools))
+        """Answer a conversation. Messages and tools may be dicts in OpenAI's shape.
+
+        Args:
+            messages: the conversation.
+            params: how tokens are chosen.
+            tools: what the model may call; its calls fit their parameters.
+            builtin_tools: names that the model knows (brave_search, wolfram_alpha, code_interpreter).
+            tool_choice: `auto`, `none` or `required`; `tool_name` names the one that has to be called.
+            tool_name: see above.
+            grammar: what the answer has to look like, such as `Grammar.json_schema({...})`; goes without tools.
+
+        Raises FormatError, ContextOverflowError, UsageError.
+        """
+        events = self.stream(
+            messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar
+        )
+        return _output(events)
 
     def stream(
         self,
@@ -172,12 +215,18 @@ class LLM:
         *,
         tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
         builtin_tools: Sequence[str] = (),
+        tool_choice: ToolChoice = "auto",
+        tool_name: str | None = None,
+        grammar: Grammar | None = None,
     ) -> Iterator[Event]:
         """As `chat`, event by event; the last one is `Finished`."""
         request = ChatRequest(
             messages=tuple(as_messages(messages)),
             tools=tuple(as_tools(tools)),
             builtin_tools=tuple(builtin_tools),
+            tool_choice=tool_choice,
+            tool_name=tool_name,
+            grammar=grammar,
             params=params or SamplingParams(),
         )
         return self.inference.chat(request)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class StopTexts:
-    """Feed with `push`; `stopped` is true once a stop text has come. What follows it is dropped."""
+    """Feed with `push`; `stopped` is true once a stop text, `found`, has come. What follows it is dropped."""
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops = tuple(stops)
@@ -17,6 +17,7 @@ class StopTexts:
         self._include = include
         self._held: str = ""
         self.stopped = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
         """Take text; returns what is safe to show."""
@@ -26,7 +27,7 @@ class StopTexts:
         found = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             place, stop = min(found, key=lambda item: (item[0] + len(item[1]), item[0]))
-            self.stopped, self._held = True, ""
+            self.stopped, self.found, self._held = True, stop, ""
             return text[: place + len(stop)] if self._include else text[:place]
         keep = self._open_end(text)
         self._held = text[len(text) - keep :]

@@ -1,0 +1,326 @@
+"""The engine's process: one model, one engine, one socket to the server that started it. `python -m herd.stack.worker FD`.
+
+Frames come in (the model to load, requests, cancellations) and go out (what was accepted, events, counters); `engine.wire` tells their
+shape, and nothing in them is ever run. What the engine has to say is collected while a frame is being written, so that under load many
+tokens travel together. The process ends when its server lets go of the socket. It knows token ids; of text only the tokenizer's bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from herd.base.errors import HerdError
+from herd.base.log import configure, get_logger
+from herd.engine.engine import Engine
+from herd.engine.memory import EngineConfig
+from herd.engine.stream import Failed, TokenEvent, TokenRequest, Tokens, TokenStream
+from herd.engine.wire import LENGTH, event_to_list, frame, frame_size, request_from_dict
+
+log = get_logger(__name__)
+
+STATS_EVERY_S = 0.25
+"""Counters go out so often; the server takes their absence for a process that hangs."""
+MAX_COMPILING = 256
+"""Requests with a grammar that may wait for the compiler at once."""
+
+
+class Outbox:
+    """Frames on their way to the server, written by a thread of their own so that no step waits for the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._events: list[list[Any]] = []
+        self._frames: list[Any] = []
+        self._wake = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._write, name="herd-outbox", daemon=True)
+        self._thread.start()
+
+    def event(self, number: int, event: list[Any]) -> None:
+        """Send an event of a request."""
+        with self._wake:
+            self._events.append([number, *event])
+            self._wake.notify()
+
+    def send(self, value: Any) -> None:
+        """Send a frame of its own."""
+        with self._wake:
+            self._frames.append(value)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Write what is left, then stop."""
+        with self._wake:
+            self._open = False
+            self._wake.notify()
+        self._thread.join(timeout=5)
+
+    def _write(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._events or self._frames or not self._open)
+                events, self._events = self._events, []
+                frames, self._frames = self._frames, []
+                if not events and not frames:
+                    return
+            if events:
+                frames.append({"events": events})
+            try:
+                self._connection.sendall(b"".join(map(frame, frames)))
+            except OSError:
+                return
+
+
+class Worker:
+    """Requests from a socket into an engine."""
+
+    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+        self._engine, self._outbox = engine, outbox
+        self._streams: dict[int, tuple[TokenStream, int]] = {}
+        self._cancelled: set[int] = set()
+        self._lock = threading.Lock()
+        self._compiling = ThreadPoolExecutor(max_workers=4, thread_name_prefix="herd-compile")
+        self._num_compiling = 0
+
+    def take(self, message: Mapping[str, Any]) -> bool:
+        """Do what a frame asks; False to stop."""
+        kind = message["op"]
+        if kind == "submit":
+            self._take_request(message["id"], message["request"])
+        elif kind == "cancel":
+            self._cancel(message["id"], message["index"])
+        return kind != "stop"
+
+    def _take_request(self, number: int, data: Mapping[str, Any]) -> None:
+        if data.get("grammar") is None:
+            self._submit(number, data)
+            return
+        with self._lock:
+            self._num_compiling += 1
+            crowded = self._num_compiling > MAX_COMPILING
+        if crowded:
+            self._outbox.event(number, ["f", _Crowded("too many grammars wait to be compiled", hint="try again later").to_dict()])
+            self._compiled()
+        else:
+            self._compiling.submit(self._submit_compiled, number, data)
+
+    def _compiled(self) -> None:
+        with self._lock:
+            self._num_compiling -= 1
+
+    def _submit_compiled(self, number: int, data: Mapping[str, Any]) -> None:
+        try:
+            self._submit(number, data)
+        finally:
+            self._compiled()
+
+    def _submit(self, number: int, data: Mapping[str, Any]) -> None:
+        with self._lock:
+            if number in self._cancelled:
+                self._cancelled.discard(number)
+                return
+        try:
+            request = request_from_dict(data)
+            stream = self._start(number, request)
+        except HerdError as error:
+            self._outbox.event(number, ["f", error.to_dict()])
+            return
+        with self._lock:
+            left = number in self._cancelled
+            self._cancelled.discard(number)
+        if left:
+            stream.cancel()
+
+    def _start(self, number: int, request: TokenRequest) -> TokenStream:
+        # The acceptance has to go out before the first event, which another thread may send at once.
+        ready = threading.Event()
+
+        def emit(event: TokenEvent) -> None:
+            ready.wait()
+            self._outbox.event(number, event_to_list(event))
+            if isinstance(event, Failed) or (isinstance(event, Tokens) and event.finish is not None):
+                self._note_end(number, failed=isinstance(event, Failed))
+
+        stream = self._engine.submit(request, emit)
+        with self._lock:
+            self._streams[number] = (stream, request.n)
+        self._outbox.event(number, ["ok"])
+        ready.set()
+        return stream
+
+    def _note_end(self, number: int, *, failed: bool) -> None:
+        """One continuation has ended, or the whole request; it is forgotten with its last."""
+        with self._lock:
+            stream, num_left = self._streams[number]
+            if failed or num_left == 1:
+                del self._streams[number]
+            else:
+                self._streams[number] = (stream, num_left - 1)
+
+    def _cancel(self, number: int, index: int | None) -> None:
+        with self._lock:
+            known = self._streams.get(number)
+            if known is None and index is None and self._num_compiling:
+                self._cancelled.add(number)
+        if known is not None:
+            known[0].cancel(index)
+
+    def counters(self) -> dict[str, Any]:
+        """What the metrics show of the engine."""
+        scheduler, stepper = self._engine.scheduler, self._engine.stepper
+        pool = scheduler.pool
+        return {
+            "running": scheduler.num_running,
+            "waiting": scheduler.num_waiting,
+            "preemptions": scheduler.num_preemptions,
+            "steps": stepper.num_steps,
+            "step_tokens": stepper.num_tokens,
+            "step_s": stepper.busy_s,
+            "guessed": stepper.num_guessed,
+            "guesses_accepted": stepper.num_guesses_accepted,
+            "blocks": pool.num_usable,
+            "blocks_free": pool.num_free,
+            "prefix_queries": pool.num_queried_tokens,
+            "prefix_hits": pool.num_hit_tokens,
+            "requests": len(self._streams),
+            "broken": self._engine.broken is not None,
+        }
+
+
+class _Crowded(HerdError):
+    """More work than can wait."""
+
+    code = "overloaded"
+
+
+def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
+    """The engine of a spec, and what the server tells of it."""
+    import torch
+
+    from herd.checkpoint.load import load_model
+    from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+    from herd.engine.build import build_engine, plan_for
+    from herd.inference.prepare import grammar_compiler
+    from herd.kernels.dispatch import set_num_threads
+
+    if spec["threads"]:
+        torch.set_num_threads(spec["threads"])
+        set_num_threads(spec["threads"])
+    path = resolve_model(spec["model"])
+    tokenizer = load_checkpoint_tokenizer(path)
+    model = load_model(path, dtype=spec["dtype"], device=spec["device"])
+    names = {field.name for field in fields(EngineConfig)}
+    config = EngineConfig(**{name: value for name, value in spec["engine"].items() if name in names})
+    size = tokenizer.vocab_size
+    engine = build_engine(model, config, vocab_size=size, threaded=True, grammars=partial(grammar_compiler, tokenizer, size))
+    plan = plan_for(model, EngineConfig(**{**spec["engine"], "context": engine.context}))
+    info = {
+        "context": engine.context,
+        "vocab_size": engine.vocab_size,
+        "num_parameters": model.config.num_parameters,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "block_size": config.block_size,
+        "num_blocks": plan.num_blocks,
+        "token_budget": config.token_budget,
+        "max_sequences": config.max_sequences,
+        "total_bytes": plan.total_bytes,
+        "weights_digest": weights_digest(path),
+        "kernels": _kernels(),
+    }
+    return engine, info
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 over a checkpoint's weight files, in the order of their names: what a receipt calls the weights."""
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.gguf")])
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(file.name.encode() + b"\0" + hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+def _kernels() -> dict[str, str]:
+    from herd.kernels.dispatch import table
+
+    return {f"{row.op} {row.device}": row.runs for row in table()}
+
+
+def _receive(connection: socket.socket, buffer: bytearray) -> Any:
+    """The next frame's value; None when the server has gone."""
+    import json
+
+    while True:
+        if len(buffer) >= LENGTH.size:
+            end = LENGTH.size + frame_size(bytes(buffer[: LENGTH.size]))
+            if len(buffer) >= end:
+                value = json.loads(bytes(buffer[LENGTH.size : end]))
+                del buffer[:end]
+                return value
+        try:
+            data = connection.recv(1 << 20)
+        except OSError:
+            return None
+        if not data:
+            return None
+        buffer += data
+
+
+def serve(connection: socket.socket) -> int:
+    """Load what the first frame names, then take requests until the server goes. Returns the exit code."""
+    buffer = bytearray()
+    spec = _receive(connection, buffer)
+    if spec is None:
+        return 0
+    configure(spec.get("log_level"))
+    outbox = Outbox(connection)
+    try:
+        engine, info = load(spec)
+    except HerdError as error:
+        outbox.send({"refused": error.to_dict()})
+        outbox.close()
+        return error.exit_code
+    worker = Worker(engine, outbox)
+    outbox.send({"ready": info})
+    stop = threading.Event()
+
+    def tell() -> None:
+        while not stop.wait(STATS_EVERY_S):
+            outbox.send({"stats": worker.counters()})
+
+    threading.Thread(target=tell, name="herd-stats", daemon=True).start()
+    while (message := _receive(connection, buffer)) is not None and worker.take(message):
+        pass
+    stop.set()
+    outbox.close()
+    return 0
+
+
+def main() -> None:
+    """The process."""
+    # Ctrl-C and SIGTERM are the server's business; it lets go of the socket when all is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    code = serve(connection)
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    # Threads in the middle of a step are not waited for: no one reads what they compute.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
