@@ -45,8 +45,10 @@ class Runner(Protocol):
 
 def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     """Block lists of unequal length as one array; what is missing is block 0, which no one reads."""
-    width = max(map(len, tables), default=0)
-    table = np.zeros((len(tables), max(1, width)), dtype=np.int32)
-    for row, blocks in enumerate(tables):
-        table[row, : len(blocks)] = blocks
-    return table
+    width = max(1, max(map(len, tables), default=0))
+    padding = [0] * width
+    flat: list[int] = []
+    for blocks in tables:
+        flat += blocks
+        flat += padding[len(blocks) :]
+    return np.array(flat, dtype=np.int32).reshape(len(tables), width)

@@ -55,18 +55,36 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
-def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, position: int, mask: Mask | None = None) -> int:
-    """The id of the next token, which will stand at `position` of its sequence.
+def best_ids(scores_RV: Scores) -> list[int]:
+    """The id of the highest score of each row, the lowest among equals; -1 where a row's scores are not finite numbers."""
+    best_R = scores_RV.argmax(axis=1)  # of a row with a NaN: its place
+    highest_R = scores_RV[np.arange(len(best_R)), best_R]
+    return np.where(np.isfinite(highest_R), best_R, -1).tolist()
+
+
+def sample(
+    scores_V: Scores,
+    params: TokenParams,
+    seen: Seen | None = None,
+    *,
+    position: int,
+    mask: Mask | None = None,
+    best: int | None = None,
+) -> int:
+    """The id of the next token, which will stand at `position` of its sequence. `best` is what `best_ids` says of the row, where it is known.
 
     `mask` has a bit for each id that a grammar allows, 32 to a word; it is above bans and `min_tokens`: where they leave nothing of it,
     they are passed over. Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
     """
-    best = float(scores_V.max())
-    if not math.isfinite(best):
+    if best is None:
+        [best] = best_ids(scores_V[None])
+    if best < 0:
         raise CheckpointError(
             f"the model's scores for token {position} are not finite numbers",
             hint="its weights are damaged (herd verify MODEL), or its dtype is too narrow for them: try --dtype float32",
         )
+    if params.temperature == 0.0 and mask is None and not params.bends_scores:
+        return best
     raw = scores_V
     if params.bends_scores:
         scores_V = bent(scores_V, params, seen)

@@ -22,7 +22,7 @@ from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
 from herd.engine.request import Sequence
-from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
+from herd.engine.sampler import Seen, TokenLogprobs, best_ids, logprobs, sample
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import NgramDrafter
 from herd.engine.step import Step, StepItem, StepResult
@@ -135,8 +135,8 @@ class Stepper:
         self._tell_admitted(step)
         masks = self._start_masks(step)
         results: dict[int, StepResult] = {}
-        for item, rows in self._scores(step):
-            results[item.sequence.id] = self._outcome(item, rows, masks.get(item.sequence.id))
+        for item, rows, best in self._scores(step):
+            results[item.sequence.id] = self._outcome(item, rows, best, masks.get(item.sequence.id))
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -175,12 +175,12 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32]]]:
-        """Run the step; for each item the scores of the rows it needs, none where its end was not reached."""
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32], list[int]]]:
+        """Run the step; for each item the scores of the rows it needs, none where its end was not reached, and the best id of each."""
         batch, wanted = self._batch(step)
         rows = _RowReader(self.runner.run(batch), self.runner.vocab_size)
         for item, count in wanted:
-            yield item, rows.take(count)
+            yield item, *rows.take(count)
 
     def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int]]]:
         tokens: list[int] = []
@@ -211,7 +211,7 @@ class Stepper:
             return range(item.first_position, end)
         return range(end - item.num_sampled, end)
 
-    def _outcome(self, item: StepItem, rows: NDArray[np.float32], mask: Future[Mask] | None) -> StepResult:
+    def _outcome(self, item: StepItem, rows: NDArray[np.float32], best: list[int], mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
         known = sequence.num_tokens
@@ -222,13 +222,14 @@ class Stepper:
                 self._report_prompt(live, rows, first_row)
             if not item.num_sampled:
                 return StepResult(accepted=[], finish=None)
-            return self._draw(live, rows[known - 1 - first_row :], known, None if mask is None else mask.result())
+            drawn = known - 1 - first_row
+            return self._draw(live, rows[drawn:], best[drawn:], known, None if mask is None else mask.result())
         except HerdError as error:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
 
-    def _draw(self, live: _Live, rows: NDArray[np.float32], known: int, mask: Mask | None) -> StepResult:
+    def _draw(self, live: _Live, rows: NDArray[np.float32], best: list[int], known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
         accepted: list[int] = []
         reported: list[TokenLogprobs] = []
@@ -236,7 +237,7 @@ class Stepper:
         for number, row in enumerate(rows):
             if live.state is not None and number:
                 mask = live.state.mask()
-            token_id = sample(row, params, live.seen, position=known + number, mask=mask)
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=best[number])
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)
@@ -286,21 +287,26 @@ class Stepper:
 
 
 class _RowReader:
-    """Rows taken one after another from chunks that are overwritten by the next."""
+    """Rows taken one after another from chunks that are overwritten by the next, with the best id of each."""
 
     def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:
         self._chunks = chunks
-        self._left = np.empty((0, width), dtype=np.float32)
+        self._chunk, self._best, self._first = np.empty((0, width), dtype=np.float32), list[int](), 0
 
-    def take(self, count: int) -> NDArray[np.float32]:
+    def take(self, count: int) -> tuple[NDArray[np.float32], list[int]]:
         """The next `count` rows; a view where one chunk holds them all."""
         parts: list[NDArray[np.float32]] = []
-        while count > len(self._left):
-            parts.append(self._left.copy())
-            count -= len(self._left)
-            self._left = next(self._chunks)[1]
-        taken, self._left = self._left[:count], self._left[count:]
-        return np.concatenate([*parts, taken]) if any(len(part) for part in parts) else taken
+        best: list[int] = []
+        while self._first + count > len(self._best):
+            parts.append(self._chunk[self._first :].copy())
+            best += self._best[self._first :]
+            count -= len(self._best) - self._first
+            self._chunk = next(self._chunks)[1]
+            self._best, self._first = best_ids(self._chunk), 0
+        end = self._first + count
+        taken, best = self._chunk[self._first : end], best + self._best[self._first : end]
+        self._first = end
+        return np.concatenate([*parts, taken]) if any(len(part) for part in parts) else taken, best
 
 
 def _seed_of(seed: int, index: int) -> int:

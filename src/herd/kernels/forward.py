@@ -140,21 +140,23 @@ class Forward:
     ) -> Float[Tensor, "R D"]:
         """The wanted rows after the last block, normalised, in an arena. Raises ConfigError as `plan_batch`, with nothing written."""
         assert len(tokens_T) == starts[-1] <= self._max_tokens, "more tokens than the arenas hold"
-        ends = first_S + np.diff(starts)
-        cos, sin = self._rope.upto(int(ends.max(initial=0)))
-        self._model.cos, self._model.sin, self._model.num_positions = cos.data_ptr(), sin.data_ptr(), len(cos)
+        rows = len(rows_R)
+        most = int((first_S + starts[1:] - starts[:-1]).max(initial=0))
+        if most > self._model.num_positions:
+            cos, sin = self._rope.upto(most)
+            self._model.cos, self._model.sin, self._model.num_positions = cos.data_ptr(), sin.data_ptr(), len(cos)
         arrays = [np.ascontiguousarray(array, dtype=np.int32) for array in (tokens_T, starts, first_S, block_table_SW)]
-        rows = np.ascontiguousarray(rows_R, dtype=np.int64)
-        pointers = [array.ctypes.data for array in (*arrays, rows)]
-        batch = _Batch(*pointers, len(first_S), len(rows), block_table_SW.shape[1])
+        arrays.append(np.ascontiguousarray(rows_R, dtype=np.int64))
+        pointers = [array.__array_interface__["data"][0] for array in arrays]
+        batch = _Batch(*pointers, len(first_S), rows, block_table_SW.shape[1])
         found = dispatch.choice().library
         assert found is not None, "nothing but C runs this"
-        status = found.forward(ctypes.addressof(self._model), ctypes.addressof(batch))
+        status = found.forward(ctypes.byref(self._model), ctypes.byref(batch))
         if status == library.BAD_BATCH:
             size, count = self._model.block_size, self._model.num_blocks
             plan_batch(block_table_SW, first=first_S, lengths=np.diff(starts), num_blocks=count, block_size=size)  # says what is wrong
         library.raise_for(status)
-        return self._arenas["normed"][: len(rows)]
+        return self._arenas["normed"][:rows]
 
 
 def _layer(block: Block) -> _Layer:
