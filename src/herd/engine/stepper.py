@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 
 
+_NOTHING = StepResult(accepted=[])
+"""Of an item in the middle of a prompt."""
+
+
 @dataclass(slots=True)
 class _Live:
     """What is kept of a sequence beside the scheduler's record."""
@@ -42,6 +47,7 @@ class _Live:
     drafter: NgramDrafter | None = None
     state: GrammarState | None = None
     admitted: bool = False
+    greedy: bool = False
 
 
 class Stepper:
@@ -78,6 +84,7 @@ class Stepper:
             params = replace(request.params, seed=_seed_of(request.params.seed, index))
             live = _Live(sequence, number, index, params, None if seen is None else Seen(seen), emit, self._drafter(request))
             live.state = None if grammar is None else grammar.state()
+            live.greedy = params.temperature == 0.0 and not params.bends_scores
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -135,8 +142,9 @@ class Stepper:
         self._tell_admitted(step)
         masks = self._start_masks(step)
         results: dict[int, StepResult] = {}
-        for item, rows, best in self._scores(step):
-            results[item.sequence.id] = self._outcome(item, rows, best, masks.get(item.sequence.id))
+        for item, rows in self._scores(step):
+            number = item.sequence.id
+            results[number] = self._outcome(item, rows, masks.get(number))
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -175,24 +183,26 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32], list[int]]]:
-        """Run the step; for each item the scores of the rows it needs, none where its end was not reached, and the best id of each."""
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, _Rows]]:
+        """Run the step; for each item the rows it needs, none where its end was not reached."""
         batch, wanted = self._batch(step)
         rows = _RowReader(self.runner.run(batch), self.runner.vocab_size)
         for item, count in wanted:
-            yield item, *rows.take(count)
+            yield item, rows.take(count)
 
     def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int]]]:
         tokens: list[int] = []
         starts, rows = [0], list[int]()
         wanted: list[tuple[StepItem, int]] = []
+        begin = 0
         for item in step.items:
-            first, end = item.first_position, item.first_position + item.num_tokens
-            tokens += item.sequence.tokens(first, end)
-            chosen = self._rows(item)
-            rows += [starts[-1] + place - first for place in chosen]
-            wanted.append((item, len(chosen)))
-            starts.append(starts[-1] + item.num_tokens)
+            sequence, num_tokens, first, num_sampled = item
+            tokens += sequence.tokens(first, first + num_tokens)
+            count = num_tokens if self._reports_prompt(item) else num_sampled
+            begin += num_tokens
+            rows += range(begin - count, begin)
+            wanted.append((item, count))
+            starts.append(begin)
         batch = RaggedBatch(
             tokens_T=np.asarray(tokens, dtype=np.int32),
             first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
@@ -203,48 +213,44 @@ class Stepper:
         )
         return batch, wanted
 
-    def _rows(self, item: StepItem) -> range:
-        """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""
+    def _reports_prompt(self, item: StepItem) -> bool:
+        """Whether all rows of an item are wanted; else those of the last known token and of the drafts."""
         sequence = item.sequence
-        end = item.first_position + item.num_tokens
-        if self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt):
-            return range(item.first_position, end)
-        return range(end - item.num_sampled, end)
+        return self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt)
 
-    def _outcome(self, item: StepItem, rows: NDArray[np.float32], best: list[int], mask: Future[Mask] | None) -> StepResult:
+    def _outcome(self, item: StepItem, rows: _Rows, mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
-        known = sequence.num_tokens
-        end = item.first_position + item.num_tokens
-        first_row = end - len(rows)
         try:
-            if live.params.prompt_logprobs is not None and first_row < len(sequence.prompt):
-                self._report_prompt(live, rows, first_row)
+            if rows.count > item.num_sampled:
+                self._report_prompt(live, rows.scores, item.first_position)
             if not item.num_sampled:
-                return StepResult(accepted=[], finish=None)
-            drawn = known - 1 - first_row
-            return self._draw(live, rows[drawn:], best[drawn:], known, None if mask is None else mask.result())
+                return _NOTHING
+            drawn = _Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
+            return self._draw(live, drawn, sequence.num_tokens, None if mask is None else mask.result())
         except HerdError as error:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
 
-    def _draw(self, live: _Live, rows: NDArray[np.float32], best: list[int], known: int, mask: Mask | None) -> StepResult:
+    def _draw(self, live: _Live, rows: _Rows, known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
         accepted: list[int] = []
         reported: list[TokenLogprobs] = []
         finish: Finish | None = None
-        for number, row in enumerate(rows):
+        for number, place in enumerate(range(rows.begin, rows.end)):
             if live.state is not None and number:
                 mask = live.state.mask()
-            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=best[number])
+            token_id = rows.best[place]
+            if token_id < 0 or mask is not None or not live.greedy:
+                token_id = sample(rows.chunk[place], params, live.seen, position=known + number, mask=mask, best=token_id)
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)
             if live.seen is not None:
                 live.seen.add(token_id)
             if params.logprobs is not None:
-                reported.append(logprobs(row, token_id, params.logprobs))
+                reported.append(logprobs(rows.chunk[place], token_id, params.logprobs))
             if token_id in params.stop_ids:
                 finish = "stop"
             elif len(sequence.output) + len(accepted) >= params.max_tokens:
@@ -252,9 +258,9 @@ class Stepper:
             if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
                 break
         if live.drafter is not None:
-            self.num_guessed += len(rows) - 1
+            self.num_guessed += rows.count - 1
             self.num_guesses_accepted += len(accepted) - 1
-            live.drafter.observe(len(rows) - 1, len(accepted) - 1)
+            live.drafter.observe(rows.count - 1, len(accepted) - 1)
             live.drafter.extend(accepted)
         self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
         return StepResult(accepted=accepted, finish=finish)
@@ -286,27 +292,47 @@ class Stepper:
             self._mask_pool.close()
 
 
+class _Rows(NamedTuple):
+    """Rows begin..end-1 of a chunk of scores, with the best id of each of the chunk's."""
+
+    chunk: NDArray[np.float32]
+    best: list[int]
+    begin: int
+    end: int
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.end - self.begin
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Theirs alone."""
+        return self.chunk[self.begin : self.end]
+
+
 class _RowReader:
-    """Rows taken one after another from chunks that are overwritten by the next, with the best id of each."""
+    """Rows taken one after another from chunks that are overwritten by the next."""
 
     def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:
         self._chunks = chunks
-        self._chunk, self._best, self._first = np.empty((0, width), dtype=np.float32), list[int](), 0
+        self._chunk, self._best, self._place = np.empty((0, width), dtype=np.float32), list[int](), 0
 
-    def take(self, count: int) -> tuple[NDArray[np.float32], list[int]]:
-        """The next `count` rows; a view where one chunk holds them all."""
+    def take(self, count: int) -> _Rows:
+        """The next `count` rows; views where one chunk holds them all."""
         parts: list[NDArray[np.float32]] = []
         best: list[int] = []
-        while self._first + count > len(self._best):
-            parts.append(self._chunk[self._first :].copy())
-            best += self._best[self._first :]
-            count -= len(self._best) - self._first
-            self._chunk = next(self._chunks)[1]
-            self._best, self._first = best_ids(self._chunk), 0
-        end = self._first + count
-        taken, best = self._chunk[self._first : end], best + self._best[self._first : end]
-        self._first = end
-        return np.concatenate([*parts, taken]) if any(len(part) for part in parts) else taken, best
+        while self._place + count > len(self._best):
+            parts.append(self._chunk[self._place :].copy())
+            best += self._best[self._place :]
+            count -= len(self._best) - self._place
+            self._chunk, self._place = next(self._chunks)[1], 0
+            self._best = best_ids(self._chunk)
+        begin, self._place = self._place, self._place + count
+        if not best:
+            return _Rows(self._chunk, self._best, begin, self._place)
+        best += self._best[begin : self._place]
+        return _Rows(np.concatenate([*parts, self._chunk[begin : self._place]]), best, 0, len(best))
 
 
 def _seed_of(seed: int, index: int) -> int:
