@@ -16,10 +16,13 @@ typedef struct {
 
 /* Positions and slots of every token; what lies outside the model's memory is refused. Marks the slots that it gives out. */
 static int place(const herd_model *m, const herd_batch *b) {
+    int64_t count = b->starts[b->num_sequences];
+    for (int64_t r = 0; r < b->num_rows; r++)
+        if (b->rows[r] >= count || b->rows[r] < (r ? b->rows[r - 1] + 1 : 0)) return HERD_BAD_BATCH;
     for (int64_t s = 0; s < b->num_sequences; s++) {
         const int32_t *table = b->table + s * b->table_stride;
         int64_t begin = b->starts[s], end = b->starts[s + 1], blocks = herd_ceil(b->first[s] + end - begin, m->block_size);
-        if (b->first[s] < 0 || end < begin) return HERD_BAD_BATCH;
+        if (b->first[s] < 0 || end < begin || end > count) return HERD_BAD_BATCH;
         if (end == begin) continue;
         if (b->first[s] + end - begin > m->num_positions || blocks > b->table_stride) return HERD_BAD_BATCH;
         for (int64_t i = 0; i < blocks; i++)

@@ -1,4 +1,5 @@
-"""The CPU runner: walks a transformer's layers over packed weights and a paged cache, by the kernels of `herd.kernels`.
+"""The CPU runner: walks a transformer's layers over packed weights and a paged cache, by the kernels of `herd.kernels`: in one call of C
+where it can, else op by op.
 
 Built from a `Transformer`'s config and parameters; rounding points are the model's, and a parity test holds the two together. Everything is
 allocated here, once: packed weights, cache, activations, scores. A row's scores are the same whatever else is in the batch (kernels' law).
@@ -29,11 +30,12 @@ from herd.model.transformer import Transformer
 def _packed(block: nn.Module, keys: Tensor, values: Tensor) -> Block:
     assert isinstance(block, DecoderBlock)
     attention, mlp = block.self_attn, block.mlp
+    dtype = attention.q_proj.weight.dtype
     return Block(
-        norm=block.input_layernorm.weight.detach(),
+        norm=block.input_layernorm.weight.detach().to(dtype),
         qkv=pack_linear([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
         out=pack_linear(attention.o_proj.weight),
-        ffn_norm=block.post_attention_layernorm.weight.detach(),
+        ffn_norm=block.post_attention_layernorm.weight.detach().to(dtype),
         gate_up=pack_gate_up(mlp.gate_proj.weight, mlp.up_proj.weight),
         down=pack_linear(mlp.down_proj.weight),
         keys=keys,
@@ -68,7 +70,7 @@ class CpuRunner:
         )
         self._keys, self._values = keys, values
         self._blocks = [_packed(*block) for block in zip(model.model.layers, keys, values, strict=True)]
-        self._norm = model.model.norm.weight.detach()
+        self._norm = model.model.norm.weight.detach().to(model.dtype)
         self._head = pack_linear(model.head_weight[: self.vocab_size])
         self._embedding = None if config.tie_word_embeddings else model.model.embed_tokens.weight.detach()
         self._rope = RopeTable(rope_frequencies(config))

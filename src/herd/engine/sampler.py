@@ -77,7 +77,7 @@ def sample(
     mask: Mask | None = None,
     best: int | None = None,
 ) -> int:
-    """The id of the next token, which will stand at `position` of its sequence. `best` is what `best_ids` says of the row, where it is known.
+    """The id of the next token, which will stand at `position` of its sequence. `best` is what `best_ids` says of the row, if known.
 
     `mask` has a bit for each id that a grammar allows, 32 to a word; it is above bans and `min_tokens`: where they leave nothing of it,
     they are passed over. Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
@@ -180,14 +180,20 @@ def _top_k(scores: Floats, k: int) -> Ids:
 
 def _top_p(probs: Floats, p: float) -> Ids:
     """Places, ascending, of the tokens before which lies a mass of at most p. Only tokens that can be among them are sorted."""
-    # All tokens below (1 - p) / V together weigh less than 1 - p, so a mass over p lies before each of them. Mostly far fewer weigh as much.
-    for least in (*_LIKELY, (1.0 - p) / probs.size):
-        candidates = np.flatnonzero(probs >= least)
-        if float(probs[candidates].sum()) > p + _MARGIN:
-            break
+    candidates = _candidates(probs, p)
     order = candidates[np.argsort(-probs[candidates], kind="stable")]
     before = np.cumsum(probs[order]) - probs[order]
     return np.sort(order[before <= p])
+
+
+def _candidates(probs: Floats, p: float) -> Ids:
+    """Places, ascending, among which are all tokens before which lies a mass of at most p."""
+    for least in _LIKELY:
+        candidates = np.flatnonzero(probs >= least)
+        if float(probs[candidates].sum()) > p + _MARGIN:
+            return candidates
+    # All tokens below (1 - p) / V together weigh less than 1 - p, so a mass over p lies before each of them.
+    return np.flatnonzero(probs >= (1.0 - p) / probs.size)
 
 
 def _typical(probs: Floats, p: float) -> Ids:

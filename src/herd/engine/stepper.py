@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +22,12 @@ from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
 from herd.engine.request import Sequence
-from herd.engine.sampler import Seen, TokenLogprobs, best_ids, logprobs, sample
+from herd.engine.rows import RowReader, Rows
+from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import NgramDrafter
 from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
-
 
 _NOTHING = StepResult(accepted=[])
 """Of an item in the middle of a prompt."""
@@ -47,7 +46,7 @@ class _Live:
     drafter: NgramDrafter | None = None
     state: GrammarState | None = None
     admitted: bool = False
-    greedy: bool = False
+    plain: bool = False  # the best id is the next token, and nothing but the token is told
 
 
 class Stepper:
@@ -84,7 +83,8 @@ class Stepper:
             params = replace(request.params, seed=_seed_of(request.params.seed, index))
             live = _Live(sequence, number, index, params, None if seen is None else Seen(seen), emit, self._drafter(request))
             live.state = None if grammar is None else grammar.state()
-            live.greedy = params.temperature == 0.0 and not params.bends_scores
+            greedy = params.temperature == 0.0 and not params.bends_scores
+            live.plain = greedy and params.logprobs is None and live.state is None and live.drafter is None
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -183,10 +183,10 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, _Rows]]:
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, Rows]]:
         """Run the step; for each item the rows it needs, none where its end was not reached."""
         batch, wanted = self._batch(step)
-        rows = _RowReader(self.runner.run(batch), self.runner.vocab_size)
+        rows = RowReader(self.runner.run(batch), self.runner.vocab_size)
         for item, count in wanted:
             yield item, rows.take(count)
 
@@ -218,22 +218,24 @@ class Stepper:
         sequence = item.sequence
         return self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt)
 
-    def _outcome(self, item: StepItem, rows: _Rows, mask: Future[Mask] | None) -> StepResult:
+    def _outcome(self, item: StepItem, rows: Rows, mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
+        if live.plain and item.num_tokens == item.num_sampled == 1 and (best := rows.best[rows.begin]) >= 0:
+            return self._tell(live, [best], self._end(live, best, 1))
         try:
-            if rows.count > item.num_sampled:
+            if rows.num_rows > item.num_sampled:
                 self._report_prompt(live, rows.scores, item.first_position)
             if not item.num_sampled:
                 return _NOTHING
-            drawn = _Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
+            drawn = Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
             return self._draw(live, drawn, sequence.num_tokens, None if mask is None else mask.result())
         except HerdError as error:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
 
-    def _draw(self, live: _Live, rows: _Rows, known: int, mask: Mask | None) -> StepResult:
+    def _draw(self, live: _Live, rows: Rows, known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
         accepted: list[int] = []
         reported: list[TokenLogprobs] = []
@@ -241,29 +243,35 @@ class Stepper:
         for number, place in enumerate(range(rows.begin, rows.end)):
             if live.state is not None and number:
                 mask = live.state.mask()
-            token_id = rows.best[place]
-            if token_id < 0 or mask is not None or not live.greedy:
-                token_id = sample(rows.chunk[place], params, live.seen, position=known + number, mask=mask, best=token_id)
+            row = rows.chunk[place]
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place])
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)
             if live.seen is not None:
                 live.seen.add(token_id)
             if params.logprobs is not None:
-                reported.append(logprobs(rows.chunk[place], token_id, params.logprobs))
-            if token_id in params.stop_ids:
-                finish = "stop"
-            elif len(sequence.output) + len(accepted) >= params.max_tokens:
-                finish = "length"
+                reported.append(logprobs(row, token_id, params.logprobs))
+            finish = self._end(live, token_id, len(accepted))
             if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
                 break
         if live.drafter is not None:
-            self.num_guessed += rows.count - 1
+            self.num_guessed += rows.num_rows - 1
             self.num_guesses_accepted += len(accepted) - 1
-            live.drafter.observe(rows.count - 1, len(accepted) - 1)
+            live.drafter.observe(rows.num_rows - 1, len(accepted) - 1)
             live.drafter.extend(accepted)
-        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
-        return StepResult(accepted=accepted, finish=finish)
+        return self._tell(live, accepted, finish, tuple(reported))
+
+    @staticmethod
+    def _end(live: _Live, token_id: int, num_new: int) -> Finish | None:
+        """Whether a sequence ends with a token, the last of so many new ones."""
+        if token_id in live.params.stop_ids:
+            return "stop"
+        return "length" if len(live.sequence.output) + num_new >= live.params.max_tokens else None
+
+    def _tell(self, live: _Live, ids: list[int], finish: Finish | None, reported: tuple[TokenLogprobs, ...] = ()) -> StepResult:
+        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(ids), logprobs=reported, finish=finish)))
+        return StepResult(accepted=ids, finish=finish)
 
     def _report_prompt(self, live: _Live, rows: NDArray[np.float32], first_row: int) -> None:
         """The rows score the tokens after them; of n continuations only the first reports."""
@@ -290,49 +298,6 @@ class Stepper:
         """Let go of the threads for masks."""
         if self._mask_pool is not None:
             self._mask_pool.close()
-
-
-class _Rows(NamedTuple):
-    """Rows begin..end-1 of a chunk of scores, with the best id of each of the chunk's."""
-
-    chunk: NDArray[np.float32]
-    best: list[int]
-    begin: int
-    end: int
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return self.end - self.begin
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """Theirs alone."""
-        return self.chunk[self.begin : self.end]
-
-
-class _RowReader:
-    """Rows taken one after another from chunks that are overwritten by the next."""
-
-    def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:
-        self._chunks = chunks
-        self._chunk, self._best, self._place = np.empty((0, width), dtype=np.float32), list[int](), 0
-
-    def take(self, count: int) -> _Rows:
-        """The next `count` rows; views where one chunk holds them all."""
-        parts: list[NDArray[np.float32]] = []
-        best: list[int] = []
-        while self._place + count > len(self._best):
-            parts.append(self._chunk[self._place :].copy())
-            best += self._best[self._place :]
-            count -= len(self._best) - self._place
-            self._chunk, self._place = next(self._chunks)[1], 0
-            self._best = best_ids(self._chunk)
-        begin, self._place = self._place, self._place + count
-        if not best:
-            return _Rows(self._chunk, self._best, begin, self._place)
-        best += self._best[begin : self._place]
-        return _Rows(np.concatenate([*parts, self._chunk[begin : self._place]]), best, 0, len(best))
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from herd.kernels import dispatch, library
 from herd.kernels.batch import plan_batch
+from herd.kernels.checks import refuse
 from herd.kernels.linear import PANELS, PackedLinear
 from herd.kernels.rope import RopeTable
 
@@ -145,18 +146,26 @@ class Forward:
         if most > self._model.num_positions:
             cos, sin = self._rope.upto(most)
             self._model.cos, self._model.sin, self._model.num_positions = cos.data_ptr(), sin.data_ptr(), len(cos)
-        arrays = [np.ascontiguousarray(array, dtype=np.int32) for array in (tokens_T, starts, first_S, block_table_SW)]
-        arrays.append(np.ascontiguousarray(rows_R, dtype=np.int64))
+        narrow = [np.ascontiguousarray(array, dtype=np.int32) for array in (tokens_T, starts, first_S, block_table_SW)]
+        arrays = [*narrow, np.ascontiguousarray(rows_R, dtype=np.int64)]
         pointers = [array.__array_interface__["data"][0] for array in arrays]
         batch = _Batch(*pointers, len(first_S), rows, block_table_SW.shape[1])
         found = dispatch.choice().library
         assert found is not None, "nothing but C runs this"
         status = found.forward(ctypes.byref(self._model), ctypes.byref(batch))
         if status == library.BAD_BATCH:
-            size, count = self._model.block_size, self._model.num_blocks
-            plan_batch(block_table_SW, first=first_S, lengths=np.diff(starts), num_blocks=count, block_size=size)  # says what is wrong
+            self._refuse(tokens_T, first_S, np.diff(starts), block_table_SW)
         library.raise_for(status)
         return self._arenas["normed"][:rows]
+
+    def _refuse(
+        self, tokens_T: NDArray[np.int32], first_S: NDArray[np.int32], lengths_S: NDArray[np.int32], table: NDArray[np.int32]
+    ) -> None:
+        """Say what C found wrong."""
+        plan_batch(table, first=first_S, lengths=lengths_S, num_blocks=self._model.num_blocks, block_size=self._model.block_size)
+        wrong = tokens_T[(tokens_T < 0) | (tokens_T >= self._model.vocab)]
+        if len(wrong):
+            raise refuse(f"the id {wrong[0]} is none of 0 to {self._model.vocab - 1}", "check the token ids against the vocabulary")
 
 
 def _layer(block: Block) -> _Layer:
