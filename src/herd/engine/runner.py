@@ -8,7 +8,7 @@ Shapes: T tokens, D model dim, N query heads, K KV heads, H head dim, F ffn dim,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -97,22 +97,34 @@ class CpuRunner:
             num_heads=heads,
             eps=config.rms_norm_eps,
             arenas=self._arenas,
+            scores=self._scores,
         )
 
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`: the batch has been computed when this returns."""
-        with torch.inference_mode():
-            self._copy(batch.copies)
-            return self._score(self._rows(batch))
+        self._copy(batch.copies)
+        if self._forward is None or not self._forward.available:
+            return self._by_ops(batch)
+        places = {"first_S": batch.first_S, "starts": batch.starts, "block_table_SW": batch.block_table_SW}
+        self._forward(batch.tokens_T, rows_R=batch.rows_R, **places)
+        return self._chunks(len(batch.rows_R), self._forward.score)
 
-    def _rows(self, batch: RaggedBatch) -> Tensor:
-        """What the output matrix scores, [R, D]."""
-        if self._forward is not None and self._forward.available:
-            places = {"first_S": batch.first_S, "starts": batch.starts, "block_table_SW": batch.block_table_SW}
-            return self._forward(batch.tokens_T, rows_R=batch.rows_R, **places)
+    @torch.inference_mode()
+    def _by_ops(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         hidden = self._hidden(batch)[torch.from_numpy(batch.rows_R)]
-        return rms_norm(hidden, self._norm, self.config.rms_norm_eps)
+        normed_RD = rms_norm(hidden, self._norm, self.config.rms_norm_eps)
 
+        @torch.inference_mode()
+        def score(first: int, count: int) -> NDArray[np.float32]:
+            return linear(normed_RD[first : first + count], self._head, out=self._scores[:count]).numpy()
+
+        return self._chunks(len(normed_RD), score)
+
+    def _chunks(self, num_rows: int, score: Callable[[int, int], NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for first in range(0, num_rows, len(self._scores)):
+            yield first, score(first, min(num_rows - first, len(self._scores)))
+
+    @torch.inference_mode()
     def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
         if copies:
             source, target = torch.tensor(copies).t()
@@ -152,10 +164,3 @@ class CpuRunner:
         mixed = self._arenas["mixed"][:count]
         paged_attention(q, layer.keys, layer.values, plan, out=mixed.view(count, -1, head_dim))
         return mixed
-
-    def _score(self, normed_RD: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for first in range(0, len(normed_RD), len(self._scores)):
-            with torch.inference_mode():
-                rows = normed_RD[first : first + len(self._scores)]
-                scores = linear(rows, self._head, out=self._scores[: len(rows)])
-            yield first, scores.numpy()

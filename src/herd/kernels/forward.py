@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -71,7 +70,7 @@ class Forward:
     """A model's blocks. Everything is laid out once; a call passes two pointers.
 
     `embedding` is None where the rows of `head` are the embedding. `arenas` are working space, [most tokens, width] each: residual, normed
-    and delta of D, qkv of (N + 2K) H, mixed of N H, ffn of F.
+    and delta of D, qkv of (N + 2K) H, mixed of N H, ffn of F. `scores` [rows, V] is where `score` writes, float32.
     """
 
     def __init__(
@@ -85,6 +84,7 @@ class Forward:
         num_heads: int,
         eps: float,
         arenas: Mapping[str, Tensor],
+        scores: Tensor,
     ) -> None:
         first = blocks[0]
         num_blocks, block_size, kv_heads, head_dim = first.keys.shape
@@ -93,7 +93,11 @@ class Forward:
         self._written = np.zeros(num_blocks * block_size, dtype=np.uint8)
         self._layers = (_Layer * len(blocks))(*(_layer(block) for block in blocks))
         self._kept = (list(blocks), norm, head, embedding)
-        self._rope = rope
+        self._rope, self._scores = rope, scores.numpy()
+        normed = arenas["normed"]
+        self._normed, self._row_bytes = normed.data_ptr(), normed.stride(0) * normed.itemsize
+        weights = (head.data.data_ptr(), head.num_outputs, head.num_inputs, library.CODES[head.dtype], library.STORE)
+        self._head_call = (*weights, None, 0, scores.data_ptr(), scores.stride(0), library.CODES[scores.dtype])
         self._model = _Model(
             layers=ctypes.addressof(self._layers),
             norm=norm.data_ptr(),
@@ -138,8 +142,8 @@ class Forward:
         starts: NDArray[np.int32],
         block_table_SW: NDArray[np.int32],
         rows_R: NDArray[np.int64],
-    ) -> Float[Tensor, "R D"]:
-        """The wanted rows after the last block, normalised, in an arena. Raises ConfigError as `plan_batch`, with nothing written."""
+    ) -> None:
+        """Leave the wanted rows of the last block, normalised, in their arena. Raises ConfigError as `plan_batch`, with nothing written."""
         assert len(tokens_T) == starts[-1] <= self._max_tokens, "more tokens than the arenas hold"
         rows = len(rows_R)
         most = int((first_S + starts[1:] - starts[:-1]).max(initial=0))
@@ -150,13 +154,17 @@ class Forward:
         arrays = [*narrow, np.ascontiguousarray(rows_R, dtype=np.int64)]
         pointers = [array.__array_interface__["data"][0] for array in arrays]
         batch = _Batch(*pointers, len(first_S), rows, block_table_SW.shape[1])
-        found = dispatch.choice().library
-        assert found is not None, "nothing but C runs this"
-        status = found.forward(ctypes.byref(self._model), ctypes.byref(batch))
+        status = _library().forward(ctypes.byref(self._model), ctypes.byref(batch))
         if status == library.BAD_BATCH:
             self._refuse(tokens_T, first_S, np.diff(starts), block_table_SW)
         library.raise_for(status)
-        return self._arenas["normed"][:rows]
+
+    def score(self, first: int, count: int) -> NDArray[np.float32]:
+        """Scores [count, V] of wanted rows first and after, in their arena."""
+        assert count <= len(self._scores), "more rows than the arena holds"
+        stride = self._model.hidden
+        library.raise_for(_library().linear(self._normed + first * self._row_bytes, stride, count, *self._head_call))
+        return self._scores[:count]
 
     def _refuse(
         self, tokens_T: NDArray[np.int32], first_S: NDArray[np.int32], lengths_S: NDArray[np.int32], table: NDArray[np.int32]
@@ -166,6 +174,12 @@ class Forward:
         wrong = tokens_T[(tokens_T < 0) | (tokens_T >= self._model.vocab)]
         if len(wrong):
             raise refuse(f"the id {wrong[0]} is none of 0 to {self._model.vocab - 1}", "check the token ids against the vocabulary")
+
+
+def _library() -> library.Library:
+    found = dispatch.choice().library
+    assert found is not None, "nothing but C runs this"
+    return found
 
 
 def _layer(block: Block) -> _Layer:
