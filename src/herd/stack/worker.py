@@ -238,7 +238,7 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
         "max_sequences": config.max_sequences,
         "total_bytes": plan.total_bytes,
         "weights_digest": weights_digest(path),
-        "kernels": _kernels(),
+        "kernels": kernels_in_use(),
     }
     return engine, info
 
@@ -253,7 +253,8 @@ def weights_digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _kernels() -> dict[str, str]:
+def kernels_in_use() -> dict[str, str]:
+    """What runs each op, by op and device."""
     from herd.kernels.dispatch import table
 
     return {f"{row.op} {row.device}": row.runs for row in table()}
