@@ -17,7 +17,7 @@ from herd.engine.stream import Emit, TokenEvent, TokenRequest, TokenStream
 from herd.inference.answer import AnswerReader
 from herd.inference.port import ChatRequest, CompletionRequest, Part
 from herd.inference.prepare import Prepared, Preparer, Sizes
-from herd.inference.reading import Reader, Reading
+from herd.inference.reading import Reader
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -55,11 +55,11 @@ class AsyncModel:
     async def chat(self, request: ChatRequest) -> Stream:
         """Answer a conversation; see `port.AsyncInference.chat`."""
         size = sum(len(message.text) for message in request.messages)
-        return await self.start(await _prepared(partial(self.preparer.chat, request), size))
+        return await self.start(await aside(partial(self.preparer.chat, request), size))
 
     async def complete(self, request: CompletionRequest) -> Stream:
         """Go on with a text; see `port.AsyncInference.complete`."""
-        return await self.start(await _prepared(partial(self.preparer.complete, request), len(request.prompt)))
+        return await self.start(await aside(partial(self.preparer.complete, request), len(request.prompt)))
 
     async def start(self, prepared: Prepared) -> Stream:
         """Queue what was prepared."""
@@ -71,15 +71,9 @@ class AsyncModel:
         stream.handle = await self.engine.submit(request, stream.emit)
         return stream
 
-    async def read(self, request: TokenRequest, reader: Reading[_Result]) -> _Result:
-        """Run a request that is answered with something else than text. Cancelled with the task that waits."""
-        stream = await self.submit(request, reader)
-        async for _ in stream:
-            pass
-        return reader.result()
 
-
-async def _prepared(prepare: Callable[[], Prepared], size: int) -> Prepared:
+async def aside(prepare: Callable[[], _Result], size: int) -> _Result:
+    """Do work on so many characters, on a thread where they are many."""
     return await asyncio.to_thread(prepare) if size >= LONG_PROMPT else prepare()
 
 

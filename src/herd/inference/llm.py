@@ -18,7 +18,7 @@ from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
 from herd.engine.pooling import Pooling
 from herd.inference.embed import EmbedReader, as_array, embed_request
-from herd.inference.loaded import load
+from herd.inference.loaded import DEFAULT_MODEL, load
 from herd.inference.local import LocalModel
 from herd.inference.output import Output, outputs_of
 from herd.inference.params import SamplingParams
@@ -31,8 +31,6 @@ from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
 __all__ = ["DEFAULT_MODEL", "LLM", "Output"]
-
-DEFAULT_MODEL = "cria"
 
 
 class LLM:

@@ -18,6 +18,8 @@ from herd.inference.prepare import grammar_compiler
 from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
 
+DEFAULT_MODEL = "cria"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
