@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from herd.cli import chat, completion, config, convert, doctor, models, run_prompt, show, tokenizer, train
+from herd.cli import batch, chat, completion, config, convert, doctor, models, run_prompt, show, tokenizer, train
 from herd.cli.failures import INTERRUPTED, exit_code
 from herd.cli.group import Sections
 from herd.cli.output import line, note
@@ -51,6 +51,7 @@ def options(
 _USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
 app.command("chat", rich_help_panel=_USE)(chat.chat)
 app.command("run", rich_help_panel=_USE)(run_prompt.run)
+app.command("batch", rich_help_panel=_USE)(batch.batch)
 app.command("models", rich_help_panel=_MODELS)(models.models)
 app.command("pull", rich_help_panel=_MODELS)(models.pull)
 app.command("show", rich_help_panel=_MODELS)(show.show)
