@@ -33,7 +33,7 @@ class Rows(NamedTuple):
         return self.chunk[self.begin : self.end]
 
 
-class RowReader:
+class ScoreReader:
     """Rows taken one after another from chunks that are overwritten by the next."""
 
     def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:

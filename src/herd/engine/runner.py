@@ -80,6 +80,7 @@ class CpuRunner:
         widths = {"residual": hidden, "normed": hidden, "qkv": query + 2 * keyvalue, "mixed": query, "ffn": ffn, "delta": hidden}
         self._arenas = {name: torch.empty(max_tokens, width, dtype=model.dtype) for name, width in widths.items()}
         self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32)
+        self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32)
         self._forward = self._whole()
 
     def _whole(self) -> Forward | None:
@@ -103,7 +104,7 @@ class CpuRunner:
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`: the batch has been computed when this returns."""
         self._copy(batch.copies)
-        if self._forward is None or not self._forward.available:
+        if self._forward is None or not self._forward.available or len(batch.hidden_E):
             return self._by_ops(batch)
         places = {"first_S": batch.first_S, "starts": batch.starts, "block_table_SW": batch.block_table_SW}
         self._forward(batch.tokens_T, rows_R=batch.rows_R, **places)
@@ -123,6 +124,15 @@ class CpuRunner:
     def _chunks(self, num_rows: int, score: Callable[[int, int], NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for first in range(0, num_rows, len(self._scores)):
             yield first, score(first, min(num_rows - first, len(self._scores)))
+
+    def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `batch.Runner.hidden`: the residual stream of the last batch, run op by op, is still in its arena."""
+        rows = torch.from_numpy(batch.hidden_E)
+        for first in range(0, len(rows), len(self._states)):
+            with torch.inference_mode():
+                part = self._arenas["residual"][rows[first : first + len(self._states)]]
+                states = self._states[: len(part)].copy_(rms_norm(part, self._norm, self.config.rms_norm_eps))
+            yield first, states.numpy()
 
     @torch.inference_mode()
     def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:
