@@ -348,6 +348,42 @@ def test_several_prompts_stream_side_by_side(client: OpenAI) -> None:
     assert usage is not None and usage.completion_tokens == whole.usage.completion_tokens
 
 
+# Embeddings
+
+
+def test_embeddings_are_unit_vectors_in_the_order_given(client: OpenAI, live_server: LiveServer) -> None:
+    texts = ["The herd grazes.", "A river runs to the sea.", "The herd grazes."]
+    made = client.embeddings.create(model=MODEL, input=texts)
+    rows = [one.embedding for one in made.data]
+    assert [one.index for one in made.data] == [0, 1, 2] and rows[0] == rows[2] != rows[1]
+    assert all(abs(math.hypot(*row) - 1) < 1e-5 for row in rows)
+    plain = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    assert [one.embedding for one in plain.data] == rows
+    ids = httpx.post(live_server.url + "/tokenize", json={"prompt": texts[0]}).json()["tokens"]
+    assert client.embeddings.create(model=MODEL, input=ids).data[0].embedding == rows[0]
+    assert client.embeddings.create(model=MODEL, input=[ids]).usage.prompt_tokens == len(ids)
+    assert made.usage.prompt_tokens == made.usage.total_tokens > 2 * len(ids)
+
+
+def test_the_first_dimensions_are_made_unit_length_again(client: OpenAI) -> None:
+    whole = client.embeddings.create(model=MODEL, input="The herd").data[0].embedding
+    short = client.embeddings.create(model=MODEL, input="The herd", dimensions=16).data[0].embedding
+    assert len(short) == 16 and abs(math.hypot(*short) - 1) < 1e-5
+    scale = math.hypot(*whole[:16])
+    assert all(abs(one - other / scale) < 1e-5 for one, other in zip(short, whole, strict=False))
+    for fields in ({"dimensions": len(whole) + 1}, {"input": ""}, {"input": []}, {"input": "word " * 5000}):
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(**{"model": MODEL, "input": "x", **fields})
+
+
+def test_embeddings_are_those_of_the_model_itself(client: OpenAI) -> None:
+    import herd
+
+    own = herd.LLM(MODEL, device="cpu").embed(["The herd grazes."])[0]
+    told = client.embeddings.create(model=MODEL, input="The herd grazes.").data[0].embedding
+    assert all(abs(float(one) - other) < 1e-5 for one, other in zip(own, told, strict=True))
+
+
 # Models, loops, errors
 
 

@@ -14,6 +14,7 @@ from herd.base.errors import HerdError, did_you_mean
 from herd.stack.answers import dumps
 from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
+from herd.stack.embeddings import embedding_routes
 from herd.stack.errors import RequestError, body_of, headers_of, status_of
 from herd.stack.guard import Context, Guard
 from herd.stack.operations import operation_routes, tokenizer_routes
@@ -43,6 +44,7 @@ def create_app(service: Service) -> Guard:
     guard = Guard(app, service.config, observe=service.metrics.answered)
     app.include_router(chat_routes(service))
     app.include_router(completion_routes(service))
+    app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operation_routes(service, guard))
     app.add_exception_handler(HerdError, _told)
