@@ -299,7 +299,7 @@ def test_echo_with_log_probabilities_scores_the_prompt(client: OpenAI, max_token
         text = "".join(choice.text for choice in chunks)
         found = [choice.logprobs for choice in chunks if choice.logprobs is not None]
         tokens, values, offsets, tops = (
-            sum((getattr(one, name) for one in found), []) for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs")
+            [value for one in found for value in getattr(one, name)] for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs")
         )
     else:
         (choice,) = answer.choices

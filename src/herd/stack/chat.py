@@ -29,18 +29,26 @@ def chat_routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat(body: ChatBody, request: Request) -> Response:
         context: Context = request.scope["herd"]
-        check_model(body.model, service.config.model_name)
-        caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
-        asked = chat_request(body, service.config.caps, caller)
-        job = await unless_gone(request, service.chat(asked, context))
         if body.stream:
+            job = await unless_gone(request, _start(service, body, context))
             writer = _ChunkWriter(service, job, body, context)
             return EventStream(
                 writer.chunks(), job.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
             )
-        return json_response(await unless_gone(request, _whole(service, job, body)))
+        return json_response(await unless_gone(request, answer_chat(service, body, context)))
 
     return router
+
+
+async def answer_chat(service: Service, body: ChatBody, context: Context) -> dict[str, Any]:
+    """The whole answer of a body. Raises HerdError."""
+    return await _whole(service, await _start(service, body, context), body)
+
+
+async def _start(service: Service, body: ChatBody, context: Context) -> Job:
+    check_model(body.model, service.config.model_name)
+    caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
+    return await service.chat(chat_request(body, service.config.caps, caller), context)
 
 
 async def _whole(service: Service, job: Job, body: ChatBody) -> dict[str, Any]:

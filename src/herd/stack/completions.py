@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from herd.inference.port import CompletionRequest, Finished, Part, PromptRead, TokenLogprob, TokensDone
+from herd.inference.port import Finished, Part, PromptRead, TokenLogprob, TokensDone
 from herd.stack.answers import (
     CompletionToken,
     TextOffsets,
@@ -43,12 +43,9 @@ def completion_routes(service: Service) -> APIRouter:
     @router.post("/v1/completions", summary="Go on with a text", response_model=None)
     async def complete(body: CompletionBody, request: Request) -> Response:
         context: Context = request.scope["herd"]
-        check_model(body.model, service.config.model_name)
-        caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
-        asked = completion_requests(body, service.config.caps, caller)
-        jobs = await unless_gone(request, _start(service, asked, context))
         if not body.stream:
-            return json_response(await unless_gone(request, _whole(service, jobs, body)))
+            return json_response(await unless_gone(request, answer_completion(service, body, context)))
+        jobs = await unless_gone(request, _start(service, body, context))
         writer = _ChunkWriter(service, jobs, body, context)
         return EventStream(
             writer.chunks(), writer.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
@@ -57,8 +54,16 @@ def completion_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _start(service: Service, asked: Sequence[CompletionRequest], context: Context) -> list[Job]:
+async def answer_completion(service: Service, body: CompletionBody, context: Context) -> dict[str, Any]:
+    """The whole answer of a body. Raises HerdError."""
+    return await _whole(service, await _start(service, body, context), body)
+
+
+async def _start(service: Service, body: CompletionBody, context: Context) -> list[Job]:
     """Start all prompts or none."""
+    check_model(body.model, service.config.model_name)
+    caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
+    asked = completion_requests(body, service.config.caps, caller)
     jobs: list[Job] = []
     try:
         for request in asked:

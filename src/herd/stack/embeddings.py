@@ -12,7 +12,9 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from herd.engine.pooling import Pooling
 from herd.inference.embed import as_array, embed_request
+from herd.inference.port import Caller
 from herd.stack.answers import json_response, unless_gone
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
@@ -29,15 +31,17 @@ def embedding_routes(service: Service) -> APIRouter:
     async def embed(body: EmbeddingBody, request: Request) -> Response:
         """Pooled hidden states of the model, made unit length; for search by rough likeness."""
         context: Context = request.scope["herd"]
-        check_model(body.model, service.config.model_name)
-        return json_response(await unless_gone(request, _embedded(service, body, context)))
+        return json_response(await unless_gone(request, answer_embedding(service, body, context)))
 
     return router
 
 
-async def _embedded(service: Service, body: EmbeddingBody, context: Context) -> dict[str, Any]:
+async def answer_embedding(service: Service, body: EmbeddingBody, context: Context, *, priority: int | None = None) -> dict[str, Any]:
+    """The vectors of a body. Raises HerdError."""
+    check_model(body.model, service.config.model_name)
+    caller = service.caller(context, priority=priority, salt=None)
     texts = prompts_of(body.input, service.config.caps, param="input")
-    jobs = await _start(service, texts, body, context)
+    jobs = await _start(service, texts, body.pooling, caller, context)
     try:
         vectors = await asyncio.gather(*(job.vector() for job in jobs))
     finally:
@@ -61,15 +65,16 @@ async def _embedded(service: Service, body: EmbeddingBody, context: Context) -> 
     }
 
 
-async def _start(service: Service, texts: Sequence[str | tuple[int, ...]], body: EmbeddingBody, context: Context) -> list[EmbedJob]:
+async def _start(
+    service: Service, texts: Sequence[str | tuple[int, ...]], pooling: Pooling, caller: Caller, context: Context
+) -> list[EmbedJob]:
     """Start all or none."""
-    caller = service.caller(context, priority=None, salt=None)
     jobs: list[EmbedJob] = []
     try:
         for text in texts:
             if not text:
                 raise RequestError("usage", "an input is empty", hint="leave it out", param="input")
-            asked = await service.aside(lambda text=text: embed_request(service.tokenizer, text, body.pooling, caller=caller), len(text))
+            asked = await service.aside(lambda text=text: embed_request(service.tokenizer, text, pooling, caller=caller), len(text))
             jobs.append(await service.embed(asked, context))
     except BaseException:
         for job in jobs:

@@ -1,15 +1,15 @@
 """Calls as they are written: the name once it is known, then the arguments as JSON text, piece by piece.
 
-For text that a grammar holds to calls: what begins as a call is one, so nothing is ever taken back. JSON calls, <function=...> tags and code
-for the interpreter come in pieces; a Python list and `tool.call(...)` are no JSON, so they come whole, by `reply.CallDone`. The pieces of a
-call, joined, are its arguments as `json.dumps` writes them, however the text was cut. Linear in the text.
+For text that a grammar holds to calls: what begins as a call is one, so nothing is ever taken back. JSON calls, <function=...> tags and
+code for the interpreter come in pieces; a Python list and `tool.call(...)` are no JSON, so they come whole, by `reply.CallDone`. The pieces
+of a call, joined, are its arguments as `json.dumps` writes them, however the text was cut. Linear in the text.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import regex
 
@@ -189,15 +189,14 @@ class CallStream:
 
     def _head(self, text: str, out: list[CallBegan | CallText]) -> str:
         text, self._held = self._held + text, ""
-        found: Any = (_LATER if self.num_begun else _FIRST)[self._form].match(text, partial=True)
+        found = (_LATER if self.num_begun else _FIRST)[self._form].match(text, partial=True)
         if found is not None and found.partial and len(text) < _MAX_HEAD:
             self._held = text
             return ""
-        name = None if found is None or found.partial else str(found[1])
-        if name is None or name in BUILTIN_TOOLS[:-1]:
+        if found is None or found.partial or found[1] in BUILTIN_TOOLS[:-1]:
             self._state = "whole"  # a built-in tool's arguments are read as a whole, and what follows calls is the parser's
             return ""
-        self._begin(name, "{", out)
+        self._begin(found[1], "{", out)
         self._state, self._json = "arguments", _JsonText()
         return text[found.end() :]
 
