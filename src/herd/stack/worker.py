@@ -111,7 +111,7 @@ class Worker:
             self._num_compiling += 1
             crowded = self._num_compiling > MAX_COMPILING
         if crowded:
-            self._outbox.event(number, ["f", _Crowded("too many grammars wait to be compiled", hint="try again later").to_dict()])
+            self._outbox.event(number, ["f", OverloadedError("too many grammars wait to be compiled", hint="try again later").to_dict()])
             self._compiled()
         else:
             self._compiling.submit(self._submit_compiled, number, data)
@@ -199,7 +199,7 @@ class Worker:
         }
 
 
-class _Crowded(HerdError):
+class OverloadedError(HerdError):
     """More work than can wait."""
 
     code = "overloaded"
