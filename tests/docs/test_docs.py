@@ -86,7 +86,9 @@ def problem(line: str) -> str | None:
             break
         else:
             return f"no command {words[0]!r}"
-    options = {name: parameter for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")}
+    options = {
+        name: parameter for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")
+    }
     options |= {"--help": None, "-h": None, "--debug": None}
     while words:
         word, _, value = words.pop(0).partition("=")
