@@ -72,6 +72,8 @@ def file_routes(storage: Storage, config: ServerConfig) -> APIRouter:
     @router.get("/v1/files/{file_id}/content", summary="A file's bytes", response_model=None)
     async def content(file_id: str, request: Request) -> Response:
         row = await asyncio.to_thread(storage.file, owner_of(request), file_id)
+        if not storage.file_path(row.id).is_file():
+            raise RequestError("not_found", f"the bytes of {file_id!r} are gone from the server's disk", hint="upload it again")
         # Never shown by a browser as a page of this server, whatever is in it.
         return FileResponse(
             storage.file_path(row.id),

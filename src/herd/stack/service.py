@@ -44,14 +44,6 @@ class Job:
         """What comes, as it comes. Close it when it is left early."""
         return self.call.watch(self.stream)
 
-    async def answers(self) -> dict[int, Finished]:
-        """All answers, once they are there, by continuation."""
-        found: dict[int, Finished] = {}
-        async for part in self.events():
-            if isinstance(part.event, Finished):
-                found[part.index] = part.event
-        return found
-
     async def events(self) -> AsyncGenerator[Part, None]:
         """The parts one by one; the request ends with the generator."""
         try:

@@ -89,11 +89,19 @@ class Storage:
         except OSError as error:
             os.close(self._lock)
             raise ConfigError(f"another server keeps its files in {folder}", hint="give each server a --state-dir of its own") from error
-        for left in self._files.glob("*.part"):
-            left.unlink()
         self._engine = create_engine(f"sqlite:///{folder / 'server.db'}", connect_args={"timeout": 30})
         event.listen(self._engine, "connect", _prepare)
         self._create()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove bytes that no row names: uploads that a crash cut short."""
+        named = {name for batch in self.open_batches() for name in (batch.output_file_id, batch.error_file_id)}
+        with Session(self._engine) as session:
+            named |= set(session.scalars(select(FileRow.id)))
+        for path in self._files.iterdir():
+            if path.name not in named:
+                path.unlink()
 
     def _create(self) -> None:
         with self._engine.begin() as connection:

@@ -45,6 +45,7 @@ class _Form:
         self._name = ""
         self._is_file = False
         self._value = b""
+        self.ended = False
 
     def callbacks(self) -> MultipartCallbacks:
         """By the parser's names."""
@@ -55,6 +56,7 @@ class _Form:
             "on_header_end": self._header_end,
             "on_part_data": lambda data, start, end: self._data(data[start:end]),
             "on_part_end": self._end,
+            "on_end": self._finish,
         }
 
     def _begin(self) -> None:
@@ -101,6 +103,9 @@ class _Form:
         if not self._is_file:
             self.upload.fields[self._name] = self._value.decode("utf-8", "replace")
 
+    def _finish(self) -> None:
+        self.ended = True
+
 
 def too_large(limit: int) -> RequestError:
     """Of a file over the limit."""
@@ -126,6 +131,8 @@ async def read_upload(request: Request, path: Path, *, max_bytes: int, timeout_s
     try:
         form = _Form(descriptor, max_bytes)
         await _feed(request, MultipartParser(boundary, form.callbacks()), max_bytes + FORM_SLACK_BYTES, timeout_s)
+        if not form.ended:
+            raise RequestError("format", "the form is cut off: its last boundary is missing", hint="send it again, whole")
         if form.upload.filename is None:
             raise RequestError("usage", "the form has no file", hint="send it as the field `file`, with a file name", param="file")
         await asyncio.to_thread(os.fsync, descriptor)
