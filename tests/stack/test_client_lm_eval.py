@@ -21,7 +21,7 @@ ROWS = [
     {"question": "Where does a river end?", "choices": ["in the sea", "on the moon", "in a book"], "answer": 0},
     {"question": "What is a cria?", "choices": ["a stone", "a young llama", "a kind of bread"], "answer": 1},
     {"question": "Is fire hot?", "choices": ["yes", "no", "only on Sundays, when it rains"], "answer": 0},
-    {"question": "Was ist ein Lama?", "choices": ["ein Tier", "ein Haus", "größer als der Mond"], "answer": 0},
+    {"question": "Où est le troupeau ?", "choices": ["à la montagne", "sur la lune", "nulle part, hélas"], "answer": 0},
 ]
 COMMON = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {file}\ntest_split: test\n"
 SCORED = COMMON + (
