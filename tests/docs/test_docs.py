@@ -86,9 +86,8 @@ def problem(line: str) -> str | None:
             break
         else:
             return f"no command {words[0]!r}"
-    options = {
-        name: parameter for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")
-    }
+    named = [(name, parameter) for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+    options = {name: parameter for name, parameter in named if name.startswith("-")}
     options |= {"--help": None, "-h": None, "--debug": None}
     while words:
         word, _, value = words.pop(0).partition("=")

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class AsyncLLM:
         self._prompt_format = prompt_format
         self._bound: tuple[asyncio.AbstractEventLoop, AsyncModel] | None = None
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> AsyncLLM:
         return self
 
     async def __aexit__(self, *_: object) -> None:

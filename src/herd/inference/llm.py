@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
 from herd.engine.pooling import Pooling
+from herd.inference.batch_run import BatchReport, run_file
 from herd.inference.embed import EmbedReader, as_array, embed_request
 from herd.inference.loaded import DEFAULT_MODEL, load
 from herd.inference.local import LocalModel
@@ -212,3 +213,18 @@ class LLM:
         """
         requests = [score_request(self.tokenizer, prompt, continuation) for prompt, continuation in pairs(prompts, continuations)]
         return self.inference.read([(request, ScoreReader()) for request in requests])
+
+    def run_file(
+        self, source: Path | str, target: Path | str, params: SamplingParams | None = None, *, window: int | None = None
+    ) -> BatchReport:
+        """Answer a file of requests, one JSON object a line, into another; a run that was stopped goes on where it was.
+
+        Args:
+            source: lines like `{"custom_id": "a", "messages": [...], "max_tokens": 40}` or with a `prompt`; OpenAI's batch form too.
+            target: gets an answer or an error for each line, in the order of their coming.
+            params: what the lines leave open.
+            window: requests in flight.
+
+        Raises NotFoundError, FormatError for an output that belongs to another input, UsageError.
+        """
+        return run_file(self.inference, source, target, params=params, window=window)

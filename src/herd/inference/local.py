@@ -60,6 +60,10 @@ class LocalModel:
                 reader.push(event)
         return [reader.result() for _, reader in requests]
 
+    def prepare(self, request: ChatRequest | CompletionRequest) -> Prepared:
+        """What the engine is asked for a request, and what reads its answer."""
+        return self._preparer.chat(request) if isinstance(request, ChatRequest) else self._preparer.complete(request)
+
     def _submit(self, prepared: Prepared) -> Answer:
         reader = AnswerReader(prepared.builders, self.tokenizer, prepared.tokens)
         return Answer(self.engine.submit(prepared.tokens), reader)
