@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-from live_server import live_server  # noqa: F401  # pyright: ignore[reportMissingImports]
+from client_server import live_server  # noqa: F401  # pyright: ignore[reportMissingImports]
 from openai_client import client  # noqa: F401  # pyright: ignore[reportMissingImports]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from live_server import LiveServer  # pyright: ignore[reportMissingImports]
+from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 from openai import OpenAI
 
 MODEL = "cria"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_server import LiveServer, needs_cria  # pyright: ignore[reportMissingImports]
+from client_server import LiveServer, needs_cria  # pyright: ignore[reportMissingImports]
 from openai import OpenAI
 
 from herd.base.errors import ConfigError

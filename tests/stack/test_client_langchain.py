@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 from foreign_python import python_with, run_foreign  # pyright: ignore[reportMissingImports]
-from live_server import LiveServer  # pyright: ignore[reportMissingImports]
 
 SCRIPT = '''
 import asyncio, json, sys

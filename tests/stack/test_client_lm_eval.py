@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from client_server import LiveServer, needs_cria  # pyright: ignore[reportMissingImports]
 from foreign_python import python_with, run_foreign  # pyright: ignore[reportMissingImports]
-from live_server import LiveServer, needs_cria  # pyright: ignore[reportMissingImports]
 
 import herd
 from herd.base.paths import bundled_model

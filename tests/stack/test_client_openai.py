@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_server import LiveServer  # pyright: ignore[reportMissingImports]
+from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 from openai import OpenAI
 from openai_client import CLOCK, MODEL, RIVER, WEATHER, Joined, ask, calls_of  # pyright: ignore[reportMissingImports]
 from pydantic import BaseModel

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_server import LiveServer  # pyright: ignore[reportMissingImports]
+from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 from openai import AsyncOpenAI, OpenAI
 from openai_client import MODEL, RIVER, ask  # pyright: ignore[reportMissingImports]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_server import LiveServer  # pyright: ignore[reportMissingImports]
+from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
 
