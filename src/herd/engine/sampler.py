@@ -55,6 +55,13 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
+def seed_of(seed: int, index: int) -> int:
+    """The seed of the index-th continuation of one request; the first keeps the request's own."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1
+
+
 def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, position: int, mask: Mask | None = None) -> int:
     """The id of the next token, which will stand at `position` of its sequence.
 

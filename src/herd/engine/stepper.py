@@ -6,7 +6,6 @@ it. Knows token ids and who is to be told; nothing of threads, which are `engine
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
-from herd.engine.batch import RaggedBatch, RowReader, Runner, block_table
+from herd.engine.batch import Piece, RowReader, Runner, ragged
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
 from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
-from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
+from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample, seed_of
 from herd.engine.scheduler import Scheduler
-from herd.engine.speculation import NgramDrafter
+from herd.engine.speculation import Due, Guesser
 from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 
@@ -40,7 +39,6 @@ class _Live:
     params: TokenParams
     seen: Seen | None
     emit: Emit
-    drafter: NgramDrafter | None = None
     state: GrammarState | None = None
     pooler: Pooler | None = None
     admitted: bool = False
@@ -48,10 +46,10 @@ class _Live:
 
 
 class Stepper:
-    """Requests over one runner. Calls come from one thread at a time. `num_draft` tokens are guessed at once, 0 for none."""
+    """Requests over one runner. Calls come from one thread at a time. Without a `guesser` nothing is guessed."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, *, num_draft: int, clock: Callable[[], float]) -> None:
-        self.runner, self.scheduler, self.num_draft = runner, scheduler, num_draft
+    def __init__(self, runner: Runner, scheduler: Scheduler, *, guesser: Guesser | None, clock: Callable[[], float]) -> None:
+        self.runner, self.scheduler, self.guesser = runner, scheduler, guesser
         self._clock = clock
         self._ids = itertools.count(1)
         self._live: dict[int, _Live] = {}
@@ -81,8 +79,8 @@ class Stepper:
                 reuse_prefix=request.reuse_prefix and embed != "mean" and (params.prompt_logprobs is None or scored > 0),
                 reuse_limit=None if params.prompt_logprobs is None else scored,
             )
-            own = replace(params, seed=_seed_of(params.seed, index))
-            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit, self._drafter(request))
+            own = replace(params, seed=seed_of(params.seed, index))
+            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit)
             live.state = None if grammar is None else grammar.state()
             live.pooler = None if embed is None else Pooler(embed)
             self._live[sequence.id] = live
@@ -94,19 +92,12 @@ class Stepper:
             self._drop(number)
             emit(Failed(error=error))
 
-    def _drafter(self, request: TokenRequest) -> NgramDrafter | None:
-        if not self.num_draft or request.embed:
-            return None
-        drafter = NgramDrafter(self.num_draft)
-        drafter.extend(request.prompt)
-        return drafter
-
     def cancel(self, number: int, index: int | None = None) -> None:
         """End a request, or one of its continuations; its blocks are free on return. One that has ended already is left alone."""
         for sequence_id in self._members.get(number, ()):
             live = self._live.get(sequence_id)
             if live is not None and index in (None, live.index):
-                del self._live[sequence_id]
+                self._forget(sequence_id)
                 self.scheduler.cancel(sequence_id)
                 live.emit(Tokens(index=live.index, ids=(), finish="cancelled"))
         self._forget_request(number)
@@ -118,7 +109,12 @@ class Stepper:
 
     def _drop(self, number: int) -> None:
         for sequence_id in self._members.pop(number, ()):
-            self._live.pop(sequence_id, None)
+            self._forget(sequence_id)
+
+    def _forget(self, sequence_id: int) -> _Live | None:
+        if self.guesser is not None:
+            self.guesser.forget(sequence_id)
+        return self._live.pop(sequence_id, None)
 
     def fail_all(self, error: HerdError) -> None:
         """Tell every request in flight that it failed, and forget them. Safe in the middle of a step that was broken off."""
@@ -159,10 +155,17 @@ class Stepper:
             emit(event)
 
     def _guess(self) -> None:
+        """Have guesses made for those that draw their next token in the coming step."""
+        if self.guesser is None:
+            return
+        due: list[Due] = []
         for live in self._live.values():
-            sequence = live.sequence
-            if live.drafter is not None and sequence.num_computed == sequence.num_tokens - 1:
-                sequence.draft = live.drafter.propose(live.params.max_tokens - len(sequence.output) - 1)
+            sequence, limit = live.sequence, live.params.max_tokens - len(live.sequence.output) - 1
+            if sequence.blocks and sequence.num_computed == sequence.num_tokens - 1 and live.pooler is None and limit > 0:
+                due.append(Due(sequence=sequence, params=live.params, seen=live.seen, limit=limit))
+        guesses = self.guesser.guess(due) if due else {}
+        for one in due:
+            one.sequence.draft = guesses.get(one.sequence.id, [])
 
     def _tell_admitted(self, step: Step) -> None:
         for item in step.items:
@@ -184,35 +187,18 @@ class Stepper:
 
     def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32], NDArray[np.float32]]]:
         """Run the step; for each item the scores and the states of the rows it needs, none where its end was not reached."""
-        batch, wanted = self._batch(step)
+        pieces = [self._piece(item) for item in step.items]
+        batch = ragged(pieces, step.copies)
         scores = RowReader(self.runner.run(batch))
         states = RowReader(self.runner.hidden(batch) if len(batch.hidden_E) else iter(()))
-        for item, num_scores, num_states in wanted:
-            yield item, scores.take(num_scores), states.take(num_states)
+        for item, piece in zip(step.items, pieces, strict=True):
+            yield item, scores.take(len(piece.rows)), states.take(len(piece.hidden))
 
-    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int, int]]]:
-        tokens: list[int] = []
-        starts, rows, hidden = [0], list[int](), list[int]()
-        wanted: list[tuple[StepItem, int, int]] = []
-        for item in step.items:
-            first, end = item.first_position, item.first_position + item.num_tokens
-            tokens += item.sequence.tokens(first, end)
-            chosen, pooler = self._rows(item), self._live[item.sequence.id].pooler
-            pooled = range(0) if pooler is None else pooler.rows(first, end, is_last=bool(item.num_sampled))
-            rows += [starts[-1] + place - first for place in chosen]
-            hidden += [starts[-1] + place - first for place in pooled]
-            wanted.append((item, len(chosen), len(pooled)))
-            starts.append(starts[-1] + item.num_tokens)
-        batch = RaggedBatch(
-            tokens_T=np.asarray(tokens, dtype=np.int32),
-            first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
-            starts=np.asarray(starts, dtype=np.int32),
-            block_table_SW=block_table([item.sequence.blocks for item in step.items]),
-            rows_R=np.asarray(rows, dtype=np.int64),
-            copies=tuple(step.copies),
-            hidden_E=np.asarray(hidden, dtype=np.int64),
-        )
-        return batch, wanted
+    def _piece(self, item: StepItem) -> Piece:
+        first, end = item.first_position, item.first_position + item.num_tokens
+        pooler = self._live[item.sequence.id].pooler
+        pooled = range(0) if pooler is None else pooler.rows(first, end, is_last=bool(item.num_sampled))
+        return Piece(item.sequence.tokens(first, end), first, item.sequence.blocks, self._rows(item), pooled)
 
     def _rows(self, item: StepItem) -> range:
         """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""
@@ -275,11 +261,10 @@ class Stepper:
                 finish = "length"
             if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
                 break
-        if live.drafter is not None:
+        if self.guesser is not None:
             self.num_guessed += len(rows) - 1
             self.num_guesses_accepted += len(accepted) - 1
-            live.drafter.observe(len(rows) - 1, len(accepted) - 1)
-            live.drafter.extend(accepted)
+            self.guesser.learn(sequence.id, len(rows) - 1, accepted)
         self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
         return StepResult(accepted=accepted, finish=finish)
 
@@ -300,7 +285,7 @@ class Stepper:
         for sequence_id, result in results.items():
             if result.finish is None:
                 continue
-            live = self._live.pop(sequence_id, None)
+            live = self._forget(sequence_id)
             if live is not None:
                 self._forget_request(live.request)
         while self._unsound:
@@ -310,10 +295,3 @@ class Stepper:
         """Let go of the threads for masks."""
         if self._mask_pool is not None:
             self._mask_pool.close()
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """The seed of the index-th continuation; the first keeps the request's own."""
-    if index == 0:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1
