@@ -55,6 +55,17 @@ def test_a_draft_of_one_mind_is_always_right_at_any_temperature(model: Transform
     assert all_free(engine)
 
 
+def test_a_guess_that_ends_the_answer_counts_as_come_true(model: Transformer) -> None:
+    request = TokenRequest(prompt=(1, 2), params=replace(LONG, temperature=0.0))
+    free = [token_id for event in small_engine(model).submit(request) if isinstance(event, Tokens) for token_id in event.ids]
+    last = next(token_id for token_id in free[7:] if free.index(token_id) >= 7)
+    engine = small_engine(model, draft=model, num_draft=4)
+    stopped = replace(request, params=replace(request.params, stop_ids=frozenset({last})))
+    events = [event for event in engine.submit(stopped) if isinstance(event, Tokens)]
+    assert [token_id for event in events for token_id in event.ids] == free[: free.index(last) + 1] and events[-1].finish == "stop"
+    assert engine.stepper.num_guesses_accepted == engine.stepper.num_guessed > 0
+
+
 def test_a_draft_that_is_never_right_is_asked_less_and_less(model: Transformer) -> None:
     engine = small_engine(model, draft=other_model(), num_draft=4)
     request = TokenRequest(prompt=(1, 2, 3), params=replace(LONG, max_tokens=600, temperature=0.0))

@@ -263,7 +263,7 @@ class Stepper:
                 break
         if self.guesser is not None:
             self.num_guessed += len(rows) - 1
-            self.num_guesses_accepted += len(accepted) - 1
+            self.num_guesses_accepted += sum(guess == token_id for guess, token_id in zip(sequence.draft, accepted, strict=False))
             self.guesser.learn(sequence.id, len(rows) - 1, accepted)
         self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
         return StepResult(accepted=accepted, finish=finish)
