@@ -92,7 +92,7 @@ class DraftModel:
         found: list[_Turn] = []
         for one in due:
             state = self._states.setdefault(one.sequence.id, _State())
-            limit = min(one.limit, self._num_draft, self._context - one.sequence.num_tokens)
+            limit = min(one.limit, state.payoff.worth(self._num_draft), self._context - one.sequence.num_tokens)
             if limit > 0 and not state.payoff.is_paused:
                 found.append(_Turn(one.sequence, one, state, limit, None))
         # A guess beyond the step's budget would be thrown away unseen.
