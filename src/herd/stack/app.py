@@ -14,7 +14,7 @@ from herd.base.errors import HerdError, did_you_mean
 from herd.stack.answers import dumps
 from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
-from herd.stack.errors import RequestError, body_of, headers_of, status_of
+from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.guard import Context, Guard
 from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.service import Service
@@ -48,6 +48,7 @@ def create_app(service: Service) -> Guard:
     app.add_exception_handler(HerdError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _internal)
     return guard
 
 
@@ -62,8 +63,12 @@ def _response(request: Request, error: Exception) -> Response:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    if status_of(error) == 500:
-        raise error
+    note_internal(error, cast("Context", request.scope["herd"]).request_id)
+    return _response(request, error)
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    """What is answered; the framework raises the error again, and the guard logs it."""
     return _response(request, error)
 
 

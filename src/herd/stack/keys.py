@@ -139,6 +139,13 @@ class Quota:
             self._requests.level -= 1
         self.spend(num_tokens)
 
+    def give_back(self, num_tokens: int) -> None:
+        """A request that was counted was not taken after all."""
+        if self._requests is not None:
+            self._requests.level += 1
+        self.spend(-num_tokens)
+        self.end()
+
     def spend(self, num_tokens: int) -> None:
         """Count tokens; an answer's are known afterwards, and may leave a debt."""
         if self._tokens is not None:

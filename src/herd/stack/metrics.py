@@ -86,7 +86,7 @@ class Metrics:
             "herd_http_request_seconds", "Of an HTTP request.", ["route"], buckets=_SECONDS, registry=self.registry
         )
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: tuple[int | float, ...]) -> Histogram:
         family = Histogram("herd_" + name, text, ["model_name"], buckets=buckets, registry=self.registry)
         return family.labels(self._model)
 

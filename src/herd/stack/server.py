@@ -20,14 +20,13 @@ from herd.base.log import get_logger
 from herd.stack.app import create_app
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec
-from herd.stack.guard import Guard
+from herd.stack.guard import MAX_HEADER_BYTES, Guard
 from herd.stack.service import Service
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
 log = get_logger(__name__)
 
-MAX_HEADER_BYTES = 32 * 1024
 LEARN_EVERY_S = 0.25
 
 
@@ -53,9 +52,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose next request's headers do not come in time."""
+    """Closes a connection whose next request's headers do not come in time, or whose client does not take what it is sent."""
 
     header_timeout_s = 10.0
+    write_timeout_s = 60.0
+    _abort_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -63,7 +64,22 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_due.cancel()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taken()
+        self._abort_due = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        if self._abort_due is not None:
+            self._abort_due.cancel()
+            self._abort_due = None
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -77,7 +93,9 @@ class _Protocol(H11Protocol):
             self._headers_due = self.loop.call_later(max(self.header_timeout_s, self.timeout_keep_alive), self._too_slow)
 
     def _too_slow(self) -> None:
-        if not self.transport.is_closing():
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif not self.transport.is_closing():
             self.transport.close()
 
 
@@ -98,6 +116,7 @@ class Server:
         self._signals = 0
         self._uvicorn: uvicorn.Server | None = None
         self._guard: Guard | None = None
+        self.service: Service | None = None
 
     async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
         """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
@@ -109,13 +128,14 @@ class Server:
                 await engine.start()
                 await self._serve(engine, sock, on_ready)
         finally:
-            await engine.stop()
+            await engine.stop(at_once=self._signals > 1)
             sock.close()
 
     async def _serve(self, engine: EngineProcess, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None) -> None:
-        service = Service(self.config, engine, self._tokenizer, self._prompt_format)
+        service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
         self._guard = create_app(service)
-        protocol = type("Protocol", (_Protocol,), {"header_timeout_s": self.config.header_timeout_s})
+        limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
+        protocol = type("Protocol", (_Protocol,), limits)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self._guard,
