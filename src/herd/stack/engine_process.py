@@ -103,6 +103,7 @@ class EngineProcess:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first: asyncio.Future[None] | None = None
@@ -201,10 +202,10 @@ class EngineProcess:
             while True:
                 began = self._clock()
                 error = await self._ended_by()
-                self._fail_all(error)
                 if self.state == "stopped":
                     return
                 self.state = "down"
+                self._fail_all(error)
                 if self._first is not None and not self._first.done():
                     self._first.set_exception(error)
                     return
@@ -223,6 +224,8 @@ class EngineProcess:
         except Exception as error:
             log.error("the engine's process could not be run", exc_info=error)
             self._kill()
+            if self._process is not None:
+                await asyncio.to_thread(self._process.wait)
             return EngineDownError("the engine's process could not be run", hint="the server's log tells why")
 
     async def _run_one(self) -> HerdError:
@@ -235,8 +238,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
             )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        self._writer = writer
+        reader, writer = self._reader, self._writer = await asyncio.open_connection(sock=ours)
         watch = asyncio.create_task(self._watch(), name="herd-engine-watch")
         refused: HerdError | None = None
         try:

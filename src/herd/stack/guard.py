@@ -20,6 +20,7 @@ from herd.base.log import get_logger
 from herd.stack.config import ServerConfig, is_loopback
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.keys import ApiKey, find_key
+from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -72,13 +73,20 @@ class Guard:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         context = Context(request_id=given if _REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12), key=None)
-        answer = _Answer(send, context)
+        answer = _Answer(send, context, answer_headers(headers.get("origin"), self._config.allowed_origins))
         self.num_open += 1
         try:
+            if is_preflight(scope["method"], headers, self._config.allowed_origins):
+                self._check_host(headers)
+                await answer.empty(204, preflight_headers())
+                return
             self._admit(scope, headers, context)
             scope["herd"] = context
             inner = receive if scope["path"] in UPLOADS and scope["method"] == "POST" else await self._read(receive, headers)
             await self._app(scope, inner, answer.send)
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
         except Exception as error:
             note_internal(error, context.request_id)
             if not answer.begun:
@@ -119,7 +127,7 @@ class Guard:
         elif self._config.allowed_hosts and host not in {*self._config.allowed_hosts, self._config.host.lower()}:
             raise RequestError("forbidden", f"the host {host!r:.100} is not this server", hint="add it with --allow-host")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._config.allowed_origins and not _is_own(origin, headers.get("host", "")):
+        if origin is not None and origin not in self._config.allowed_origins and not is_own(origin, headers.get("host", "")):
             raise RequestError("forbidden", "a page of another site may not ask this server", hint="add it with --allow-origin")
 
     def _check_key(self, headers: dict[str, str]) -> ApiKey | None:
@@ -174,10 +182,10 @@ class _GoneError(RequestError):
 
 
 class _Answer:
-    """What goes out: remembers the status, adds the request's id."""
+    """What goes out: remembers the status, adds the request's id and `more` headers."""
 
-    def __init__(self, send: Send, context: Context) -> None:
-        self._send, self._context = send, context
+    def __init__(self, send: Send, context: Context, more: Iterable[tuple[bytes, bytes]]) -> None:
+        self._send, self._context, self._more = send, context, more
         self.begun = False
 
     async def send(self, message: Message) -> None:
@@ -186,8 +194,13 @@ class _Answer:
             self.begun = True
             self._context.status = message["status"]
             safe = [(b"x-request-id", self._context.request_id.encode()), (b"x-content-type-options", b"nosniff")]
-            message = {**message, "headers": [*message.get("headers", ()), *safe]}
+            message = {**message, "headers": [*message.get("headers", ()), *safe, *self._more]}
         await self._send(message)
+
+    async def empty(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Answer without a body."""
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def error(self, error: Exception) -> None:
         """Answer with an error, and close the connection: of the body, some may be unread."""
@@ -211,14 +224,6 @@ def _spelled(scope: Scope) -> str:
     """The path as it was sent: an open one has one spelling."""
     raw = scope.get("raw_path")
     return scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
-
-
-def _is_own(origin: str, host: str) -> bool:
-    """Whether a page comes from this very host and port."""
-    scheme, _, place = origin.partition("://")
-    usual = {"http": ":80", "https": ":443"}.get(scheme.lower(), "")
-    own = host.lower()
-    return bool(own) and place.lower().removesuffix(usual) == own.removesuffix(usual)
 
 
 def _name_of(url: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -28,6 +29,8 @@ from herd.text.tokenizer import Tokenizer
 log = get_logger(__name__)
 
 LEARN_EVERY_S = 0.25
+TELL_S = 1.0
+"""What requests that are cut at the deadline get to be told."""
 
 
 class CannotListenError(HerdError):
@@ -196,11 +199,17 @@ class Server:
         self._draining = asyncio.ensure_future(self._drain(self._guard))
 
     async def _drain(self, guard: Guard) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.config.drain_s
-        while guard.num_open and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        await self._all_ended(guard, self.config.drain_s)
+        if guard.num_open and self.service is not None:
+            # Those that are left are told that they end, as far as they listen.
+            await self.service.engine.stop(at_once=True)
+            await self._all_ended(guard, TELL_S)
         self._leave()
+
+    async def _all_ended(self, guard: Guard, within: float) -> None:
+        deadline = time.monotonic() + within
+        while guard.num_open and time.monotonic() < deadline and self._signals < 2:
+            await asyncio.sleep(0.02)
 
     def _leave(self) -> None:
         if self._uvicorn is not None:
