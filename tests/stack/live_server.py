@@ -146,7 +146,9 @@ class CommandServer:
         command = [sys.executable, "-m", "herd", "serve", str(model or model_folder()), "--port", "0", "--name", "tiny", "--threads", "1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HERD_HOME": str(folder() / "home"), **variables}
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen([*command, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                [*command, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
         self.port = 0
 
     @property
@@ -192,7 +194,15 @@ class CommandServer:
 class ThreadServer:
     """A `Server` on a thread of this process: its service and its guard can be looked at, its settings are any."""
 
-    def __init__(self, *, engine: EngineConfig | None = None, spec: dict[str, Any] | None = None, prompt_format: PromptFormat | None = None, model: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        engine: EngineConfig | None = None,
+        spec: dict[str, Any] | None = None,
+        prompt_format: PromptFormat | None = None,
+        model: Path | None = None,
+        **settings: Any,
+    ) -> None:
         config = ServerConfig(**({"model_name": "tiny", "port": 0, "access_log": True} | settings))
         sizes = engine or EngineConfig(context=CONTEXT, max_sequences=16, token_budget=256)
         options: dict[str, Any] = {"model": str(model or model_folder()), "threads": 1, "engine": sizes} | (spec or {})
@@ -246,7 +256,11 @@ class ThreadServer:
         counted = (admission.num_requests, admission.num_sequences, admission.num_unread, self.process.num_requests)
         if any(counted) or any(quota.num_open for quota in self.service.quotas.values()):
             return False
-        return counters.get("requests") == 0 and counters["blocks_free"] == counters["blocks"] and not counters["running"] + counters["waiting"]
+        return (
+            counters.get("requests") == 0
+            and counters["blocks_free"] == counters["blocks"]
+            and not counters["running"] + counters["waiting"]
+        )
 
     def stop(self) -> None:
         """Stop it as SIGTERM does."""

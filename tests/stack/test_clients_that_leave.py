@@ -197,7 +197,9 @@ def test_cve_2025_48956_giant_headers(narrow: ThreadServer, header: bytes) -> No
     assert time.monotonic() - began < 4
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 1000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00" * 1000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET\r\n\r\n"]
+)
 def test_what_is_no_http(narrow: ThreadServer, data: bytes) -> None:
     said = raw(narrow.port, data, timeout=12)
     assert said == b"" or status(said) in (400, 403)

@@ -88,7 +88,22 @@ def test_cve_2025_32444_a_pickle_to_the_engine_is_not_read(server: ThreadServer,
 
 # Who may come in
 
-SPELLINGS = ["{}", "/{}", "{}/", "{}?a=b", "{}//", "/.{}", "/%2e{}", "/x/..{}", "/x/%2e%2e{}", "{}%00", "{}%2f", "{};a=b", "{}\\", "{}.json"]
+SPELLINGS = [
+    "{}",
+    "/{}",
+    "{}/",
+    "{}?a=b",
+    "{}//",
+    "/.{}",
+    "/%2e{}",
+    "/x/..{}",
+    "/x/%2e%2e{}",
+    "{}%00",
+    "{}%2f",
+    "{};a=b",
+    "{}\\",
+    "{}.json",
+]
 METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "PROPFIND"]
 
 
@@ -99,7 +114,18 @@ def open_routes(keyed: ThreadServer) -> list[str]:
 
 def test_vllm_docs_every_route_is_closed_without_a_key(keyed: ThreadServer) -> None:
     """The routes of the OpenAPI document, those that other servers have, and none at all; in every spelling, with every method."""
-    others = ["/", "/docs", "/openapi.json", "/invocations", "/score", "/pause", "/update_weights", "/v1/load_lora_adapter", "/debug", "/a/b"]
+    others = [
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/invocations",
+        "/score",
+        "/pause",
+        "/update_weights",
+        "/v1/load_lora_adapter",
+        "/debug",
+        "/a/b",
+    ]
     routes = [*open_routes(keyed), *others]
     assert "/v1/chat/completions" in routes and "/metrics" in routes
     for route in routes:
@@ -108,7 +134,9 @@ def test_vllm_docs_every_route_is_closed_without_a_key(keyed: ThreadServer) -> N
             for method in METHODS:
                 if path == "/health" and spelling in ("{}", "{}?a=b") and method in ("GET", "HEAD"):
                     continue
-                said = raw(keyed.port, f"{method} {spelling.format(path)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                said = raw(
+                    keyed.port, f"{method} {spelling.format(path)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+                )
                 status = int(said.split(b" ", 2)[1])
                 assert status == 401 or (status == 400 and b"Invalid HTTP request" in said), (method, spelling, path, said[:200])
 
@@ -189,7 +217,9 @@ def test_cve_2025_59425_keys_are_compared_in_constant_time(monkeypatch: pytest.M
     assert statistics.median(times[near]) == pytest.approx(statistics.median(times[far]), rel=0.5)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "192.0.2.1", "", "[::ffff:192.0.2.1]", "a b"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "192.0.2.1", "", "[::ffff:192.0.2.1]", "a b"]
+)
 def test_cve_2024_28224_a_name_that_was_bound_again_is_refused(server: ThreadServer, host: str) -> None:
     said = raw(server.port, f"GET /v1/models HTTP/1.1\r\nHost: {host}:{server.port}\r\nConnection: close\r\n\r\n".encode())
     assert said.split(b" ", 2)[1] in (b"403", b"400")
@@ -200,7 +230,9 @@ def test_hosts_that_are_this_machine(server: ThreadServer, host: str) -> None:
     assert b" 200 " in raw(server.port, f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()).splitlines()[0]
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1", "https://localhost.evil.example", "file://", "evil", ""])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:1", "https://localhost.evil.example", "file://", "evil", ""]
+)
 def test_cve_2025_66416_pages_of_other_sites_are_refused(server: ThreadServer, origin: str) -> None:
     """Also without a preflight, as a form sends it; and nothing ever allows another site to read."""
     for method, path in (("POST", "/v1/completions"), ("OPTIONS", "/v1/completions"), ("GET", "/health")):

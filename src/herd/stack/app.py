@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -107,6 +108,6 @@ def _readable(path: str, problems: Sequence[Mapping[str, Any]]) -> RequestError:
     wants = list(dict.fromkeys(str(problem["msg"]) for problem in same))
     deepest = max(same, key=lambda problem: len(problem["loc"]))
     told = ".".join(str(step) for step in deepest["loc"] if step != "body") if len(same) == 1 else name
-    value = repr(deepest.get("input"))[:80] if len(same) == 1 and kind != "missing" else ""
+    value = reprlib.repr(deepest.get("input"))[:80] if len(same) == 1 and kind != "missing" else ""
     message = f"{told[:200]}: {'; or '.join(wants[:4])[:500]}" + (f"; it is {value}" if value else "")
     return RequestError("usage", message, param=name)

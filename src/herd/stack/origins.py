@@ -38,4 +38,8 @@ def answer_headers(origin: str | None, allowed: Collection[str]) -> list[tuple[b
     """The headers of an answer to a page that is allowed; none to any other."""
     if origin is None or origin not in allowed:
         return []
-    return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"access-control-expose-headers", b"x-request-id"), (b"vary", b"Origin")]
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", b"x-request-id"),
+        (b"vary", b"Origin"),
+    ]

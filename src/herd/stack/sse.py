@@ -36,7 +36,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], close: Callable[[], None], *, keep_alive_s: float, write_timeout_s: float) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], close: Callable[[], None], *, keep_alive_s: float, write_timeout_s: float
+    ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._chunks, self._close = chunks, close
