@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.guard import Context, Guard
+from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.service import Service
 from herd.stack.types import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
@@ -41,6 +43,7 @@ def create_app(service: Service) -> Guard:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.openapi = partial(document, app)
     guard = Guard(app, service.config, observe=service.metrics.answered)
     app.include_router(chat_routes(service))
     app.include_router(completion_routes(service))
