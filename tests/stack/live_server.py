@@ -282,14 +282,14 @@ def _once(request: pytest.FixtureRequest, name: str, **settings: Any) -> ThreadS
     return _shared[name]
 
 
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> ThreadServer:
+@pytest.fixture(name="server")
+def open_server(request: pytest.FixtureRequest) -> ThreadServer:
     """One without keys for all tests of the session that leave it as it was."""
     return _once(request, "open")
 
 
-@pytest.fixture
-def keyed(request: pytest.FixtureRequest) -> ThreadServer:
+@pytest.fixture(name="keyed")
+def keyed_server(request: pytest.FixtureRequest) -> ThreadServer:
     """One with keys for all tests of the session that leave it as it was."""
     return _once(request, "keyed", keys=keys())
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live_server import ThreadServer, post, raw, server, thread_server, wait_for  # noqa: F401  # pyright: ignore[reportMissingImports]
+from live_server import ThreadServer, open_server, post, raw, thread_server, wait_for  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 LONG = {"model": "tiny", "prompt": "The herd", "max_tokens": 12_000, "seed": 1, "ignore_eos": True}
 

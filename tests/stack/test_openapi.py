@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import FULL, ThreadServer, bearer, keyed, server  # noqa: F401  # pyright: ignore[reportMissingImports]
+from live_server import FULL, ThreadServer, bearer, keyed_server, open_server  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 BOUNDS = {
     "integer": ("minimum", "exclusiveMinimum"),
@@ -21,7 +21,7 @@ BOUNDS = {
 
 
 @pytest.fixture
-def document(server: ThreadServer) -> dict[str, Any]:  # noqa: F811
+def document(server: ThreadServer) -> dict[str, Any]:
     with server.client() as client:
         return client.get("/openapi.json").json()
 

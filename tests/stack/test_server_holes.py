@@ -22,10 +22,10 @@ from live_server import (  # noqa: F401  # pyright: ignore[reportMissingImports]
     KEYS,
     ThreadServer,
     bearer,
-    keyed,
+    keyed_server,
     keys,
+    open_server,
     raw,
-    server,
     thread_server,
     wait_for,
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_server import FULL, ThreadServer, post, raw, server, wait_for  # noqa: F401  # pyright: ignore[reportMissingImports]
+from live_server import FULL, ThreadServer, open_server, post, raw, wait_for  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 from herd.stack.types import ChatBody, CompletionBody
 
@@ -23,7 +23,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_t
 
 
 @pytest.fixture
-def client(server: ThreadServer) -> Iterator[httpx.Client]:  # noqa: F811
+def client(server: ThreadServer) -> Iterator[httpx.Client]:
     with server.client() as client:
         pid = server.process.pid
         yield client
@@ -257,7 +257,7 @@ def rss_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def test_cve_2025_29770_distinct_schemas_leave_memory_bounded(client: httpx.Client, server: ThreadServer) -> None:  # noqa: F811
+def test_cve_2025_29770_distinct_schemas_leave_memory_bounded(client: httpx.Client, server: ThreadServer) -> None:
     """The compiled ones are kept up to a count and a size: after the first few hundred, nothing grows."""
     count = 10_000 if FULL else 160
     pid = server.process.pid
@@ -340,7 +340,7 @@ def test_a_body_with_many_mistakes_costs_no_more_than_one(client: httpx.Client, 
 
 
 @pytest.mark.parametrize("size", [10_000_000])
-def test_cve_2025_62426_a_huge_prompt_keeps_health_waiting_for_no_one(server: ThreadServer, size: int) -> None:  # noqa: F811
+def test_cve_2025_62426_a_huge_prompt_keeps_health_waiting_for_no_one(server: ThreadServer, size: int) -> None:
     """While prompts of 10 MB are read and refused, or told in tokens, /health is answered at once."""
     waits: list[float] = []
     stop = threading.Event()
@@ -383,12 +383,12 @@ def test_cve_2025_62426_a_huge_prompt_keeps_health_waiting_for_no_one(server: Th
         "/static/../keys.txt",
     ],
 )
-def test_cve_2024_37032_paths_that_climb(server: ThreadServer, path: str) -> None:  # noqa: F811
+def test_cve_2024_37032_paths_that_climb(server: ThreadServer, path: str) -> None:
     said = raw(server.port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     assert b" 404 " in said.splitlines()[0] and b"root:" not in said
 
 
-def test_a_request_id_cannot_write_headers_or_logs(server: ThreadServer, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_a_request_id_cannot_write_headers_or_logs(server: ThreadServer, caplog: pytest.LogCaptureFixture) -> None:
     for given in (b"a b", b"x" * 129, b"\xff\xfe", b"id=1 key=admin", b"${jndi:ldap://x}"):
         said = raw(
             server.port,
