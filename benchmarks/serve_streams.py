@@ -1,4 +1,4 @@
-"""Many streams at once over `herd serve`: none lost, none mixed up, nothing left of those whose clients leave; and memory over many requests.
+"""Many streams at once over `herd serve`: none lost, none mixed up, nothing left of those that are left; and memory over many requests.
 
     python -m benchmarks.serve_streams --model cria --streams 1000 --requests 20000
 

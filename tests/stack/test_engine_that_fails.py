@@ -108,6 +108,7 @@ def test_cve_2026_22778_errors_tell_nothing_of_the_inside(server: ThreadServer, 
 
     async def failing(request: Any, emit: Any) -> Any:
         handle = await submit(request, emit)
+        handle.cancel()
         emit(Failed(error=EngineError(secret)))
         return handle
 

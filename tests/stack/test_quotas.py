@@ -94,8 +94,8 @@ def test_a_key_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# none", "short", "anna 0123456789abcdef rpm=0", "anna 0123456789abcdef rpm=x", "anna 0123456789abcdef rmp=5", "a b 0123456789abcdef",
-     "anna 0123456789abcdef\nanna 0123456789abcdeg", "anna 0123456789abcdef\nbert 0123456789abcdef"],
+    ["", "# none", "short", "anna 0123456789abcdef rpm=0", "anna 0123456789abcdef rpm=x", "anna 0123456789abcdef rmp=5",
+     "a b 0123456789abcdef", "anna 0123456789abcdef\nanna 0123456789abcdeg", "anna 0123456789abcdef\nbert 0123456789abcdef"],
 )  # fmt: skip
 def test_key_files_that_are_wrong(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"

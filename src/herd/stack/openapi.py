@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, with the errors that every route may answer, the key that it needs, and no status that never comes."""
+"""The OpenAPI document: FastAPI's own, with the errors that every route may answer and the key that it needs."""
 
 from __future__ import annotations
 
