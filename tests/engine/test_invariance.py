@@ -15,7 +15,7 @@ from small_model import Answer, answers, mixed_requests, small_engine, small_mod
 
 from herd.engine.engine import Engine
 from herd.engine.sampler import logprobs
-from herd.engine.stream import TokenRequest
+from herd.engine.stream import TokenRequest, Tokens
 from herd.kernels import dispatch
 from herd.model.transformer import Transformer
 
@@ -75,6 +75,17 @@ def test_with_speculation(model: Transformer, alone: list[Answer], num_draft: in
     engine = small_engine(model, num_draft=num_draft)
     assert shuffled(engine, 8) == alone
     assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_greedy_tokens_that_nothing_is_told_of(model: Transformer, chunk: int) -> None:
+    """The engine takes a shorter way with them."""
+    told = mixed_requests(40, seed=6, temperature=0.0, repetition_penalty=1.0, logprobs=0)
+    expected = [[found.token_id for _, found in answer] for answer in answers(small_engine(model, max_sequences=1), told)]
+    engine = small_engine(model, token_budget=chunk, max_sequences=min(chunk, 64))
+    plain = mixed_requests(40, seed=6, temperature=0.0, repetition_penalty=1.0, logprobs=None)
+    streams = [engine.submit(request) for request in plain]
+    assert [[token_id for event in stream if isinstance(event, Tokens) for token_id in event.ids] for stream in streams] == expected
 
 
 def test_with_blocks_of_another_size_and_rows_scored_in_parts(model: Transformer, alone: list[Answer]) -> None:

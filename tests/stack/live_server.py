@@ -203,7 +203,8 @@ class ThreadServer:
         model: Path | None = None,
         **settings: Any,
     ) -> None:
-        config = ServerConfig(**({"model_name": "tiny", "port": 0, "access_log": True} | settings))
+        state = tempfile.mkdtemp(dir=folder())
+        config = ServerConfig(**({"model_name": "tiny", "port": 0, "state_dir": state} | settings))
         sizes = engine or EngineConfig(context=CONTEXT, max_sequences=16, token_budget=256)
         options: dict[str, Any] = {"model": str(model or model_folder()), "threads": 1, "engine": sizes} | (spec or {})
         self.server = Server(config, EngineSpec(**options), tokenizer(), prompt_format=prompt_format)

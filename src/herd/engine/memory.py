@@ -108,7 +108,7 @@ def plan_memory(config: ModelConfig, engine: EngineConfig, *, dtype: str, weight
         )
     fixed = {
         "weights_bytes": config.num_parameters * wide if weights_bytes is None else weights_bytes,
-        "activation_bytes": activation_bytes(config, engine.token_budget, wide),
+        "activation_bytes": activation_bytes(config, engine.token_budget, wide) + engine.score_rows * config.hidden_size * 4,
         "score_bytes": engine.score_rows * config.vocab_size * 4,
         "overhead_bytes": OVERHEAD_BYTES,
     }

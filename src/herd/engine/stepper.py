@@ -16,17 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
-from herd.engine.batch import RaggedBatch, Runner, block_table
+from herd.engine.batch import RaggedBatch, RowReader, Runner, block_table
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
+from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
+from herd.engine.rows import Rows, ScoreReader
 from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import NgramDrafter
 from herd.engine.step import Step, StepItem, StepResult
-from herd.engine.stream import Admitted, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+
+_NOTHING = StepResult(accepted=[])
+"""Of an item in the middle of a prompt."""
 
 
 @dataclass(slots=True)
@@ -41,7 +46,10 @@ class _Live:
     emit: Emit
     drafter: NgramDrafter | None = None
     state: GrammarState | None = None
+    pooler: Pooler | None = None
     admitted: bool = False
+    num_told: int = 0
+    plain: bool = False  # the best id is the next token, and nothing but the token is told
 
 
 class Stepper:
@@ -63,21 +71,28 @@ class Stepper:
         """Queue a request under the caller's number; `grammar` is its own, compiled. What the scheduler refuses is told as `Failed`."""
         now = self._clock()
         members = []
-        seen = frozenset(request.prompt) if request.params.bends_scores else None
+        params, embed = request.params, request.embed
+        scored = params.prompt_logprobs_from - 1
+        seen = frozenset(request.prompt) if params.bends_scores else None
         for index in range(request.n):
             sequence = Sequence(
                 id=next(self._ids),
                 prompt=request.prompt,
-                max_new_tokens=request.params.max_tokens,
+                max_new_tokens=1 if embed else params.max_tokens,
                 priority=request.priority,
                 tenant=request.tenant,
                 salt=request.salt,
                 arrival=now,
-                reuse_prefix=request.reuse_prefix and request.params.prompt_logprobs is None,
+                reuse_prefix=request.reuse_prefix and embed != "mean" and (params.prompt_logprobs is None or scored > 0),
+                reuse_limit=None if params.prompt_logprobs is None else scored,
             )
-            params = replace(request.params, seed=_seed_of(request.params.seed, index))
-            live = _Live(sequence, number, index, params, None if seen is None else Seen(seen), emit, self._drafter(request))
+            own = replace(params, seed=_seed_of(params.seed, index))
+            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit, self._drafter(request))
             live.state = None if grammar is None else grammar.state()
+            live.pooler = None if embed is None else Pooler(embed)
+            silent = own.logprobs is None and own.prompt_logprobs is None and embed is None
+            greedy = own.temperature == 0.0 and not own.bends_scores
+            live.plain = greedy and silent and live.state is None and live.drafter is None
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -88,7 +103,7 @@ class Stepper:
             emit(Failed(error=error))
 
     def _drafter(self, request: TokenRequest) -> NgramDrafter | None:
-        if not self.num_draft:
+        if not self.num_draft or request.embed:
             return None
         drafter = NgramDrafter(self.num_draft)
         drafter.extend(request.prompt)
@@ -135,8 +150,9 @@ class Stepper:
         self._tell_admitted(step)
         masks = self._start_masks(step)
         results: dict[int, StepResult] = {}
-        for item, rows in self._scores(step):
-            results[item.sequence.id] = self._outcome(item, rows, masks.get(item.sequence.id))
+        for item, rows, states in self._scores(step):
+            number = item.sequence.id
+            results[number] = self._outcome(item, rows, states, masks.get(number))
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -175,24 +191,30 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32]]]:
-        """Run the step; for each item the scores of the rows it needs, none where its end was not reached."""
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, Rows, NDArray[np.float32] | None]]:
+        """Run the step; for each item the scores and the states of the rows it needs, none where its end was not reached."""
         batch, wanted = self._batch(step)
-        rows = _RowReader(self.runner.run(batch), self.runner.vocab_size)
-        for item, count in wanted:
-            yield item, rows.take(count)
+        scores = ScoreReader(self.runner.run(batch), self.runner.vocab_size)
+        states = RowReader(self.runner.hidden(batch) if len(batch.hidden_E) else iter(()))
+        for item, num_scores, num_states in wanted:
+            yield item, scores.take(num_scores), states.take(num_states) if num_states else None
 
-    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int]]]:
+    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int, int]]]:
         tokens: list[int] = []
-        starts, rows = [0], list[int]()
-        wanted: list[tuple[StepItem, int]] = []
+        starts, rows, hidden = [0], list[int](), list[int]()
+        wanted: list[tuple[StepItem, int, int]] = []
+        begin = 0
         for item in step.items:
-            first, end = item.first_position, item.first_position + item.num_tokens
-            tokens += item.sequence.tokens(first, end)
-            chosen = self._rows(item)
-            rows += [starts[-1] + place - first for place in chosen]
-            wanted.append((item, len(chosen)))
-            starts.append(starts[-1] + item.num_tokens)
+            sequence, num_tokens, first, num_sampled = item
+            end, pooler = first + num_tokens, self._live[sequence.id].pooler
+            tokens += sequence.tokens(first, end)
+            count = self._num_scores(item)
+            pooled = range(0) if pooler is None else pooler.rows(first, end, is_last=bool(num_sampled))
+            hidden += [begin + place - first for place in pooled]
+            begin += num_tokens
+            rows += range(begin - count, begin)
+            wanted.append((item, count, len(pooled)))
+            starts.append(begin)
         batch = RaggedBatch(
             tokens_T=np.asarray(tokens, dtype=np.int32),
             first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
@@ -200,43 +222,61 @@ class Stepper:
             block_table_SW=block_table([item.sequence.blocks for item in step.items]),
             rows_R=np.asarray(rows, dtype=np.int64),
             copies=tuple(step.copies),
+            hidden_E=np.asarray(hidden, dtype=np.int64),
         )
         return batch, wanted
 
-    def _rows(self, item: StepItem) -> range:
-        """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""
+    def _num_scores(self, item: StepItem) -> int:
+        """How many last rows of an item want scores: the last known token's and the drafts', or more where the prompt's are reported."""
         sequence = item.sequence
-        end = item.first_position + item.num_tokens
-        if self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt):
-            return range(item.first_position, end)
-        return range(end - item.num_sampled, end)
+        live = self._live[sequence.id]
+        if live.pooler is not None:
+            return 0
+        if live.params.prompt_logprobs is None or item.first_position >= len(sequence.prompt):
+            return item.num_sampled
+        reported = max(item.first_position, live.params.prompt_logprobs_from - 1)
+        return max(item.first_position + item.num_tokens - reported, item.num_sampled)
 
-    def _outcome(self, item: StepItem, rows: NDArray[np.float32], mask: Future[Mask] | None) -> StepResult:
+    def _outcome(self, item: StepItem, rows: Rows, states: NDArray[np.float32] | None, mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
-        known = sequence.num_tokens
-        end = item.first_position + item.num_tokens
-        first_row = end - len(rows)
+        if live.plain and item.num_tokens == item.num_sampled == 1 and (best := rows.best[rows.begin]) >= 0:
+            return self._tell(live, [best], self._end(live, best, 1))
+        if live.pooler is not None:
+            return self._pool(live, live.pooler, item, states)
+        first_row = item.first_position + item.num_tokens - rows.num_rows
         try:
             if live.params.prompt_logprobs is not None and first_row < len(sequence.prompt):
-                self._report_prompt(live, rows, first_row)
+                self._report_prompt(live, rows.scores, first_row)
             if not item.num_sampled:
-                return StepResult(accepted=[], finish=None)
-            return self._draw(live, rows[known - 1 - first_row :], known, None if mask is None else mask.result())
+                return _NOTHING
+            drawn = Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
+            return self._draw(live, drawn, sequence.num_tokens, None if mask is None else mask.result())
         except HerdError as error:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
 
-    def _draw(self, live: _Live, rows: NDArray[np.float32], known: int, mask: Mask | None) -> StepResult:
+    def _pool(self, live: _Live, pooler: Pooler, item: StepItem, states: NDArray[np.float32] | None) -> StepResult:
+        """Take in the states of a chunk; at the prompt's end tell the vector and finish without a token."""
+        if states is not None:
+            pooler.add(item.first_position, states)
+        if not item.num_sampled:
+            return _NOTHING
+        self._outbox.append((live.emit, Embedded(vector=tuple(pooler.vector().tolist()))))
+        self._outbox.append((live.emit, Tokens(index=live.index, ids=(), finish="stop")))
+        return StepResult(accepted=[], finish="stop")
+
+    def _draw(self, live: _Live, rows: Rows, known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
         accepted: list[int] = []
         reported: list[TokenLogprobs] = []
         finish: Finish | None = None
-        for number, row in enumerate(rows):
+        for number, place in enumerate(range(rows.begin, rows.end)):
             if live.state is not None and number:
                 mask = live.state.mask()
-            token_id = sample(row, params, live.seen, position=known + number, mask=mask)
+            row = rows.chunk[place]
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place])
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)
@@ -244,30 +284,39 @@ class Stepper:
                 live.seen.add(token_id)
             if params.logprobs is not None:
                 reported.append(logprobs(row, token_id, params.logprobs))
-            if token_id in params.stop_ids:
-                finish = "stop"
-            elif len(sequence.output) + len(accepted) >= params.max_tokens:
-                finish = "length"
+            finish = self._end(live, token_id, len(accepted))
             if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
                 break
         if live.drafter is not None:
-            self.num_guessed += len(rows) - 1
+            self.num_guessed += rows.num_rows - 1
             self.num_guesses_accepted += len(accepted) - 1
-            live.drafter.observe(len(rows) - 1, len(accepted) - 1)
+            live.drafter.observe(rows.num_rows - 1, len(accepted) - 1)
             live.drafter.extend(accepted)
-        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
-        return StepResult(accepted=accepted, finish=finish)
+        return self._tell(live, accepted, finish, tuple(reported))
+
+    @staticmethod
+    def _end(live: _Live, token_id: int, num_new: int) -> Finish | None:
+        """Whether a sequence ends with a token, the last of so many new ones."""
+        if token_id in live.params.stop_ids:
+            return "stop"
+        return "length" if len(live.sequence.output) + num_new >= live.params.max_tokens else None
+
+    def _tell(self, live: _Live, ids: list[int], finish: Finish | None, reported: tuple[TokenLogprobs, ...] = ()) -> StepResult:
+        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(ids), logprobs=reported, finish=finish)))
+        return StepResult(accepted=ids, finish=finish)
 
     def _report_prompt(self, live: _Live, rows: NDArray[np.float32], first_row: int) -> None:
-        """The rows score the tokens after them; of n continuations only the first reports."""
+        """The rows score the tokens after them; of n continuations only the first reports, and after a preemption only what is new."""
         num_top = live.params.prompt_logprobs
         if live.index or num_top is None:
             return
         prompt = live.sequence.prompt
+        first = max(first_row, live.params.prompt_logprobs_from - 1, live.num_told)
         last = min(first_row + len(rows), len(prompt) - 1)
-        found = tuple(logprobs(rows[place - first_row], prompt[place + 1], num_top) for place in range(first_row, last))
+        found = tuple(logprobs(rows[place - first_row], prompt[place + 1], num_top) for place in range(first, last))
         if found:
-            self._outbox.append((live.emit, PromptLogprobs(first=first_row + 1, logprobs=found)))
+            live.num_told = last
+            self._outbox.append((live.emit, PromptLogprobs(first=first + 1, logprobs=found)))
 
     def _forget_finished(self, results: dict[int, StepResult]) -> None:
         for sequence_id, result in results.items():
@@ -283,24 +332,6 @@ class Stepper:
         """Let go of the threads for masks."""
         if self._mask_pool is not None:
             self._mask_pool.close()
-
-
-class _RowReader:
-    """Rows taken one after another from chunks that are overwritten by the next."""
-
-    def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:
-        self._chunks = chunks
-        self._left = np.empty((0, width), dtype=np.float32)
-
-    def take(self, count: int) -> NDArray[np.float32]:
-        """The next `count` rows; a view where one chunk holds them all."""
-        parts: list[NDArray[np.float32]] = []
-        while count > len(self._left):
-            parts.append(self._left.copy())
-            count -= len(self._left)
-            self._left = next(self._chunks)[1]
-        taken, self._left = self._left[:count], self._left[count:]
-        return np.concatenate([*parts, taken]) if any(len(part) for part in parts) else taken
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -19,10 +20,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.stack.app import create_app
+from herd.stack.batch_runner import BatchRunner
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import MAX_HEADER_BYTES, Guard
 from herd.stack.service import Service
+from herd.stack.storage import Storage
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -120,23 +123,31 @@ class Server:
         self._uvicorn: uvicorn.Server | None = None
         self._guard: Guard | None = None
         self.service: Service | None = None
+        self._batches: BatchRunner | None = None
 
     async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
         """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
         sock = listen(self.config.host, self.config.port)
         self.port = sock.getsockname()[1]
         engine = EngineProcess(self.spec)
+        storage = None
         try:
+            storage = None if self.config.state_dir is None else Storage(Path(self.config.state_dir))
             with self._handled():
                 await engine.start()
-                await self._serve(engine, sock, on_ready)
+                await self._serve(engine, storage, sock, on_ready)
         finally:
             await engine.stop(at_once=self._signals > 1)
             sock.close()
+            if storage is not None:
+                storage.close()
 
-    async def _serve(self, engine: EngineProcess, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None) -> None:
+    async def _serve(
+        self, engine: EngineProcess, storage: Storage | None, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None
+    ) -> None:
         service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
-        self._guard = create_app(service)
+        batches = self._batches = None if storage is None else BatchRunner(service, storage)
+        self._guard = create_app(service, storage, batches)
         limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
         protocol = type("Protocol", (_Protocol,), limits)
         self._uvicorn = _Uvicorn(
@@ -162,9 +173,13 @@ class Server:
                 await asyncio.sleep(0.01)
             if on_ready is not None and not serving.done():
                 on_ready(self, engine)
+            if batches is not None:
+                await batches.start()
             await serving
         finally:
             learner.cancel()
+            if batches is not None:
+                await batches.stop()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:
@@ -201,6 +216,8 @@ class Server:
     async def _drain(self, guard: Guard) -> None:
         await self._all_ended(guard, self.config.drain_s)
         if guard.num_open and self.service is not None:
+            if self._batches is not None:
+                await self._batches.stop()
             # Those that are left are told that they end, as far as they listen.
             await self.service.engine.stop(at_once=True)
             await self._all_ended(guard, TELL_S)

@@ -112,7 +112,7 @@ class Worker:
             if not crowded:
                 self._compiling.add(number)
         if crowded:
-            self._outbox.event(number, ["f", _Crowded("too many grammars wait to be compiled", hint="try again later").to_dict()])
+            self._outbox.event(number, ["f", OverloadedError("too many grammars wait to be compiled", hint="try again later").to_dict()])
         else:
             self._compilers.submit(self._submit_compiled, number, data)
 
@@ -193,7 +193,7 @@ class Worker:
         }
 
 
-class _Crowded(HerdError):
+class OverloadedError(HerdError):
     """More work than can wait."""
 
     code = "overloaded"
