@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 from fastapi import FastAPI, Request
@@ -16,10 +17,11 @@ from herd.stack.batches import batch_routes
 from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
 from herd.stack.embeddings import embedding_routes
-from herd.stack.errors import RequestError, body_of, headers_of, status_of
+from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.files import file_routes
 from herd.stack.guard import Context, Guard
 from herd.stack.invalid import readable
+from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
@@ -36,6 +38,7 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.openapi = partial(document, app)
     guard = Guard(app, service.config, observe=service.metrics.answered)
     app.include_router(chat_routes(service))
     app.include_router(completion_routes(service))
@@ -49,6 +52,7 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
     app.add_exception_handler(HerdError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _internal)
     return guard
 
 
@@ -63,8 +67,12 @@ def _response(request: Request, error: Exception) -> Response:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    if status_of(error) == 500:
-        raise error
+    note_internal(error, cast("Context", request.scope["herd"]).request_id)
+    return _response(request, error)
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    """What is answered; the framework raises the error again, and the guard logs it."""
     return _response(request, error)
 
 

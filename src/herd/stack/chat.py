@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -13,11 +13,10 @@ from starlette.responses import Response
 from herd.inference.port import Finished, Part, TokenLogprob, TokensDone
 from herd.stack.answers import chat_logprob, dumps, json_response, new_id, reason_fields, unless_gone, usage
 from herd.stack.deltas import Deltas, Sum
-from herd.stack.errors import body_of
 from herd.stack.guard import Context
 from herd.stack.receipts import make_receipt
 from herd.stack.service import Job, Service
-from herd.stack.sse import DONE, EventStream, event
+from herd.stack.sse import DONE, EventStream, error_event, event
 from herd.stack.translate import chat_request, check_model
 from herd.stack.types import ChatBody
 
@@ -124,7 +123,7 @@ class _ChunkWriter:
         self._choices: dict[int, _Choice] = {}
         self._answers: dict[int, Finished] = {}
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Everything, to the end or to an error, which is an event too."""
         try:
             async with aclosing(self._job.parts()) as ticks:
@@ -133,7 +132,7 @@ class _ChunkWriter:
                     if data:
                         yield data
         except Exception as error:
-            yield event(dumps(body_of(error, request_id=self._context.request_id)))
+            yield error_event(error, self._context.request_id)
             return
         if len(self._answers) < self._job.request.n:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +25,10 @@ from herd.stack.answers import (
     usage,
 )
 from herd.stack.chat import fingerprint
-from herd.stack.errors import body_of
 from herd.stack.guard import Context
 from herd.stack.receipts import make_receipt
 from herd.stack.service import Job, Service
-from herd.stack.sse import DONE, EventStream, event
+from herd.stack.sse import DONE, EventStream, error_event, event
 from herd.stack.translate import check_model, completion_requests
 from herd.stack.types import CompletionBody
 from herd.text.reply import TextDelta
@@ -190,7 +189,7 @@ class _ChunkWriter:
         for job in self._jobs:
             job.close()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Everything, to the end or to an error, which is an event too."""
         try:
             async with aclosing(_merged(self._jobs)) as ticks:
@@ -199,7 +198,7 @@ class _ChunkWriter:
                     if data:
                         yield data
         except Exception as error:
-            yield event(dumps(body_of(error, request_id=self._context.request_id)))
+            yield error_event(error, self._context.request_id)
             return
         if all(len(result.answers) == self._n for result in self._results):
             yield self._last()

@@ -57,7 +57,7 @@ class Job:
     def close(self) -> None:
         """End it now, if it still runs."""
         self.stream.close()
-        self.call.end()
+        self.call.end(self.stream.num_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +91,7 @@ class Call:
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._ended = False
+        self._num_spent = 0
 
     async def watch(self, stream: Stream) -> AsyncGenerator[list[Part], None]:
         """The stream's parts, each looked at on its way."""
@@ -101,7 +102,7 @@ class Call:
                     self._see(part, now)
                 yield parts
         finally:
-            self.end()
+            self.end(stream.num_tokens)
 
     def _see(self, part: Part, now: float) -> None:
         metrics = self._service.metrics
@@ -126,15 +127,17 @@ class Call:
         metrics.e2e.observe(whole_s)
         if count > 1:
             metrics.per_token.observe(decode_s / (count - 1))
+        self._num_spent += count
         if self._quota is not None:
             self._quota.spend(count)
 
-    def end(self) -> None:
-        """Give back what was counted; once."""
+    def end(self, num_written: int = 0) -> None:
+        """Give back what was counted; once. `num_written` tokens are paid for, also those of answers that were cut."""
         if not self._ended:
             self._ended = True
             self._service.admission.end(self._ticket)
             if self._quota is not None:
+                self._quota.spend(max(0, num_written - self._num_spent))
                 self._quota.end()
 
 
@@ -148,7 +151,7 @@ class Service:
         self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
         self.metrics = Metrics(engine, config.model_name)
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
-        self._quotas = {key.name: Quota(key) for key in config.keys}
+        self.quotas = {key.name: Quota(key) for key in config.keys}
         self.created = int(time.time())
 
     def caller(self, context: Context, *, priority: int | None, salt: str | None) -> Caller:
@@ -198,7 +201,7 @@ class Service:
         except RequestError:
             self.metrics.rejected("queue")
             if quota is not None:
-                quota.end()
+                quota.give_back(len(tokens.prompt))
             raise
         call = Call(self, ticket, quota, context, tokens)
         try:
@@ -214,7 +217,7 @@ class Service:
     def _take_quota(self, context: Context, num_prompt: int) -> Quota | None:
         if context.key is None:
             return None
-        quota = self._quotas[context.key.name]
+        quota = self.quotas[context.key.name]
         wait_s = quota.wait_s(num_prompt)
         if wait_s > 0:
             self.metrics.rejected("quota")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
@@ -14,6 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from herd.stack.errors import RequestError
+from herd.stack.guard import LEAST_BYTES_PER_S
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -155,14 +157,16 @@ async def read_upload(request: Request, path: Path, *, max_bytes: int, timeout_s
 async def _feed(request: Request, parser: MultipartParser, max_bytes: int, timeout_s: float) -> None:
     """The body, piece by piece, into the parser."""
     size = 0
+    began = time.monotonic()
     pieces = request.stream()
     while True:
+        left = began + timeout_s + size / LEAST_BYTES_PER_S - time.monotonic()
         try:
-            piece = await asyncio.wait_for(anext(pieces), timeout_s)
+            piece = await asyncio.wait_for(anext(pieces), min(timeout_s, left))
         except StopAsyncIteration:
             break
         except TimeoutError:
-            raise RequestError("slow", f"the file did not go on for {timeout_s:g} s", hint="send it at once") from None
+            raise RequestError("slow", f"the file did not come in time, {size:,} bytes of it did", hint="send it at once") from None
         size += len(piece)
         if size > max_bytes:
             raise too_large(max_bytes)
