@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_model import CONTEXT, VOCAB, small_engine, small_model  # pyright: ignore[reportMissingImports]
+from small_model import CONTEXT, VOCAB, answers, mixed_requests, small_engine, small_model  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import CheckpointError, ContextOverflowError, DoesNotFitError, TokenizerError, UsageError
 from herd.engine.batch import RaggedBatch
@@ -262,3 +263,30 @@ def test_prompt_log_probabilities_are_told_once_though_a_preempted_prompt_is_rea
         assert told == list(range(1, len(prompt)))
     assert engine.scheduler.num_preemptions > 0
     engine.close()
+
+
+def test_a_draw_that_fails_ends_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with one sequence's scores or grammar, the others go on and the engine lives."""
+    from herd.engine import stepper
+
+    draw = stepper.sample
+
+    def failing(row: Any, params: Any, *rest: Any, **named: Any) -> int:
+        if params.seed == 666:
+            raise IndexError("no such place")
+        return draw(row, params, *rest, **named)
+
+    monkeypatch.setattr(stepper, "sample", failing)
+    engine = small_engine(small_model())
+    good = [replace(request, params=replace(request.params, temperature=0.7)) for request in mixed_requests(3)]
+    bad = replace(good[0], params=replace(good[0].params, seed=666))
+    alone = answers(engine, good)
+    streams = [engine.submit(request) for request in (good[0], bad, *good[1:])]
+    with pytest.raises(IndexError):
+        list(streams[1])
+    told = [
+        [(event.index, found) for event in stream if isinstance(event, Tokens) for found in event.logprobs]
+        for stream in (streams[0], *streams[2:])
+    ]
+    assert told == alone and engine.broken is None
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_usable

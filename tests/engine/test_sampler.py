@@ -202,3 +202,14 @@ def test_the_best_ids_of_a_batch_are_those_of_its_rows() -> None:
     assert [sample(row, greedy, position=0, best=best) for row, best in zip(scores[:2], [1, 2], strict=True)] == [1, 2]
     with pytest.raises(CheckpointError):
         sample(scores[2], greedy, position=0, best=-1)
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e-40, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0])
+def test_no_penalty_makes_scores_that_are_no_numbers(penalty: float, temperature: float) -> None:
+    params = TokenParams(
+        max_tokens=1, repetition_penalty=penalty, temperature=temperature, top_p=0.9, typical_p=0.9, logit_bias=((3, 1000.0),)
+    )
+    scores = np.array([1.0, -1.0, 3.0, 0.5], dtype=np.float32)
+    token_id = sample(scores, params, Seen(frozenset({0, 1, 2})), position=1)
+    assert token_id in (range(4) if penalty == 100.0 else (0, 2, 3))

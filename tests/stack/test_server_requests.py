@@ -88,6 +88,29 @@ def test_cve_2026_21869_numbers_that_no_field_takes(client: httpx.Client, path: 
             assert error["param"] in (field, None), (field, number, error)
 
 
+EDGES = ["5e-324", "1e-300", "1e-38", "1e-8", "0", "0.999999999", "1", "100", "-100", "1000", "-1000", "9007199254740992"]
+
+
+@pytest.mark.parametrize(
+    "field", ["temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
+)
+def test_numbers_at_the_edge_of_what_a_field_takes(client: httpx.Client, field: str) -> None:
+    """Smallest and largest: an answer or a 400, and never the end of the engine."""
+    for number in EDGES:
+        for prompt in ("", "The herd the herd"):
+            text = json.dumps({**PROMPT, "prompt": prompt, "max_tokens": 6, "repetition_penalty": 1.1})
+            text = text.replace('"repetition_penalty": 1.1', f'"{field}": {number}')
+            answer = send(client, "/v1/completions", text)
+            assert answer.status_code in (200, 400), (number, answer.text)
+
+
+@pytest.mark.parametrize("token", [0, 575])
+def test_biases_at_their_edge(client: httpx.Client, token: int) -> None:
+    for bias in (1000, -1000):
+        body = {**PROMPT, "logit_bias": {str(token): bias}, "repetition_penalty": 1e-300, "frequency_penalty": 100.0, "temperature": 5e-324}
+        assert client.post("/v1/completions", json=body).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
+_HIGHEST = 1e30
+"""No model scores anything so high; twice of it is still a number in float32."""
 _LIKELY = (1e-3, 1e-4)
 """Probabilities that few tokens have: at most a thousand, and ten thousand."""
 _MARGIN = 1e-9
@@ -143,8 +145,11 @@ def bent(scores_V: Scores, params: TokenParams, seen: Seen | None) -> Scores:
 def _penalise(scores: Scores, params: TokenParams, seen: Seen) -> None:
     if params.repetition_penalty != 1.0:
         known = np.fromiter(seen.prompt | seen.output.keys(), dtype=np.int64)
-        values = scores[known]
-        scores[known] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        values = scores[known].astype(np.float64)
+        with np.errstate(over="ignore"):
+            values = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        # A penalty next to 0 would make them infinite, and what is drawn from infinities is noise.
+        scores[known] = np.clip(values, -_HIGHEST, _HIGHEST)
     if (params.presence_penalty or params.frequency_penalty) and seen.output:
         written = np.fromiter(seen.output, dtype=np.int64)
         counts = np.fromiter(seen.output.values(), dtype=np.float32)
@@ -154,8 +159,9 @@ def _penalise(scores: Scores, params: TokenParams, seen: Seen) -> None:
 def distribution(scores_V: Scores, params: TokenParams) -> tuple[Ids, Floats]:
     """The tokens that can come, in the order of their ids, and their probabilities, which add up to 1."""
     scores = scores_V.astype(np.float64)
-    # The largest score becomes 0 before the division, so that no temperature overflows.
-    scores = (scores - scores.max()) / params.temperature
+    # The largest score becomes 0 before the division, so that it stays finite; others may reach minus infinity.
+    with np.errstate(over="ignore"):
+        scores = (scores - scores.max()) / params.temperature
     ids = _top_k(scores, params.top_k)
     probs = _normal(np.exp(scores if ids.size == scores.size else scores[ids]))
     if params.typical_p < 1.0:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
+from herd.base.log import get_logger
 from herd.engine.batch import RaggedBatch, RowReader, Runner, block_table
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
@@ -31,6 +32,9 @@ from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptL
 
 _NOTHING = StepResult(accepted=[])
 """Of an item in the middle of a prompt."""
+
+
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -255,7 +259,10 @@ class Stepper:
                 return _NOTHING
             drawn = Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
             return self._draw(live, drawn, sequence.num_tokens, None if mask is None else mask.result())
-        except HerdError as error:
+        except Exception as error:
+            # One sequence's draw is no one else's business: whatever goes wrong in it, the others go on.
+            if not isinstance(error, HerdError):
+                log.error("a draw failed", exc_info=error)
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
