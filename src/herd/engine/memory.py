@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from herd.base.errors import ConfigError, DoesNotFitError
 from herd.base.memory import gib
+from herd.engine.disk.cache import READ_BYTES, WRITE_BYTES
 from herd.model.config import ModelConfig
 
 OVERHEAD_BYTES = 400 * 2**20
@@ -32,6 +33,8 @@ class EngineConfig:
         memory_bytes: what everything together may take.
         cache_dtype: of keys and values; None takes the weights'.
         num_draft: tokens guessed at once by prompt lookup; 0 guesses none.
+        prefix_dir: folder in which prompts' keys and values outlive eviction and restarts; None keeps them in memory alone.
+        prefix_dir_bytes: what the files there may take, of all models together.
     """
 
     context: int | None = None
@@ -43,9 +46,11 @@ class EngineConfig:
     memory_bytes: int | None = None
     cache_dtype: str | None = None
     num_draft: int = 0
+    prefix_dir: str | None = None
+    prefix_dir_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "token_budget", "max_sequences", "score_rows"):
+        for name in ("block_size", "token_budget", "max_sequences", "score_rows", "prefix_dir_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 1", hint=f"leave {name} at its default")
         if self.max_sequences > self.token_budget:
@@ -110,7 +115,7 @@ def plan_memory(config: ModelConfig, engine: EngineConfig, *, dtype: str, weight
         "weights_bytes": config.num_parameters * wide if weights_bytes is None else weights_bytes,
         "activation_bytes": activation_bytes(config, engine.token_budget, wide) + engine.score_rows * config.hidden_size * 4,
         "score_bytes": engine.score_rows * config.vocab_size * 4,
-        "overhead_bytes": OVERHEAD_BYTES,
+        "overhead_bytes": OVERHEAD_BYTES + (0 if engine.prefix_dir is None else READ_BYTES + WRITE_BYTES),
     }
     block_bytes = config.kv_bytes_per_token(_CACHE_BYTES[engine.cache_dtype or dtype]) * engine.block_size
     for_one = 1 + -(-context // engine.block_size)
