@@ -45,6 +45,7 @@ class _File(NamedTuple):
     used_ns: int
     size: int
     path: Path
+    is_part: bool
 
 
 class BlockFolder:
@@ -142,6 +143,8 @@ class BlockFolder:
             for file in sorted(files):
                 if total <= most:
                     break
+                if file.is_part:
+                    continue
                 with contextlib.suppress(FileNotFoundError):  # another process was here first
                     file.path.unlink()
                     self.num_evicted += 1
@@ -162,7 +165,7 @@ class BlockFolder:
                     if is_part and time.time() - told.st_ctime > _PART_S:
                         os.unlink(entry.path)
                     else:
-                        yield _File(told.st_mtime_ns, told.st_size, Path(entry.path))
+                        yield _File(told.st_mtime_ns, told.st_size, Path(entry.path), is_part)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

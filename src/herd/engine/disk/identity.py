@@ -1,7 +1,7 @@
 """The name of all that a cached block's bits depend on beside its prefix: weights, config, dtypes, kernels, machine.
 
-Blocks of two states never meet, so an answer with a hit on disk has the bits of one without. Every weight counts: of each tensor the sums of
-its rows are hashed, which takes one pass over the memory, and the first bytes as they are. Knows nothing of files.
+Blocks of two states never meet, so an answer with a hit on disk has the bits of one without. Every weight counts: of each tensor the sums
+of its rows are hashed, which takes one pass over the memory, and the first bytes as they are. Knows nothing of files.
 """
 
 from __future__ import annotations
