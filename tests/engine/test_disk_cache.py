@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +20,9 @@ from small_model import VOCAB, Answer, answers, mixed_requests, small_engine, sm
 from herd.base.errors import ConfigError
 from herd.engine.disk import cache as module
 from herd.engine.disk import folder as folder_module
-from herd.engine.disk import writer as writer_module
 from herd.engine.disk.cache import DiskCache
 from herd.engine.disk.folder import BlockFolder
-from herd.engine.engine import Engine
+from herd.engine.engine import Engine, EngineError
 from herd.engine.memory import EngineConfig, plan_memory
 from herd.engine.params import TokenParams
 from herd.engine.sampler import TokenLogprobs
@@ -345,23 +346,38 @@ def test_what_waits_fails_when_the_engine_closes(plain: Transformer, tmp_path: P
     engine = small_engine(plain, prefix_dir=str(tmp_path), threaded=True)
     stream = engine.submit(LONG)
     engine.close()
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(EngineError, match="closed"):
         list(stream)
     gate.set()
 
 
-def test_an_engine_that_no_one_closed_ends_its_threads(plain: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "LAST_S", 5.0)
-    before = threading.active_count()
+def test_an_engine_that_no_one_closed_ends_its_threads(plain: Transformer, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
     engine = small_engine(plain, prefix_dir=str(tmp_path))
-    assert cached(engine) == 0 and threading.active_count() == before + 2
+    own = set(threading.enumerate()) - before
+    assert sorted(thread.name for thread in own) == ["herd-prefix-reader", "herd-prefix-writer"]
+    assert cached(engine) == 0
     del engine
     gc.collect()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for thread in own:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
     assert len(list(tmp_path.glob("*/*.kv"))) == 12, "what was queued is written first"
+
+
+def test_a_process_that_ends_writes_what_is_queued(tmp_path: Path) -> None:
+    script = (
+        "from small_model import *\n"
+        "import sys\n"
+        "engine = small_engine(small_model(), prefix_dir=sys.argv[1])\n"
+        "answers(engine, [TokenRequest(prompt=tuple(range(200)), params=TokenParams(max_tokens=1))])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(tmp_path.glob("*/*.kv"))) == 12
+    engine = small_engine(small_model(), prefix_dir=str(tmp_path))
+    assert cached(engine) == 192, "another process finds it"
 
 
 def test_the_plan_counts_what_is_on_its_way() -> None:

@@ -45,8 +45,8 @@ class DiskCache:
         self._jobs: dict[Job, None] = {}
         self._coming: set[bytes] = set()
         self.num_dropped = 0
-        # The threads know nothing of this object, so that an engine that no one closed goes, and at exit the last blocks are written.
-        self._end = weakref.finalize(self, _close, self._reader, self._writer)
+        # The threads know nothing of this object, so that an engine that no one closed can go, and they after it.
+        weakref.finalize(self, _end, self._reader, self._writer).atexit = False
 
     def wake_with(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, on another thread, whenever there are arrivals to take."""
@@ -179,13 +179,14 @@ class DiskCache:
 
     def close(self) -> None:
         """Stop reading; write what is queued, for a while."""
-        self._end()
+        self._reader.end()
+        self._writer.close()
 
 
 def _forget(known: dict[bytes, int], digest: bytes) -> None:
     known.pop(digest, None)
 
 
-def _close(reader: Reader, writer: Writer) -> None:
-    reader.close()
-    writer.close()
+def _end(reader: Reader, writer: Writer) -> None:
+    reader.end()
+    writer.end()

@@ -66,8 +66,8 @@ class Reader:
         """The next part that has come, if any."""
         return self._parts.get()
 
-    def close(self) -> None:
-        """Stop after the block in work."""
+    def end(self) -> None:
+        """Stop after the block in work. Waits for nothing."""
         self._jobs.close()
         self._parts.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,6 +40,7 @@ class Writer:
         self.num_written = self.num_bytes = 0
         self._thread = threading.Thread(target=self._work, name="herd-prefix-writer", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def has_room(self) -> bool:
         """Whether a block would be taken now."""
@@ -56,13 +58,23 @@ class Writer:
         """Wait until all that is queued lies in files; False where that took too long."""
         return self._queue.join(timeout_s)
 
-    def close(self) -> None:
-        """Write what is queued, for a while, then stop."""
+    def end(self) -> None:
+        """Take nothing more; the thread ends when all that is queued is written. Waits for nothing."""
         self.is_open = False
         self._queue.close()
-        self._queue.join(LAST_S)
+
+    def close(self) -> None:
+        """Write what is queued, for a while, then stop."""
+        self.end()
+        self._thread.join(LAST_S)
 
     def _work(self) -> None:
+        try:
+            self._work_off()
+        finally:
+            atexit.unregister(self.close)
+
+    def _work_off(self) -> None:
         while (task := self._queue.get(wait=True)) is not None:
             try:
                 self._do(task)
