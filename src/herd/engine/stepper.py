@@ -167,10 +167,10 @@ class Stepper:
             number = item.sequence.id
             results[number] = self._outcome(item, rows, states, masks.get(number))
         self.scheduler.update(results)
-        if self.disk is not None:
-            self.disk.save(step)
         self._forget_finished(results)
         self._send()
+        if self.disk is not None:
+            self.disk.save(step)
         self.num_steps += 1
         self.num_tokens += step.num_tokens
         self.busy_s += self._clock() - started
