@@ -96,6 +96,19 @@ def test_answers_after_a_restart_are_the_same_bits(model: Transformer, cold: lis
         assert bool(count(engine, "blocks_written")) != is_hot
 
 
+@pytest.mark.parametrize("changes", [{"num_draft": 4}, {"context": 280, "block_size": 4, "num_blocks": 72}], ids=["guesses", "preemptions"])
+def test_so_they_are_with_guesses_and_preemptions(
+    model: Transformer, cold: list[Answer], tmp_path: Path, changes: dict[str, object]
+) -> None:
+    for _ in range(2):
+        engine = small_engine(model, prefix_dir=str(tmp_path), **changes)
+        assert answers(engine, REQUESTS, at_once=32) == cold
+        engine.scheduler.check()
+        engine.close()
+    assert count(engine, "blocks_read") > 0
+    assert engine.stepper.num_guesses_accepted or engine.scheduler.num_preemptions
+
+
 def test_a_restart_skips_the_work(model: Transformer, tmp_path: Path) -> None:
     fill(model, tmp_path)
     engine = small_engine(model, prefix_dir=str(tmp_path))

@@ -10,7 +10,7 @@ from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
 
 PROMPT = "The herd grazes on the high plain. A cria is a young llama, and the cria follows the herd. In the morning"
-ENDS = [" the sun rises", " Lamas", ".", " it is cold in the evening; the herd lies down", " ลามะ"]
+ENDS = [" the sun rises", " die Wiese", ".", " it is cold in the evening; the herd lies down", " ลามะ"]
 
 
 def by_hand(llm: LLM, ids: list[int], first: int) -> tuple[list[float], bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,3 +98,34 @@ def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
         flat += blocks
         flat += padding[len(blocks) :]
     return np.array(flat, dtype=np.int32).reshape(len(tables), width)
+
+
+class Piece(NamedTuple):
+    """One sequence's part of a batch: tokens from position `first` on, and the positions whose scores and whose states are wanted."""
+
+    tokens: list[int]
+    first: int
+    blocks: Sequence[int]
+    rows: range
+    hidden: range = range(0)
+
+
+def ragged(pieces: Sequence[Piece], copies: Sequence[tuple[int, int]] = ()) -> RaggedBatch:
+    """The pieces behind one another."""
+    tokens, rows, hidden = list[int](), list[int](), list[int]()
+    starts = [0]
+    for piece in pieces:
+        shift = len(tokens) - piece.first
+        tokens += piece.tokens
+        rows += [shift + place for place in piece.rows]
+        hidden += [shift + place for place in piece.hidden]
+        starts.append(len(tokens))
+    return RaggedBatch(
+        tokens_T=np.asarray(tokens, dtype=np.int32),
+        first_S=np.asarray([piece.first for piece in pieces], dtype=np.int32),
+        starts=np.asarray(starts, dtype=np.int32),
+        block_table_SW=block_table([piece.blocks for piece in pieces]),
+        rows_R=np.asarray(rows, dtype=np.int64),
+        copies=tuple(copies),
+        hidden_E=np.asarray(hidden, dtype=np.int64),
+    )

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from herd.base.errors import ConfigError
 from herd.base.log import get_logger
 from herd.base.memory import available_memory, gib
 from herd.engine.blocks import BlockPool
 from herd.engine.disk.build import open_folder, open_secret
 from herd.engine.disk.cache import DiskCache
+from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
 from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
 from herd.engine.runner import CpuRunner
 from herd.engine.scheduler import Scheduler
+from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
 from herd.model.transformer import Transformer
 
@@ -26,9 +29,12 @@ log = get_logger(__name__)
 _DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
 
 
-def plan_for(model: Transformer, config: EngineConfig) -> MemoryPlan:
-    """What serving a loaded model takes. Raises as `plan_memory`."""
-    return plan_memory(model.config, config, dtype=_DTYPES[str(model.dtype)])
+def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
+    """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
+    dtype = _DTYPES[str(model.dtype)]
+    if draft is None:
+        return plan_memory(model.config, config, dtype=dtype)
+    return plan_memory(model.config, config, dtype=dtype, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
 
 
 def build_engine(
@@ -36,6 +42,7 @@ def build_engine(
     config: EngineConfig | None = None,
     *,
     vocab_size: int | None = None,
+    draft: Transformer | None = None,
     threaded: bool = False,
     grammars: Callable[[], GrammarCompiler] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -46,19 +53,23 @@ def build_engine(
         model: the weights; they are packed for the runner, so the model itself may be let go of.
         config: the sizes.
         vocab_size: ids that the tokenizer has, where the model has rows to spare: those are never drawn.
+        draft: a smaller model of the same vocabulary that guesses tokens for this one to verify; the answers stay the same.
         threaded: give the engine a thread of its own.
         grammars: makes the compiler of grammars, at first use.
         clock: seconds, for the scheduler's metrics.
 
     Raises:
         DoesNotFitError: the memory limit leaves no room for one sequence of the context.
-        ConfigError: sizes that contradict each other, a prefix_dir that cannot be one.
+        ConfigError: sizes that contradict each other, a draft model of another vocabulary, a prefix_dir that cannot be one.
     """
     config = _with_context(model, config or EngineConfig())
-    plan = plan_for(model, config)
+    if draft is not None:
+        _check_vocabularies(model, draft, vocab_size)
+    plan = plan_for(model, config, draft)
     runner = _runner(model, config, plan, vocab_size)
     secret = None if config.prefix_dir is None else open_secret(config.prefix_dir)
-    pool = BlockPool(plan.num_blocks, config.block_size, key=secret or secrets.token_bytes(32))
+    key = secret or secrets.token_bytes(32)
+    pool = BlockPool(plan.num_blocks, config.block_size, key=key)
     disk = None
     if config.prefix_dir is not None and secret is not None:
         folder = open_folder(config.prefix_dir, model, runner, secret=secret, max_bytes=config.prefix_dir_bytes)
@@ -70,8 +81,31 @@ def build_engine(
         max_context=plan.context,
         clock=clock,
     )
-    common: dict[str, Any] = {"num_draft": config.num_draft, "grammars": grammars, "clock": clock, "disk": disk}
+    guesser = _guesser(draft, config, plan, vocab_size, key)
+    common: dict[str, Any] = {"guesser": guesser, "grammars": grammars, "clock": clock, "disk": disk}
     return Engine(runner, scheduler, context=plan.context, threaded=threaded, **common)
+
+
+def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int | None) -> None:
+    """Raises ConfigError where the draft model has other token ids. Rows beyond `vocab_size` stand for no token."""
+    sizes = [min(vocab_size or one.config.vocab_size, one.config.vocab_size) for one in (model, draft)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the draft model has {sizes[1]:,} token ids, the model {sizes[0]:,}",
+            hint="take a smaller model of the same family: both need the same tokenizer",
+        )
+
+
+def _guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None, key: bytes) -> Guesser | None:
+    if draft is None:
+        return PromptLookup(config.num_draft) if config.num_draft else None
+    return DraftModel(
+        _runner(draft, config, plan, vocab_size),
+        BlockPool(plan.num_blocks, config.block_size, key=key),
+        num_draft=config.num_draft or DEFAULT_NUM_DRAFT,
+        token_budget=config.token_budget,
+        context=draft.config.max_position_embeddings,
+    )
 
 
 def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:

@@ -61,6 +61,13 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
+def seed_of(seed: int, index: int) -> int:
+    """The seed of the index-th continuation of one request; the first keeps the request's own."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1
+
+
 def best_ids(scores_RV: Scores) -> list[int]:
     """The id of the highest score of each row, the lowest among equals; -1 where a row's scores are not finite numbers."""
     best_R = scores_RV.argmax(axis=1)  # of a row with a NaN: its place

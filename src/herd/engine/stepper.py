@@ -6,7 +6,6 @@ it. Knows token ids and who is to be told; nothing of threads, which are `engine
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -25,9 +24,9 @@ from herd.engine.params import TokenParams
 from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
 from herd.engine.rows import Rows, ScoreReader
-from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
+from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample, seed_of
 from herd.engine.scheduler import Scheduler
-from herd.engine.speculation import NgramDrafter
+from herd.engine.speculation import Due, Guesser
 from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 
@@ -45,7 +44,6 @@ class _Live:
     params: TokenParams
     seen: Seen | None
     emit: Emit
-    drafter: NgramDrafter | None = None
     state: GrammarState | None = None
     pooler: Pooler | None = None
     admitted: bool = False
@@ -54,12 +52,12 @@ class _Live:
 
 
 class Stepper:
-    """Requests over one runner. Calls come from one thread at a time. `num_draft` tokens are guessed at once, 0 for none."""
+    """Requests over one runner. Calls come from one thread at a time. Without a `guesser` nothing is guessed."""
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, *, num_draft: int, clock: Callable[[], float], disk: DiskCache | None = None
+        self, runner: Runner, scheduler: Scheduler, *, guesser: Guesser | None, clock: Callable[[], float], disk: DiskCache | None = None
     ) -> None:
-        self.runner, self.scheduler, self.num_draft, self.disk = runner, scheduler, num_draft, disk
+        self.runner, self.scheduler, self.guesser, self.disk = runner, scheduler, guesser, disk
         self._clock = clock
         self._ids = itertools.count(1)
         self._live: dict[int, _Live] = {}
@@ -89,13 +87,13 @@ class Stepper:
                 reuse_prefix=request.reuse_prefix and embed != "mean" and (params.prompt_logprobs is None or scored > 0),
                 reuse_limit=None if params.prompt_logprobs is None else scored,
             )
-            own = replace(params, seed=_seed_of(params.seed, index))
-            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit, self._drafter(request))
+            own = replace(params, seed=seed_of(params.seed, index))
+            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit)
             live.state = None if grammar is None else grammar.state()
             live.pooler = None if embed is None else Pooler(embed)
             silent = own.logprobs is None and own.prompt_logprobs is None and embed is None
             greedy = own.temperature == 0.0 and not own.bends_scores
-            live.plain = greedy and silent and live.state is None and live.drafter is None
+            live.plain = greedy and silent and live.state is None and self.guesser is None
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -113,19 +111,12 @@ class Stepper:
             self._drop(number)
             emit(Failed(error=error))
 
-    def _drafter(self, request: TokenRequest) -> NgramDrafter | None:
-        if not self.num_draft or request.embed:
-            return None
-        drafter = NgramDrafter(self.num_draft)
-        drafter.extend(request.prompt)
-        return drafter
-
     def cancel(self, number: int, index: int | None = None) -> None:
         """End a request, or one of its continuations; its blocks are free on return. One that has ended already is left alone."""
         for sequence_id in self._members.get(number, ()):
             live = self._live.get(sequence_id)
             if live is not None and index in (None, live.index):
-                del self._live[sequence_id]
+                self._forget(sequence_id)
                 self.scheduler.cancel(sequence_id)
                 live.emit(Tokens(index=live.index, ids=(), finish="cancelled"))
         self._forget_request(number)
@@ -137,7 +128,12 @@ class Stepper:
 
     def _drop(self, number: int) -> None:
         for sequence_id in self._members.pop(number, ()):
-            self._live.pop(sequence_id, None)
+            self._forget(sequence_id)
+
+    def _forget(self, sequence_id: int) -> _Live | None:
+        if self.guesser is not None:
+            self.guesser.forget(sequence_id)
+        return self._live.pop(sequence_id, None)
 
     def fail_all(self, error: HerdError) -> None:
         """Tell every request in flight that it failed, and forget them. Safe in the middle of a step that was broken off."""
@@ -183,10 +179,17 @@ class Stepper:
             emit(event)
 
     def _guess(self) -> None:
+        """Have guesses made for those that draw their next token in the coming step."""
+        if self.guesser is None:
+            return
+        due: list[Due] = []
         for live in self._live.values():
-            sequence = live.sequence
-            if live.drafter is not None and sequence.num_computed == sequence.num_tokens - 1:
-                sequence.draft = live.drafter.propose(live.params.max_tokens - len(sequence.output) - 1)
+            sequence, limit = live.sequence, live.params.max_tokens - len(live.sequence.output) - 1
+            if sequence.blocks and sequence.num_computed == sequence.num_tokens - 1 and live.pooler is None and limit > 0:
+                due.append(Due(sequence=sequence, params=live.params, seen=live.seen, limit=limit))
+        guesses = self.guesser.guess(due) if due else {}
+        for one in due:
+            one.sequence.draft = guesses.get(one.sequence.id, [])
 
     def _tell_admitted(self, step: Step) -> None:
         for item in step.items:
@@ -302,11 +305,10 @@ class Stepper:
             finish = self._end(live, token_id, len(accepted))
             if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
                 break
-        if live.drafter is not None:
+        if self.guesser is not None:
             self.num_guessed += rows.num_rows - 1
-            self.num_guesses_accepted += len(accepted) - 1
-            live.drafter.observe(rows.num_rows - 1, len(accepted) - 1)
-            live.drafter.extend(accepted)
+            self.num_guesses_accepted += sum(guess == token_id for guess, token_id in zip(sequence.draft, accepted, strict=False))
+            self.guesser.learn(sequence.id, rows.num_rows - 1, accepted)
         return self._tell(live, accepted, finish, tuple(reported))
 
     @staticmethod
@@ -337,7 +339,7 @@ class Stepper:
         for sequence_id, result in results.items():
             if result.finish is None:
                 continue
-            live = self._live.pop(sequence_id, None)
+            live = self._forget(sequence_id)
             if live is not None:
                 self._forget_request(live.request)
         while self._unsound:
@@ -349,10 +351,3 @@ class Stepper:
             self.disk.close()
         if self._mask_pool is not None:
             self._mask_pool.close()
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """The seed of the index-th continuation; the first keeps the request's own."""
-    if index == 0:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1

@@ -87,6 +87,11 @@ class Stream:
         self._closed = False
         self.handle: Handle | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read so far, of all answers."""
+        return self._reader.num_tokens
+
     def emit(self, event: TokenEvent) -> None:
         """Called by the engine, in the loop's thread."""
         if not self._closed:

@@ -127,6 +127,11 @@ class AnswerReader:
         """Whether every continuation is complete."""
         return self._open == 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that belong to the answers so far."""
+        return sum(builder.num_tokens for builder in self._builders)
+
     def push(self, event: TokenEvent) -> list[Part]:
         """What an event shows. Raises the error of a failed request."""
         if isinstance(event, Tokens):

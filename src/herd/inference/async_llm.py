@@ -54,8 +54,9 @@ class AsyncLLM:
         device: torch.device | str | None = None,
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
+        draft: Transformer | str | Path | None = None,
     ) -> None:
-        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, threaded=True)
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=True)
         self.name, self.model, self.tokenizer, self.engine = loaded.name, loaded.model, loaded.tokenizer, loaded.engine
         self._prompt_format = prompt_format
         self._bound: tuple[asyncio.AbstractEventLoop, AsyncModel] | None = None

@@ -45,6 +45,11 @@ class EmbedReader:
         self.done = False
         self._vector: tuple[float, ...] | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """None is written."""
+        return 0
+
     def push(self, event: TokenEvent) -> list[Part]:
         """Take an event. Raises the error of a failed request."""
         if isinstance(event, Failed):

@@ -44,8 +44,11 @@ class LLM:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         prompt_format: how conversations are rendered.
         engine: the engine's sizes: context, cache, memory limit.
+        draft: what guesses tokens for the model to verify, so that several come in a step; the answers stay the same. "ngram" looks
+            them up in the prompt, a smaller model of the same vocabulary (a `Transformer`, a path, a name) writes them.
 
     Raises:
+        ConfigError: a draft of another vocabulary.
         DoesNotFitError: the engine's memory limit leaves no room for one sequence of the context.
     """
 
@@ -58,8 +61,9 @@ class LLM:
         device: torch.device | str | None = None,
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
+        draft: Transformer | str | Path | None = None,
     ) -> None:
-        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, threaded=False)
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=False)
         self.name, self.model = loaded.name, loaded.model
         self.inference = LocalModel(loaded.engine, loaded.tokenizer, prompt_format=prompt_format)
 

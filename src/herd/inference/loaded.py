@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from herd.base.errors import UsageError
+from herd.base.errors import ConfigError, UsageError
 from herd.checkpoint.load import load_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.engine.build import build_engine
+from herd.engine.draft_model import DEFAULT_NUM_DRAFT
 from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
 from herd.inference.prepare import grammar_compiler
@@ -19,6 +20,8 @@ from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "cria"
+NGRAM = "ngram"
+"""The draft that is no model but prompt lookup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +41,10 @@ def load(
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     engine: EngineConfig | None,
+    draft: Transformer | str | Path | None,
     threaded: bool,
 ) -> Loaded:
-    """Load what is not loaded yet and start an engine. Raises DoesNotFitError, NotFoundError, UsageError."""
+    """Load what is not loaded yet and start an engine. Raises DoesNotFitError, NotFoundError, UsageError, ConfigError."""
     name = "model" if isinstance(model, Transformer) else str(model)
     if isinstance(model, Transformer):
         if tokenizer is None:
@@ -50,6 +54,23 @@ def load(
         tokenizer = tokenizer or load_checkpoint_tokenizer(path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(path, dtype=dtype, device=device)
-    size = tokenizer.vocab_size
-    built = build_engine(model, engine, vocab_size=size, threaded=threaded, grammars=partial(grammar_compiler, tokenizer, size))
+    config, size = engine or EngineConfig(), tokenizer.vocab_size
+    if draft == NGRAM:
+        config, draft = replace(config, num_draft=config.num_draft or DEFAULT_NUM_DRAFT), None
+    elif isinstance(draft, str | Path):
+        draft = _load_draft(draft, tokenizer, dtype=dtype, device=model.device)
+    grammars = partial(grammar_compiler, tokenizer, size)
+    built = build_engine(model, config, vocab_size=size, draft=draft, threaded=threaded, grammars=grammars)
     return Loaded(name=name, model=model, tokenizer=tokenizer, engine=built)
+
+
+def _load_draft(draft: str | Path, tokenizer: Tokenizer, *, dtype: torch.dtype | str | None, device: torch.device) -> Transformer:
+    """A draft model from a checkpoint. Names of special tokens may differ, ids and bytes of the others may not."""
+    path = resolve_model(draft)
+    theirs = load_checkpoint_tokenizer(path)
+    if theirs.ranks != tokenizer.ranks or theirs.vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"the draft model {str(draft)!r} has another tokenizer ({theirs.vocab_size:,} ids, the model {tokenizer.vocab_size:,})",
+            hint="take a smaller model of the same family, or draft='ngram', which needs no model",
+        )
+    return load_model(path, dtype=dtype, device=device)

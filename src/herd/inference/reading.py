@@ -21,6 +21,11 @@ class Reader(Protocol):
         """Whether all was read."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read so far that were written for it."""
+        ...
+
     def push(self, event: TokenEvent) -> list[Part]:
         """What an event shows. Raises the error of a failed request."""
         ...

@@ -73,6 +73,11 @@ class ScoreReader:
         self.done = False
         self._found: list[TokenLogprobs] = []
 
+    @property
+    def num_tokens(self) -> int:
+        """None is written that anyone keeps."""
+        return 0
+
     def push(self, event: TokenEvent) -> list[Part]:
         """Take an event. Raises the error of a failed request."""
         if isinstance(event, Failed):

@@ -28,8 +28,6 @@ from herd.engine.wire import LENGTH, event_from_list, frame, frame_size, request
 
 log = get_logger(__name__)
 
-SILENCE_S = 20.0
-"""A process that says nothing for so long hangs: it tells its counters four times a second."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 """Pause before a new process; each one that ends within `STEADY_S` doubles it."""
 STEADY_S = 60.0
@@ -55,6 +53,7 @@ class EngineSpec:
         threads: CPU threads, 0 for all cores.
         engine: the sizes.
         hang_s: seconds without a step, while there is work, after which the process is taken for hung.
+        silence_s: seconds without a word, after which it is too: it tells its counters four times a second.
         log_level: of the process.
     """
 
@@ -64,6 +63,7 @@ class EngineSpec:
     threads: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
     hang_s: float = 120.0
+    silence_s: float = 20.0
     log_level: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,6 +103,7 @@ class EngineProcess:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first: asyncio.Future[None] | None = None
@@ -134,10 +135,12 @@ class EngineProcess:
         self._supervisor = asyncio.create_task(self._supervise(), name="herd-engine")
         await self._first
 
-    async def stop(self) -> None:
-        """Let the process end; requests in flight fail."""
-        self.state = "stopped"
-        if self._writer is not None:
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Let the process end, or end it; requests in flight fail."""
+        loads, self.state = self.state == "starting", "stopped"
+        if at_once or loads:
+            self._kill()
+        elif self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.write(frame({"op": "stop"}))
         process = self._process
@@ -157,6 +160,7 @@ class EngineProcess:
             raise EngineDownError("the engine is not ready", hint="it is being started: ask again in a few seconds")
         number = next(self._ids)
         pending = _Pending(emit, asyncio.get_running_loop().create_future(), request.n)
+        pending.accepted.add_done_callback(lambda told: told.cancelled() or told.exception())  # who left does not ask
         self._pending[number] = pending
         writer = self._writer
         try:
@@ -197,15 +201,14 @@ class EngineProcess:
         try:
             while True:
                 began = self._clock()
-                error = await self._run_one()
-                self._fail_all(error)
-                if self._first is not None and not self._first.done():
-                    self._first.set_exception(error)
-                    self.state = "down"
-                    return
+                error = await self._ended_by()
                 if self.state == "stopped":
                     return
                 self.state = "down"
+                self._fail_all(error)
+                if self._first is not None and not self._first.done():
+                    self._first.set_exception(error)
+                    return
                 pause = FIRST_PAUSE_S if self._clock() - began > STEADY_S else min(2 * pause, LONGEST_PAUSE_S)
                 log.error("%s; a new process starts in %.1f s", error.message, pause)
                 await asyncio.sleep(pause)
@@ -213,6 +216,17 @@ class EngineProcess:
         finally:
             self._kill()
             self._fail_all(EngineDownError("the server stops", hint="ask another one"))
+
+    async def _ended_by(self) -> HerdError:
+        """Run one process; returns why it ended, which may be that it could not be started, or that it said what no engine says."""
+        try:
+            return await self._run_one()
+        except Exception as error:
+            log.error("the engine's process could not be run", exc_info=error)
+            self._kill()
+            if self._process is not None:
+                await asyncio.to_thread(self._process.wait)
+            return EngineDownError("the engine's process could not be run", hint="the server's log tells why")
 
     async def _run_one(self) -> HerdError:
         """One process from start to end; returns why it ended."""
@@ -224,8 +238,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
             )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        self._writer = writer
+        reader, writer = self._reader, self._writer = await asyncio.open_connection(sock=ours)
         watch = asyncio.create_task(self._watch(), name="herd-engine-watch")
         refused: HerdError | None = None
         try:
@@ -302,7 +315,7 @@ class EngineProcess:
             now = self._clock()
             if self.state != "ready":
                 continue
-            silent, stuck = now - self._heard > SILENCE_S, now - self._moved > self.spec.hang_s
+            silent, stuck = now - self._heard > self.spec.silence_s, now - self._moved > self.spec.hang_s
             if silent or stuck:
                 why = f"has been silent for {now - self._heard:.0f} s" if silent else f"has made no step for {now - self._moved:.0f} s"
                 log.error("the engine's process %s", why)

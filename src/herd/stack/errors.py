@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from herd.base.errors import HerdError
+from herd.base.log import get_logger
+
+log = get_logger(__name__)
 
 _STATUS = {
     "usage": 400, "format": 400, "tokenizer": 400, "context_overflow": 400, "does_not_fit": 400, "config": 400,
     "not_found": 404, "engine_down": 503, "overloaded": 503, "engine": 503, "draining": 503,
-    "unauthorized": 401, "forbidden": 403, "too_large": 413, "rate_limited": 429, "busy": 429, "method": 405, "slow": 408, "conflict": 409,
+    "unauthorized": 401, "forbidden": 403, "too_large": 413, "headers_too_large": 431, "rate_limited": 429, "busy": 429, "method": 405,
+    "slow": 408, "conflict": 409,
 }  # fmt: skip
+_INTERNAL = frozenset({"engine"})
+"""Codes whose message tells of the inside."""
 _OPENAI_CODES = {"context_overflow": "context_length_exceeded", "unauthorized": "invalid_api_key", "rate_limited": "rate_limit_exceeded"}
 _TYPES = {
     401: "authentication_error",
@@ -46,7 +52,7 @@ def body_of(error: Exception, *, request_id: str) -> dict[str, Any]:
     """The JSON of an error."""
     status = status_of(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    if not isinstance(error, HerdError) or status == 500:
+    if not isinstance(error, HerdError) or is_internal(error):
         message = f"an internal error; the server's log tells more under the request id {request_id}"
         return {"error": {"message": message, "type": "server_error", "param": None, "code": "internal_error", "request_id": request_id}}
     message = error.message if error.hint is None else f"{error.message} ({error.hint})"
@@ -59,6 +65,17 @@ def body_of(error: Exception, *, request_id: str) -> dict[str, Any]:
             "request_id": request_id,
         }
     }
+
+
+def is_internal(error: Exception) -> bool:
+    """Whether only the log may tell what it says."""
+    return status_of(error) == 500 or (isinstance(error, HerdError) and error.code in _INTERNAL)
+
+
+def note_internal(error: Exception, request_id: str) -> None:
+    """Write an error that the client is not told to the log."""
+    if is_internal(error):
+        log.error("request %s failed", request_id, exc_info=error)
 
 
 def headers_of(error: Exception) -> Mapping[str, str]:

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 from herd.base.log import get_logger
 from herd.stack.config import ServerConfig, is_loopback
-from herd.stack.errors import RequestError, body_of, headers_of, status_of
+from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.keys import ApiKey, find_key
+from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,11 +29,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = get_logger("herd.stack.access")
-failures = get_logger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
 UPLOADS = frozenset({"/v1/files"})
 """Paths whose body is a file: passed on as it comes, counted."""
+MAX_HEADER_BYTES = 32 * 1024
+"""The protocol stops reading headers that grow beyond it; those that came at once are counted here."""
+LEAST_BYTES_PER_S = 16 * 1024
+"""A body that comes slower than that, once its first wait is over, is not waited for."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -69,16 +73,22 @@ class Guard:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         context = Context(request_id=given if _REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12), key=None)
-        answer = _Answer(send, context)
+        answer = _Answer(send, context, answer_headers(headers.get("origin"), self._config.allowed_origins))
         self.num_open += 1
         try:
+            if is_preflight(scope["method"], headers, self._config.allowed_origins):
+                self._check_host(headers)
+                await answer.empty(204, preflight_headers())
+                return
             self._admit(scope, headers, context)
             scope["herd"] = context
             inner = receive if scope["path"] in UPLOADS and scope["method"] == "POST" else await self._read(receive, headers)
             await self._app(scope, inner, answer.send)
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
         except Exception as error:
-            if status_of(error) == 500:
-                failures.error("request %s failed", context.request_id, exc_info=error)
+            note_internal(error, context.request_id)
             if not answer.begun:
                 await answer.error(error)
         finally:
@@ -97,9 +107,12 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: dict[str, str], context: Context) -> None:
         """Raises RequestError for who may not come in."""
+        size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if size > MAX_HEADER_BYTES:
+            message = f"the headers have {size:,} bytes, the limit is {MAX_HEADER_BYTES:,}"
+            raise RequestError("headers_too_large", message, hint="send fewer or shorter ones")
         self._check_host(headers)
-        path = scope["path"]
-        if path not in OPEN_PATHS or scope["method"] not in ("GET", "HEAD"):
+        if _spelled(scope) not in OPEN_PATHS or scope["method"] not in ("GET", "HEAD"):
             context.key = self._check_key(headers)
         if self.draining and scope["method"] not in _READ_ONLY:
             raise RequestError("draining", "the server is shutting down", hint="ask another one", retry_after_s=5.0)
@@ -114,7 +127,7 @@ class Guard:
         elif self._config.allowed_hosts and host not in {*self._config.allowed_hosts, self._config.host.lower()}:
             raise RequestError("forbidden", f"the host {host!r:.100} is not this server", hint="add it with --allow-host")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._config.allowed_origins and _name_of(origin) != host:
+        if origin is not None and origin not in self._config.allowed_origins and not is_own(origin, headers.get("host", "")):
             raise RequestError("forbidden", "a page of another site may not ask this server", hint="add it with --allow-origin")
 
     def _check_key(self, headers: dict[str, str]) -> ApiKey | None:
@@ -134,13 +147,14 @@ class Guard:
             raise _too_large(int(announced), limit)
         parts: list[bytes] = []
         size, more = 0, True
+        began = time.monotonic()
         while more:
+            patience = self._config.body_timeout_s
+            left = began + patience + size / LEAST_BYTES_PER_S - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), self._config.body_timeout_s)
+                message = await asyncio.wait_for(receive(), min(patience, left))
             except TimeoutError:
-                raise RequestError(
-                    "slow", f"the body did not come within {self._config.body_timeout_s:g} s", hint="send it at once"
-                ) from None
+                raise RequestError("slow", f"the body did not come in time, {size:,} bytes of it did", hint="send it at once") from None
             if message["type"] == "http.disconnect":
                 raise _GoneError
             parts.append(message.get("body", b""))
@@ -168,10 +182,10 @@ class _GoneError(RequestError):
 
 
 class _Answer:
-    """What goes out: remembers the status, adds the request's id."""
+    """What goes out: remembers the status, adds the request's id and `more` headers."""
 
-    def __init__(self, send: Send, context: Context) -> None:
-        self._send, self._context = send, context
+    def __init__(self, send: Send, context: Context, more: Iterable[tuple[bytes, bytes]]) -> None:
+        self._send, self._context, self._more = send, context, more
         self.begun = False
 
     async def send(self, message: Message) -> None:
@@ -180,8 +194,13 @@ class _Answer:
             self.begun = True
             self._context.status = message["status"]
             safe = [(b"x-request-id", self._context.request_id.encode()), (b"x-content-type-options", b"nosniff")]
-            message = {**message, "headers": [*message.get("headers", ()), *safe]}
+            message = {**message, "headers": [*message.get("headers", ()), *safe, *self._more]}
         await self._send(message)
+
+    async def empty(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Answer without a body."""
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def error(self, error: Exception) -> None:
         """Answer with an error, and close the connection: of the body, some may be unread."""
@@ -199,6 +218,12 @@ def _too_large(size: int, limit: int) -> RequestError:
 def _headers(scope: Scope) -> dict[str, str]:
     raw: Iterable[tuple[bytes, bytes]] = scope["headers"]
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+
+
+def _spelled(scope: Scope) -> str:
+    """The path as it was sent: an open one has one spelling."""
+    raw = scope.get("raw_path")
+    return scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
 
 
 def _name_of(url: str) -> str:

@@ -61,8 +61,9 @@ def _read_line(line: str, where: str) -> ApiKey:
     plain = [word for word in words if word.split("=", 1)[0] not in limits]
     wrong = next((word for word in plain[2:]), None)
     if wrong is not None or not plain:
-        told = (wrong or line).split("=", 1)[0]
-        raise ConfigError(f"{where}: cannot read {told!r}", hint=did_you_mean(told, _LIMITS, otherwise="write NAME KEY rpm=60 tpm=100000"))
+        # The word may be the key: it is not told.
+        near = did_you_mean((wrong or "").split("=", 1)[0], _LIMITS, otherwise="write NAME KEY rpm=60 tpm=100000")
+        raise ConfigError(f"{where}: {len(plain)} words besides the limits, they have to be KEY or NAME KEY", hint=near)
     key = plain[-1]
     if len(key) < MIN_KEY_CHARS:
         raise ConfigError(f"{where}: the key has {len(key)} characters, the least is {MIN_KEY_CHARS}", hint="use `herd keys new`")
@@ -117,8 +118,8 @@ class Quota:
     def __init__(self, key: ApiKey, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._key, self._clock = key, clock
         now = clock()
-        self._requests = None if key.rpm is None else _Bucket(key.rpm, key.rpm, now)
-        self._tokens = None if key.tpm is None else _Bucket(key.tpm, key.tpm, now)
+        self._requests = None if key.rpm is None else _Bucket(key.rpm, float(key.rpm), now)
+        self._tokens = None if key.tpm is None else _Bucket(key.tpm, float(key.tpm), now)
         self.num_open = 0
 
     def wait_s(self, num_tokens: int) -> float:
@@ -138,6 +139,13 @@ class Quota:
         if self._requests is not None:
             self._requests.level -= 1
         self.spend(num_tokens)
+
+    def give_back(self, num_tokens: int) -> None:
+        """A request that was counted was not taken after all."""
+        if self._requests is not None:
+            self._requests.level += 1
+        self.spend(-num_tokens)
+        self.end()
 
     def spend(self, num_tokens: int) -> None:
         """Count tokens; an answer's are known afterwards, and may leave a debt."""

@@ -65,12 +65,12 @@ class EngineCollector(Collector):
         told.add_metric([], {name: str(self._engine.info.get(name, "")) for name in names} | {"version": __version__, "model": self._model})
         yield told
 
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
+    def _gauge(self, name: str, text: str, value: int | float) -> Metric:
         family = GaugeMetricFamily("herd_" + name, text, labels=["model_name"])
         family.add_metric([self._model], value)
         return family
 
-    def _counter(self, name: str, text: str, value: float) -> Metric:
+    def _counter(self, name: str, text: str, value: int | float) -> Metric:
         family = CounterMetricFamily("herd_" + name, text, labels=["model_name"])
         family.add_metric([self._model], value)
         return family
@@ -99,7 +99,7 @@ class Metrics:
             "herd_http_request_seconds", "Of an HTTP request.", ["route"], buckets=_SECONDS, registry=self.registry
         )
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: tuple[int | float, ...]) -> Histogram:
         family = Histogram("herd_" + name, text, ["model_name"], buckets=buckets, registry=self.registry)
         return family.labels(self._model)
 

@@ -30,6 +30,7 @@ def operation_routes(service: Service, guard: Guard) -> APIRouter:
     router = APIRouter()
     engine = service.engine
 
+    @router.head("/health", include_in_schema=False, response_model=None)
     @router.get("/health", summary="Whether the server lives: 200, or 503 while its engine is down", response_model=None)
     async def health() -> Response:
         """Open to everyone; tells nothing else."""

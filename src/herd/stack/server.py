@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,17 +20,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.stack.app import create_app
+from herd.stack.batch_runner import BatchRunner
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec
-from herd.stack.guard import Guard
+from herd.stack.guard import MAX_HEADER_BYTES, Guard
 from herd.stack.service import Service
+from herd.stack.storage import Storage
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
 log = get_logger(__name__)
 
-MAX_HEADER_BYTES = 32 * 1024
 LEARN_EVERY_S = 0.25
+TELL_S = 1.0
+"""What requests that are cut at the deadline get to be told."""
 
 
 class CannotListenError(HerdError):
@@ -53,9 +58,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose next request's headers do not come in time."""
+    """Closes a connection whose next request's headers do not come in time, or whose client does not take what it is sent."""
 
     header_timeout_s = 10.0
+    write_timeout_s = 60.0
+    _abort_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -63,7 +70,22 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_due.cancel()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taken()
+        self._abort_due = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        if self._abort_due is not None:
+            self._abort_due.cancel()
+            self._abort_due = None
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -77,7 +99,9 @@ class _Protocol(H11Protocol):
             self._headers_due = self.loop.call_later(max(self.header_timeout_s, self.timeout_keep_alive), self._too_slow)
 
     def _too_slow(self) -> None:
-        if not self.transport.is_closing():
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif not self.transport.is_closing():
             self.transport.close()
 
 
@@ -98,24 +122,34 @@ class Server:
         self._signals = 0
         self._uvicorn: uvicorn.Server | None = None
         self._guard: Guard | None = None
+        self.service: Service | None = None
+        self._batches: BatchRunner | None = None
 
     async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
         """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
         sock = listen(self.config.host, self.config.port)
         self.port = sock.getsockname()[1]
         engine = EngineProcess(self.spec)
+        storage = None
         try:
+            storage = None if self.config.state_dir is None else Storage(Path(self.config.state_dir))
             with self._handled():
                 await engine.start()
-                await self._serve(engine, sock, on_ready)
+                await self._serve(engine, storage, sock, on_ready)
         finally:
-            await engine.stop()
+            await engine.stop(at_once=self._signals > 1)
             sock.close()
+            if storage is not None:
+                storage.close()
 
-    async def _serve(self, engine: EngineProcess, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None) -> None:
-        service = Service(self.config, engine, self._tokenizer, self._prompt_format)
-        self._guard = create_app(service)
-        protocol = type("Protocol", (_Protocol,), {"header_timeout_s": self.config.header_timeout_s})
+    async def _serve(
+        self, engine: EngineProcess, storage: Storage | None, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None
+    ) -> None:
+        service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
+        batches = self._batches = None if storage is None else BatchRunner(service, storage)
+        self._guard = create_app(service, storage, batches)
+        limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
+        protocol = type("Protocol", (_Protocol,), limits)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self._guard,
@@ -139,9 +173,13 @@ class Server:
                 await asyncio.sleep(0.01)
             if on_ready is not None and not serving.done():
                 on_ready(self, engine)
+            if batches is not None:
+                await batches.start()
             await serving
         finally:
             learner.cancel()
+            if batches is not None:
+                await batches.stop()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:
@@ -176,11 +214,19 @@ class Server:
         self._draining = asyncio.ensure_future(self._drain(self._guard))
 
     async def _drain(self, guard: Guard) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.config.drain_s
-        while guard.num_open and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        await self._all_ended(guard, self.config.drain_s)
+        if guard.num_open and self.service is not None:
+            if self._batches is not None:
+                await self._batches.stop()
+            # Those that are left are told that they end, as far as they listen.
+            await self.service.engine.stop(at_once=True)
+            await self._all_ended(guard, TELL_S)
         self._leave()
+
+    async def _all_ended(self, guard: Guard, within: float) -> None:
+        deadline = time.monotonic() + within
+        while guard.num_open and time.monotonic() < deadline and self._signals < 2:
+            await asyncio.sleep(0.02)
 
     def _leave(self) -> None:
         if self._uvicorn is not None:

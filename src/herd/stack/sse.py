@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from herd.stack.answers import dumps
+from herd.stack.errors import body_of, note_internal
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -21,12 +25,20 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def error_event(error: Exception, request_id: str) -> bytes:
+    """What a stream ends with when it fails."""
+    note_internal(error, request_id)
+    return event(dumps(body_of(error, request_id=request_id)))
+
+
 class EventStream(Response):
     """Sends the chunks of an iterator. `close` ends the work behind it, and the iterator with it; it is called once, however this ends."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], None], *, keep_alive_s: float, write_timeout_s: float) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], close: Callable[[], None], *, keep_alive_s: float, write_timeout_s: float
+    ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._chunks, self._close = chunks, close
@@ -39,8 +51,10 @@ class EventStream(Response):
         ticker = asyncio.create_task(self._tick(send))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for chunk in self._chunks:
-                await self._write(send, chunk)
+            async with aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    await self._write(send, chunk)
+            ticker.cancel()  # nothing may be said after the end
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (TimeoutError, OSError):
             pass  # the reader takes nothing, or is gone: there is no one to tell

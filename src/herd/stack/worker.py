@@ -89,10 +89,10 @@ class Worker:
     def __init__(self, engine: Engine, outbox: Outbox) -> None:
         self._engine, self._outbox = engine, outbox
         self._streams: dict[int, tuple[TokenStream, int]] = {}
+        self._compiling: set[int] = set()
         self._cancelled: set[int] = set()
         self._lock = threading.Lock()
-        self._compiling = ThreadPoolExecutor(max_workers=4, thread_name_prefix="herd-compile")
-        self._num_compiling = 0
+        self._compilers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="herd-compile")
 
     def take(self, message: Mapping[str, Any]) -> bool:
         """Do what a frame asks; False to stop."""
@@ -108,40 +108,34 @@ class Worker:
             self._submit(number, data)
             return
         with self._lock:
-            self._num_compiling += 1
-            crowded = self._num_compiling > MAX_COMPILING
+            crowded = len(self._compiling) >= MAX_COMPILING
+            if not crowded:
+                self._compiling.add(number)
         if crowded:
             self._outbox.event(number, ["f", OverloadedError("too many grammars wait to be compiled", hint="try again later").to_dict()])
-            self._compiled()
         else:
-            self._compiling.submit(self._submit_compiled, number, data)
-
-    def _compiled(self) -> None:
-        with self._lock:
-            self._num_compiling -= 1
+            self._compilers.submit(self._submit_compiled, number, data)
 
     def _submit_compiled(self, number: int, data: Mapping[str, Any]) -> None:
-        try:
-            self._submit(number, data)
-        finally:
-            self._compiled()
-
-    def _submit(self, number: int, data: Mapping[str, Any]) -> None:
-        with self._lock:
-            if number in self._cancelled:
-                self._cancelled.discard(number)
-                return
-        try:
-            request = request_from_dict(data)
-            stream = self._start(number, request)
-        except HerdError as error:
-            self._outbox.event(number, ["f", error.to_dict()])
-            return
         with self._lock:
             left = number in self._cancelled
+        stream = None if left else self._submit(number, data)
+        with self._lock:
+            self._compiling.discard(number)
+            left = number in self._cancelled
             self._cancelled.discard(number)
-        if left:
+        if left and stream is not None:
             stream.cancel()
+
+    def _submit(self, number: int, data: Mapping[str, Any]) -> TokenStream | None:
+        """Begin a request; whatever is wrong with it is its own end and not the process's."""
+        try:
+            return self._start(number, request_from_dict(data))
+        except Exception as error:
+            if not isinstance(error, HerdError):
+                log.error("a request could not be begun", exc_info=error)
+            self._outbox.event(number, event_to_list(Failed(error=error)))
+            return None
 
     def _start(self, number: int, request: TokenRequest) -> TokenStream:
         # The acceptance has to go out before the first event, which another thread may send at once.
@@ -172,7 +166,7 @@ class Worker:
     def _cancel(self, number: int, index: int | None) -> None:
         with self._lock:
             known = self._streams.get(number)
-            if known is None and index is None and self._num_compiling:
+            if index is None and number in self._compiling:
                 self._cancelled.add(number)
         if known is not None:
             known[0].cancel(index)
