@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from herd.cli.load import JsonOption
-from herd.cli.serve import BudgetOption, CacheOption, ContextOption, MemoryOption, SequencesOption
+from herd.cli.serve import BudgetOption, CacheOption, ContextOption, MemoryOption, PrefixDirOption, SequencesOption
 
 app = typer.Typer(help="What something takes, before it is done.", no_args_is_help=True)
 
@@ -21,6 +21,7 @@ def serve(
     token_budget: BudgetOption = 512,
     dtype: Annotated[str | None, typer.Option(help="Of the weights. [default: as stored]")] = None,
     kv_dtype: CacheOption = None,
+    prefix_dir: PrefixDirOption = None,
     json: JsonOption = False,
 ) -> None:
     """The memory that `herd serve` with the same options allocates, item by item; exit code 4 if it does not fit."""
@@ -37,6 +38,7 @@ def serve(
         max_sequences=max_sequences,
         token_budget=token_budget,
         cache_dtype=kv_dtype,
+        prefix_dir=None if prefix_dir is None else str(prefix_dir),
         memory_bytes=None if memory is None else parse_size(memory),
     )
     with open_checkpoint(resolve_model(model)) as source:

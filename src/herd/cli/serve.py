@@ -19,6 +19,10 @@ ContextOption = Annotated[int | None, typer.Option(help="Tokens of a prompt and 
 SequencesOption = Annotated[int, typer.Option(help="Sequences that are written at once.")]
 BudgetOption = Annotated[int, typer.Option(help="Tokens computed in one step at most.")]
 CacheOption = Annotated[str | None, typer.Option(help="dtype of cached keys and values. [default: the weights']")]
+PrefixDirOption = Annotated[
+    Path | None, typer.Option(help="Folder in which prompts' keys and values outlive a restart; whoever reads it learns the prompts.")
+]
+PrefixSizeOption = Annotated[str, typer.Option(help="What the files in --prefix-dir may take.")]
 DraftOption = Annotated[int, typer.Option(help="Tokens guessed at once by prompt lookup; 0 guesses none. The answers stay the same.")]
 
 
@@ -35,6 +39,8 @@ def serve(
     token_budget: BudgetOption = 512,
     kv_dtype: CacheOption = None,
     num_draft: DraftOption = 0,
+    prefix_dir: PrefixDirOption = None,
+    prefix_dir_size: PrefixSizeOption = "4GiB",
     ttft_target: Annotated[float, typer.Option(help="Seconds to the first token that are promised; else 429.")] = 60.0,
     max_waiting: Annotated[int, typer.Option(help="Requests in flight at most.")] = 4096,
     drain: Annotated[float, typer.Option(help="Seconds that requests have to end after SIGTERM.")] = 30.0,
@@ -78,6 +84,8 @@ def serve(
         token_budget=token_budget,
         cache_dtype=kv_dtype,
         num_draft=num_draft,
+        prefix_dir=None if prefix_dir is None else str(prefix_dir.expanduser().absolute()),
+        prefix_dir_bytes=parse_size(prefix_dir_size),
         memory_bytes=None if memory is None else parse_size(memory),
     )
     kind = settings.value("dtype", dtype)

@@ -51,6 +51,25 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockCopier(Protocol):
+    """A runner whose cache blocks can be copied out and in, bit for bit, between two batches.
+
+    `block_layout` tells dtypes and shapes of what a block's `block_bytes` are.
+    """
+
+    block_layout: str
+    block_bytes: int
+
+    def copy_out(self, block: int) -> memoryview:
+        """A copy of a block's content, of every layer."""
+        ...
+
+    def copy_in(self, block: int, content: memoryview) -> None:
+        """Overwrite a block with what `copy_out` gave."""
+        ...
+
+
 class RowReader:
     """Rows taken one after another from parts that are overwritten by the next."""
 

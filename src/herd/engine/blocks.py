@@ -124,6 +124,10 @@ class BlockPool:
             found.append(block)
         return found
 
+    def find(self, digest: bytes) -> int | None:
+        """The block of this content, if it is here."""
+        return self._by_digest.get(digest)
+
     def holds(self, digest: bytes) -> bool:
         """Whether a block of this content is here."""
         return digest in self._by_digest

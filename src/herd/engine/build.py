@@ -11,8 +11,9 @@ from typing import Any
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
 from herd.base.memory import available_memory, gib
-from herd.engine.batch import Runner
 from herd.engine.blocks import BlockPool
+from herd.engine.disk.build import open_folder, open_secret
+from herd.engine.disk.cache import DiskCache
 from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
 from herd.engine.grammar.compiler import GrammarCompiler
@@ -59,23 +60,30 @@ def build_engine(
 
     Raises:
         DoesNotFitError: the memory limit leaves no room for one sequence of the context.
-        ConfigError: sizes that contradict each other, a draft model of another vocabulary.
+        ConfigError: sizes that contradict each other, a draft model of another vocabulary, a prefix_dir that cannot be one.
     """
     config = _with_context(model, config or EngineConfig())
     if draft is not None:
         _check_vocabularies(model, draft, vocab_size)
     plan = plan_for(model, config, draft)
     runner = _runner(model, config, plan, vocab_size)
-    key = secrets.token_bytes(32)
+    secret = None if config.prefix_dir is None else open_secret(config.prefix_dir)
+    key = secret or secrets.token_bytes(32)
+    pool = BlockPool(plan.num_blocks, config.block_size, key=key)
+    disk = None
+    if config.prefix_dir is not None and secret is not None:
+        folder = open_folder(config.prefix_dir, model, runner, secret=secret, max_bytes=config.prefix_dir_bytes)
+        disk = DiskCache(folder, pool, runner, clock=clock)
     scheduler = Scheduler(
-        BlockPool(plan.num_blocks, config.block_size, key=key),
+        pool,
         token_budget=config.token_budget,
         max_sequences=config.max_sequences,
         max_context=plan.context,
         clock=clock,
     )
     guesser = _guesser(draft, config, plan, vocab_size, key)
-    return Engine(runner, scheduler, context=plan.context, threaded=threaded, guesser=guesser, grammars=grammars, clock=clock)
+    common: dict[str, Any] = {"guesser": guesser, "grammars": grammars, "clock": clock, "disk": disk}
+    return Engine(runner, scheduler, context=plan.context, threaded=threaded, **common)
 
 
 def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int | None) -> None:
@@ -114,7 +122,7 @@ def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
     return replace(config, context=context)
 
 
-def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None) -> Runner:
+def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None) -> CpuRunner | TorchRunner:
     common: dict[str, Any] = {
         "num_blocks": plan.num_blocks,
         "block_size": config.block_size,

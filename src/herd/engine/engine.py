@@ -15,6 +15,7 @@ from dataclasses import replace
 from herd.base.errors import ContextOverflowError, FormatError, HerdError, TokenizerError
 from herd.base.log import get_logger
 from herd.engine.batch import Runner
+from herd.engine.disk.cache import DiskCache
 from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.sampler import check_ids, named_ids
@@ -43,6 +44,7 @@ class Engine:
         guesser: guesses tokens for the model to verify; None guesses none.
         grammars: makes the compiler of grammars at the first request that has one; without it such requests are refused.
         clock: seconds, for metrics.
+        disk: the prefix cache on disk, over the same blocks.
     """
 
     def __init__(
@@ -55,11 +57,14 @@ class Engine:
         guesser: Guesser | None = None,
         grammars: Callable[[], GrammarCompiler] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        disk: DiskCache | None = None,
     ) -> None:
-        self.stepper = Stepper(runner, scheduler, guesser=guesser, clock=clock)
+        self.stepper = Stepper(runner, scheduler, guesser=guesser, clock=clock, disk=disk)
         self.context = context
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
+        if disk is not None:
+            disk.wake_with(self._wake.set)
         self._requests = itertools.count(1)
         self._stepping = threading.RLock()
         self._make_grammars, self._grammars = grammars, None
@@ -79,6 +84,11 @@ class Engine:
     def scheduler(self) -> Scheduler:
         """For its counters."""
         return self.stepper.scheduler
+
+    @property
+    def disk(self) -> DiskCache | None:
+        """For its counters."""
+        return self.stepper.disk
 
     def submit(self, request: TokenRequest, emit: Emit | None = None) -> TokenStream:
         """Queue a request; its events come through the stream, or through `emit`, called by whoever takes the step.
@@ -167,7 +177,7 @@ class Engine:
         """
         try:
             self._drain()
-            return self.stepper.step()
+            return self.stepper.step() or self._await_disk()
         except BaseException as error:
             told = EngineError(f"the engine stopped: {type(error).__name__}: {error}", hint="make a new one; --log-level debug tells more")
             told.__cause__ = error
@@ -177,6 +187,15 @@ class Engine:
             log.debug("the engine stopped", exc_info=True)
             self.broken = told
             return False
+
+    def _await_disk(self) -> bool:
+        """Where all that is left waits for the disk, wait for it too, or for a request; says whether that was so."""
+        patience_s = None if self.disk is None else self.disk.patience_s
+        if patience_s is None:
+            return False
+        self._wake.wait(patience_s)
+        self._wake.clear()
+        return True
 
     def _drain(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from herd.base.errors import ConfigError, DoesNotFitError
 from herd.base.memory import gib
+from herd.engine.disk.cache import READ_BYTES, WRITE_BYTES
 from herd.model.config import ModelConfig
 
 OVERHEAD_BYTES = 400 * 2**20
@@ -33,6 +34,8 @@ class EngineConfig:
         cache_dtype: of keys and values; None takes the weights'.
         num_draft: tokens guessed at once, by a draft model if there is one, else by prompt lookup; 0 guesses none, with a draft model
             `DEFAULT_NUM_DRAFT`.
+        prefix_dir: folder in which prompts' keys and values outlive eviction and restarts; None keeps them in memory alone.
+        prefix_dir_bytes: what the files there may take, of all models together.
     """
 
     context: int | None = None
@@ -44,9 +47,11 @@ class EngineConfig:
     memory_bytes: int | None = None
     cache_dtype: str | None = None
     num_draft: int = 0
+    prefix_dir: str | None = None
+    prefix_dir_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "token_budget", "max_sequences", "score_rows"):
+        for name in ("block_size", "token_budget", "max_sequences", "score_rows", "prefix_dir_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 1", hint=f"leave {name} at its default")
         if self.max_sequences > self.token_budget:
@@ -120,7 +125,7 @@ def plan_memory(
             f"the context of {context:,} tokens is over the model's {config.max_position_embeddings:,}",
             hint=f"set a context of {config.max_position_embeddings} or less",
         )
-    fixed = _step_bytes(config, engine, wide) | {"overhead_bytes": OVERHEAD_BYTES}
+    fixed = _step_bytes(config, engine, wide) | {"overhead_bytes": OVERHEAD_BYTES + (READ_BYTES + WRITE_BYTES if engine.prefix_dir else 0)}
     fixed["weights_bytes"] = config.num_parameters * wide if weights_bytes is None else weights_bytes
     own_block_bytes = block_bytes = _block_bytes(config, engine, dtype)
     if draft is not None:

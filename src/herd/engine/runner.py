@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
 from herd.kernels.attention import paged_attention
 from herd.kernels.batch import Batch, plan_batch
@@ -69,6 +70,7 @@ class CpuRunner:
             dtype=getattr(torch, cache_dtype) if cache_dtype else model.dtype,
         )
         self._keys, self._values = keys, values
+        self.block_layout, self.block_bytes = block_copy.block_layout((keys, values)), block_copy.block_bytes((keys, values))
         self._blocks = [_packed(*block) for block in zip(model.model.layers, keys, values, strict=True)]
         self._norm = model.model.norm.weight.detach().to(model.dtype)
         self._head = pack_linear(model.head_weight[: self.vocab_size])
@@ -133,6 +135,14 @@ class CpuRunner:
                 part = self._arenas["residual"][rows[first : first + len(self._states)]]
                 states = self._states[: len(part)].copy_(rms_norm(part, self._norm, self.config.rms_norm_eps))
             yield first, states.numpy()
+
+    def copy_out(self, block: int) -> memoryview:
+        """See `batch.BlockCopier`."""
+        return block_copy.copy_out((self._keys, self._values), block)
+
+    def copy_in(self, block: int, content: memoryview) -> None:
+        """See `batch.BlockCopier`."""
+        block_copy.copy_in((self._keys, self._values), block, content)
 
     @torch.inference_mode()
     def _copy(self, copies: tuple[tuple[int, int], ...]) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.engine.batch import RaggedBatch, RowReader, Runner, block_table
+from herd.engine.disk.cache import DiskCache
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
@@ -57,8 +58,10 @@ class _Live:
 class Stepper:
     """Requests over one runner. Calls come from one thread at a time. Without a `guesser` nothing is guessed."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, *, guesser: Guesser | None, clock: Callable[[], float]) -> None:
-        self.runner, self.scheduler, self.guesser = runner, scheduler, guesser
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, *, guesser: Guesser | None, clock: Callable[[], float], disk: DiskCache | None = None
+    ) -> None:
+        self.runner, self.scheduler, self.guesser, self.disk = runner, scheduler, guesser, disk
         self._clock = clock
         self._ids = itertools.count(1)
         self._live: dict[int, _Live] = {}
@@ -98,6 +101,14 @@ class Stepper:
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
+        if self.disk is None or not self.disk.hold(members[0], lambda: self._enqueue(number, emit)):
+            self._enqueue(number, emit)
+
+    def _enqueue(self, number: int, emit: Emit) -> None:
+        """Give those of a request's continuations that still live to the scheduler."""
+        members = [self._live[member].sequence for member in self._members.get(number, ()) if member in self._live]
+        if not members:
+            return
         try:
             self.scheduler.add_group(members)
         except HerdError as error:
@@ -143,6 +154,8 @@ class Stepper:
     def step(self) -> bool:
         """Run one step; says whether there was anything to run."""
         started = self._clock()
+        if self.disk is not None:
+            self.disk.take_arrivals()
         self._guess()
         step = self.scheduler.schedule()
         if not step.items:
@@ -156,6 +169,8 @@ class Stepper:
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
+        if self.disk is not None:
+            self.disk.save(step)
         self.num_steps += 1
         self.num_tokens += step.num_tokens
         self.busy_s += self._clock() - started
@@ -338,6 +353,8 @@ class Stepper:
             self.cancel(self._unsound.pop())
 
     def close(self) -> None:
-        """Let go of the threads for masks."""
+        """Let go of the threads for masks and for the disk."""
+        if self.disk is not None:
+            self.disk.close()
         if self._mask_pool is not None:
             self._mask_pool.close()

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
 from herd.kernels.batch import Batch, plan_batch
 from herd.model.attention import sdpa
@@ -68,6 +69,8 @@ class TorchRunner:
         shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         dtype = getattr(torch, cache_dtype) if cache_dtype else model.dtype
         self._keys, self._values = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
+        caches = (self._keys, self._values)
+        self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)
 
     @torch.inference_mode()
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -90,6 +93,14 @@ class TorchRunner:
         assert len(batch.hidden_E) == len(self._states), "another batch was run since"
         for first in range(0, len(self._states), self._score_rows):
             yield first, self._states[first : first + self._score_rows].float().cpu().numpy()
+
+    def copy_out(self, block: int) -> memoryview:
+        """See `batch.BlockCopier`."""
+        return block_copy.copy_out((self._keys, self._values), block)
+
+    def copy_in(self, block: int, content: memoryview) -> None:
+        """See `batch.BlockCopier`."""
+        block_copy.copy_in((self._keys, self._values), block, content)
 
     def _score(self, hidden_RD: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for first in range(0, len(hidden_RD), self._score_rows):

@@ -18,6 +18,16 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536, 131_072)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+_PREFIX_DISK = {
+    "blocks_written": "Cache blocks written to --prefix-dir.",
+    "blocks_read": "Cache blocks read from there.",
+    "blocks_dropped": "Cache blocks that were not written because too many waited to be.",
+    "blocks_damaged": "Files there that were not what they should be, and were deleted.",
+    "blocks_evicted": "Files there that were deleted to make room.",
+    "written_bytes": "Bytes of keys and values written there.",
+    "read_bytes": "Bytes of keys and values read from there.",
+}
+
 Source = Any
 """An `EngineProcess`: its state, info and counters."""
 
@@ -47,6 +57,9 @@ class EngineCollector(Collector):
         yield self._counter("iteration_seconds", "Seconds in steps.", value("step_s", 0.0))
         yield self._counter("spec_decode_num_draft_tokens", "Tokens guessed.", value("guessed", 0))
         yield self._counter("spec_decode_num_accepted_tokens", "Guesses that came true.", value("guesses_accepted", 0))
+        for name, text in _PREFIX_DISK.items():
+            if "prefix_disk_" + name in counters:
+                yield self._counter("prefix_disk_" + name, text, counters["prefix_disk_" + name])
         told = InfoMetricFamily("herd_cache_config", "The engine's sizes.")
         names = ("block_size", "num_blocks", "context", "token_budget", "max_sequences", "dtype", "device")
         told.add_metric([], {name: str(self._engine.info.get(name, "")) for name in names} | {"version": __version__, "model": self._model})

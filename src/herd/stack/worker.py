@@ -173,7 +173,7 @@ class Worker:
 
     def counters(self) -> dict[str, Any]:
         """What the metrics show of the engine."""
-        scheduler, stepper = self._engine.scheduler, self._engine.stepper
+        scheduler, stepper, disk = self._engine.scheduler, self._engine.stepper, self._engine.disk
         pool = scheduler.pool
         return {
             "running": scheduler.num_running,
@@ -190,6 +190,7 @@ class Worker:
             "prefix_hits": pool.num_hit_tokens,
             "requests": len(self._streams),
             "broken": self._engine.broken is not None,
+            **{f"prefix_disk_{name}": count for name, count in ({} if disk is None else disk.counters()).items()},
         }
 
 
@@ -301,6 +302,8 @@ def serve(connection: socket.socket) -> int:
         pass
     stop.set()
     outbox.close()
+    if engine.disk is not None:
+        engine.disk.close()
     return 0
 
 
