@@ -36,4 +36,21 @@ INLINE void widen_to_bf16(const char *from, void *to, int64_t count) {
     for (; i < count; i++) out[i] = float_to_bf16(load_as(from, i, HERD_I8));
 }
 
+/* Half a panel whose dwords are four bytes each becomes one of numbers: four dwords of float32, or two pairs of bfloat16. */
+INLINE void spread_bytes(const float *from, int64_t count, int pairs, float *to) {
+    for (int64_t step = 0; step < count; step++, from += HERD_PANEL, to += (pairs ? 2 : 4) * HERD_PANEL)
+        for (int v = 0; v < 16; v += W) {
+            vf four = vf_load(from + v), b0 = vf_byte(four, 0), b1 = vf_byte(four, 1), b2 = vf_byte(four, 2), b3 = vf_byte(four, 3);
+            if (pairs) {
+                vf_store(to + v, vf_pair(b0, b1));
+                vf_store(to + HERD_PANEL + v, vf_pair(b2, b3));
+            } else {
+                vf_store(to + v, b0);
+                vf_store(to + HERD_PANEL + v, b1);
+                vf_store(to + 2 * HERD_PANEL + v, b2);
+                vf_store(to + 3 * HERD_PANEL + v, b3);
+            }
+        }
+}
+
 #endif

@@ -142,8 +142,18 @@ static void pack_keys(const attention *a, int64_t head, int64_t key, space *s) {
     const float *rows[UNIT];
     int64_t steps = score_steps(a), count = herd_min(UNIT, s->keys - key);
     int bytes = a->cache_dtype == HERD_I8, direct = (a->pairs && !bytes) || a->cache_dtype == HERD_F32;
+    float *panel = s->k + head * SPLIT * HMAX + key / HERD_PANEL * steps * HERD_PANEL + key % HERD_PANEL;
     for (int64_t i = 0; i < count; i++) rows[i] = (const float *)(keys + s->offsets[key + i]);
     for (int64_t i = 0; i < count && bytes; i++) s->key_scales[head * SPLIT + key + i] = scale_of((const char *)rows[i], a->head_dim);
+    if (bytes && a->head_dim % 4 == 0) {
+        for (int64_t i = count; i < UNIT; i++) rows[i] = nothing;
+        for (int64_t step = 0; step < a->head_dim / 4; step += 16) {
+            pack_half(rows, step, herd_min(16, a->head_dim / 4 - step), s->wide);
+            fetch(s, UNIT + 1);
+        }
+        spread_bytes(s->wide, a->head_dim / 4, a->pairs, panel);
+        return;
+    }
     for (int64_t i = 0; i < count && !direct; i++) {
         if (a->pairs)
             widen_to_bf16((const char *)rows[i], s->wide + i * HMAX, a->head_dim);
@@ -152,7 +162,6 @@ static void pack_keys(const attention *a, int64_t head, int64_t key, space *s) {
         rows[i] = s->wide + i * HMAX;
     }
     for (int64_t i = count; i < UNIT; i++) rows[i] = nothing;
-    float *panel = s->k + head * SPLIT * HMAX + key / HERD_PANEL * steps * HERD_PANEL + key % HERD_PANEL;
     for (int64_t step = 0; step < steps; step += 16) {
         pack_half(rows, step, herd_min(16, steps - step), panel);
         fetch(s, bytes ? UNIT / 2 + 1 : UNIT);
@@ -180,13 +189,18 @@ static void scores(const attention *a, int64_t head, space *s) {
     }
 }
 
-/* What the rows of a head hold for the keys that they see, each times its key's scale; the rest of a vector is garbage before and after. */
-static void scale_keys(int64_t head, const float *scales, space *s) {
+/* Scores or probabilities of keys begin .. end, each times its key's scale; what a row does not see is garbage before and after. */
+static void scale_keys(int64_t head, int64_t begin, int64_t end, const float *scales, space *s) {
     for (int64_t r = 0; r < s->rows; r++) {
-        float *row = s->scores + (head * s->rows + r) * LDA;
-        int64_t keys = seen(s, r);
-        for (int64_t i = 0; i < keys; i += W) vf_store(row + i, vf_mul(vf_load(row + i), vf_load(scales + i)));
+        float *row = s->scores + (head * s->rows + r) * LDA + begin;
+        for (int64_t i = 0; i < end - begin; i += W) vf_store(row + i, vf_mul(vf_load(row + i), vf_load(scales + i)));
     }
+}
+static void scale_probabilities(const attention *a, int64_t head, int64_t begin, int64_t end, space *s) {
+    const char *values = a->values + head_bytes(a, s->head0 + head);
+    float scales[SPLIT] = {0};
+    for (int64_t key = begin; key < end; key++) scales[key - begin] = scale_of(values + s->offsets[key], a->head_dim);
+    scale_keys(head, begin, end, scales, s);
 }
 
 /* Scores to probabilities in place, over the first `count` of each of `rows` rows; their maxima and sums. Several rows at once only keep
@@ -253,19 +267,11 @@ static void pack_values(const attention *a, int64_t head, space *s) {
         pack_values_as(a, head, s, HERD_I8);
 }
 
-static void scale_probabilities(const attention *a, int64_t head, space *s) {
-    const char *values = a->values + head_bytes(a, s->head0 + head);
-    float scales[SPLIT];
-    for (int64_t key = 0; key < s->keys; key++) scales[key] = scale_of(values + s->offsets[key], a->head_dim);
-    for (int64_t key = s->keys; key < SPLIT; key++) scales[key] = 0.0f;
-    scale_keys(head, scales, s);
-}
-
 /* What every row of a tile sees as a tile, then, row by row, what only later rows see. */
 static void outputs(const attention *a, int64_t head, space *s) {
     int64_t tiles = herd_ceil(s->rows, MR);
     pack_values(a, head, s);
-    if (a->cache_dtype == HERD_I8) scale_probabilities(a, head, s);
+    if (a->cache_dtype == HERD_I8) scale_probabilities(a, head, 0, s->keys, s);
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t from = tile * s->rows / tiles, count = (tile + 1) * s->rows / tiles - from, all = herd_max(0, seen(s, from));
         const float *p = s->scores + (head * s->rows + from) * LDA;
@@ -288,7 +294,7 @@ static void outputs(const attention *a, int64_t head, space *s) {
 INLINE int is_direct(const attention *a, const space *s) { return s->rows <= 2 * FEW && a->head_dim % (WIDE * W) == 0; }
 
 /* bfloat16 is widened by halves of a dword, which leaves even columns in one vector and odd ones in the next until `sort_columns`. */
-INLINE void few_rows(const int mr, const float *p, int64_t begin, int64_t end, const char *values, int64_t scale_at, space *s, float *to,
+INLINE void few_rows(const int mr, const float *p, int64_t begin, int64_t end, const char *values, space *s, float *to,
                      const int dtype) {
     vf acc[FEW][WIDE];
     UNROLL for (int r = 0; r < mr; r++)
@@ -300,10 +306,9 @@ INLINE void few_rows(const int mr, const float *p, int64_t begin, int64_t end, c
             vf pair = dtype == HERD_BF16 ? vf_load(row + v / 2 * 4 * W) : vf_load_as(row, v * W, dtype);
             value[v] = dtype != HERD_BF16 ? pair : v % 2 ? vf_odd(pair) : vf_even(pair);
         }
-        float scale = dtype == HERD_I8 ? scale_of(row, scale_at) : 1.0f;
         fetch(s, herd_max(1, WIDE * W * (int64_t)herd_size(dtype) / 64));
         UNROLL for (int r = 0; r < mr; r++) {
-            vf weight = vf_set1(dtype == HERD_I8 ? p[r * LDA + key] * scale : p[r * LDA + key]);
+            vf weight = vf_set1(p[r * LDA + key]);
             UNROLL for (int v = 0; v < WIDE; v++) acc[r][v] = vf_fma(weight, value[v], acc[r][v]);
         }
     }
@@ -317,17 +322,16 @@ INLINE void few_rows_as(const attention *a, int64_t head, int64_t key, space *s,
         for (int64_t column = 0; column < a->head_dim; column += WIDE * W) {
             const char *values = a->values + head_bytes(a, s->head0 + head) + column * (int64_t)herd_size(dtype);
             float *to = s->split_o + (head * s->rows + from) * HMAX + column;
-            int64_t scale_at = a->head_dim - column;
             switch (all > key ? count : 0) {
-            case 4: few_rows(4, p, key, all, values, scale_at, s, to, dtype); break;
-            case 3: few_rows(3, p, key, all, values, scale_at, s, to, dtype); break;
-            case 2: few_rows(2, p, key, all, values, scale_at, s, to, dtype); break;
-            case 1: few_rows(1, p, key, all, values, scale_at, s, to, dtype); break;
+            case 4: few_rows(4, p, key, all, values, s, to, dtype); break;
+            case 3: few_rows(3, p, key, all, values, s, to, dtype); break;
+            case 2: few_rows(2, p, key, all, values, s, to, dtype); break;
+            case 1: few_rows(1, p, key, all, values, s, to, dtype); break;
             default: break;
             }
             for (int64_t r = 0; r < count; r++) {
                 int64_t end = herd_min(key + UNIT, seen(s, from + r));
-                if (end > all) few_rows(1, p + r * LDA, all, end, values, scale_at, s, to + r * HMAX, dtype);
+                if (end > all) few_rows(1, p + r * LDA, all, end, values, s, to + r * HMAX, dtype);
             }
         }
     }
@@ -339,8 +343,10 @@ static void outputs_direct(const attention *a, int64_t head, int64_t key, space 
         few_rows_as(a, head, key, s, HERD_BF16);
     else if (a->cache_dtype == HERD_F16)
         few_rows_as(a, head, key, s, HERD_F16);
-    else
+    else {
+        scale_probabilities(a, head, key, herd_min(key + UNIT, s->keys), s);
         few_rows_as(a, head, key, s, HERD_I8);
+    }
 }
 static void sort_columns(const attention *a, int64_t head, space *s) {
     for (int64_t r = 0; r < s->rows; r++)
@@ -361,7 +367,7 @@ static void attend_split(const attention *a, space *s) {
     }
     for (int64_t head = 0; head < s->heads; head++) {
         scores(a, head, s);
-        if (a->cache_dtype == HERD_I8) scale_keys(head, s->key_scales + head * SPLIT, s);
+        if (a->cache_dtype == HERD_I8) scale_keys(head, 0, s->keys, s->key_scales + head * SPLIT, s);
         probabilities(a, head, s);
     }
     for (int64_t unit = 0; unit < units && direct; unit++) {
