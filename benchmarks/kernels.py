@@ -136,7 +136,7 @@ def attentions(kind: str, cases: list[tuple[str, str, str, int, int]], repeats: 
     library = dispatch.choice().library
     for model, dtype, cached, context, tokens in cases:
         made = attention_inputs(model, context, tokens, _DTYPES[dtype], _CACHE_DTYPES[cached])
-        heads, kv_heads, head_dim = _HEADS[model]
+        heads, _, head_dim = _HEADS[model]
         out = torch.empty_like(made["q"])
         q_NTH = made["q"].transpose(0, 1)[None].contiguous()
         k, v = made["whole"]
@@ -195,7 +195,9 @@ def main() -> None:
             cases = [(model, dtype, kind, context, 1) for model, dtype in heads for context in _CONTEXTS for kind in (dtype, "int8")]
             results["decode"] = attentions("decode", cases, chosen.repeats)
         if "prefill" in chosen.only:
-            results["prefill"] = attentions("prefill", [(model, dtype, kind, 512, 512) for model, dtype in heads for kind in (dtype, "int8")], chosen.repeats)
+            results["prefill"] = attentions(
+                "prefill", [(model, dtype, kind, 512, 512) for model, dtype in heads for kind in (dtype, "int8")], chosen.repeats
+            )
     harness.report(chosen.json, "kernels", PACKAGES, results)
 
 

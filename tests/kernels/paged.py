@@ -60,7 +60,7 @@ def world(
     seed: int = 0,
     shuffle: int = 0,
 ) -> World:
-    """Sequences of these lengths. `seed` decides values, `shuffle` which blocks hold them; unused slots hold NaN, as bytes a scale of it."""
+    """Sequences of these lengths. `seed` decides values, `shuffle` which blocks hold them; unused slots hold NaN."""
     cache_dtype = cache_dtype or dtype
     random, order = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(shuffle)
     needed = [-(-length // block_size) for length in lengths]
@@ -95,7 +95,7 @@ def stands_for(rows: Tensor) -> Tensor:
 def truth(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """Outputs in float64 and a bound on the error of either implementation, by token and head.
 
-    Scores err by (H + 3) u sum |q k|, the scale of a key in int8 counted, which moves a probability by twice that at most; sums over keys and
+    Scores err by (H + 3) u sum |q k|, a key's scale in int8 counted, which moves a probability by twice that at most; sums over keys and
     splits, and a value's scale, add a few hundred u.
     """
     group = q_TNH.shape[1] // k_SKH.shape[1]

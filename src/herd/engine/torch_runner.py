@@ -22,7 +22,7 @@ from herd.model.transformer import Transformer
 
 
 class PagedCore:
-    """An attention core whose keys and values lie in blocks, as `kernels.rope` lays them out. One batch of ragged sequences at a time, as a single row of T tokens."""
+    """An attention core whose keys and values lie in blocks. One batch of ragged sequences at a time, as a single row of T tokens."""
 
     def __init__(self, keys: Tensor, values: Tensor, plan: Batch) -> None:
         device = keys.device

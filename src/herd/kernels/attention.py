@@ -3,8 +3,8 @@
 Token t of sequence s, at position p, sees keys 0..p of its sequence; query head n reads KV head n // (N/K); softmax in float32.
 One order of summation, by positions alone, in C and in the reference: splits of 128 keys aligned at position 0, each with its own softmax,
 merged in ascending order (csrc/attention.c tells the details). A token's output is the same alone, in a chunk and in a batch.
-In int8 the bytes are multiplied as numbers: a key's scale multiplies its scores, a value's scale its probabilities. Either implementation is
-attention over the dequantised vectors within the bound of any other cache (tests/kernels/paged.py).
+In int8 the bytes are multiplied as numbers: a key's scale multiplies its scores, a value's scale its probabilities. Either implementation
+is attention over the dequantised vectors within the bound of any other cache (tests/kernels/paged.py).
     m' = max(m, m_j);  l' = l e^(m - m') + l_j e^(m_j - m');  o' = o e^(m - m') + o_j e^(m_j - m');  output o / l
 Shapes: T tokens, N query heads, K KV heads, G = N/K, H head dim, C elements of a cached vector, S sequences.
 """
@@ -95,9 +95,7 @@ def _scale_splits(x_SK: Tensor) -> Tensor:
     return padded.view(-1, library.SPLIT, x_SK.shape[1]).transpose(1, 2)[:, :, None].contiguous()
 
 
-def _sequence(
-    q_TNH: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scales: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
+def _sequence(q_TNH: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
     tokens, heads, head_dim = q_TNH.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads
@@ -112,9 +110,7 @@ def _sequence(
     return out.reshape(kv_heads, tokens, group, head_dim).transpose(0, 1).reshape(q_TNH.shape).to(q_TNH.dtype)
 
 
-def _tile(
-    q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float, scales: tuple[Tensor, Tensor] | None
-) -> Tensor:
+def _tile(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float, scales: tuple[Tensor, Tensor] | None) -> Tensor:
     """16 rows of every KV head; a row of padding stands at position -1 and sees nothing."""
     m = q.new_full(q.shape[:2], -torch.inf)
     total, out = torch.zeros_like(m), torch.zeros_like(q)
