@@ -3,7 +3,8 @@
 Linear against F.linear, paged attention against scaled_dot_product_attention over contiguous keys and values, at the shapes of cria and of
 Llama 3.2 1B. Weights of 1B take turns so that none stays in the cache, as in a model; those of cria stay there, as in a model. GB/s are
 weights, or keys and values, by time; `read` is a plain read of the same memory by the same threads. Results have to agree before a figure
-counts. Attention over int8 is set beside torch's over 16 bits, which has no such cache.
+counts. Attention over int8 is set beside torch's over the dtype of the queries, which has no such
+cache, and beside herd's.
 """
 
 from __future__ import annotations
@@ -150,6 +151,9 @@ def attentions(kind: str, cases: list[tuple[str, str, str, int, int]], repeats: 
 
         agree(herd(), peer()[0].transpose(0, 1))
         tasks: dict[str, Callable[[], object]] = {"herd": herd, "torch": peer}
+        if cached != dtype:
+            wider = attention_inputs(model, context, tokens, _DTYPES[dtype], _DTYPES[dtype])
+            tasks["wider"] = lambda wider=wider, out=out: paged_attention(wider["q"], wider["keys"], wider["values"], wider["batch"], out)
         if library is not None and tokens == 1:
             halves = [made["keys"], made["values"]]
             tasks["read"] = lambda halves=halves: [library.read(half.data_ptr(), half.nbytes) for half in halves]
@@ -169,9 +173,11 @@ def show(title: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
         seconds, ratios = result["seconds"], result["ratios"]
         times = [f"{seconds[peer]['median'] * 1e6:,.1f}" if peer in seconds else "" for peer in ("herd", "torch")]
         read = f"{100 * seconds['read']['median'] / seconds['herd']['median']:.0f} %" if "read" in seconds else ""
-        lines.append((name, *times, f"{result['gb_per_s']:.1f}", f"{result['gflop_per_s']:.0f}", f"{ratios['torch']:.2f} x", read))
+        rates = (f"{result['gb_per_s']:.1f}", f"{result['gflop_per_s']:.0f}")
+        wider = f"{ratios['wider']:.2f} x" if "wider" in ratios else ""
+        lines.append((name, *times, *rates, f"{ratios['torch']:.2f} x", wider, read))
     print(f"{title}: {dispatch.table()[0].runs}; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    harness.table(("", "herd us", "torch us", "GB/s", "GFLOP/s", "torch/herd", "of read"), lines)
+    harness.table(("", "herd us", "torch us", "GB/s", "GFLOP/s", "torch/herd", "wider/herd", "of read"), lines)
 
 
 def main() -> None:
