@@ -3,7 +3,8 @@
 Linear against F.linear, paged attention against scaled_dot_product_attention over contiguous keys and values, at the shapes of cria and of
 Llama 3.2 1B. Weights of 1B take turns so that none stays in the cache, as in a model; those of cria stay there, as in a model. GB/s are
 weights, or keys and values, by time; `read` is a plain read of the same memory by the same threads. Results have to agree before a figure
-counts.
+counts. Attention over int8 is set beside torch's over the dtype of the queries, which has no such
+cache, and beside herd's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks import harness
 from herd.kernels import dispatch
 from herd.kernels.attention import paged_attention
 from herd.kernels.batch import plan_batch
+from herd.kernels.int8_rows import dequantise, quantise
 from herd.kernels.linear import linear, pack_linear
 from herd.kernels.rope import make_cache
 
@@ -34,6 +36,7 @@ _TURNING_BYTES = {"cria": 1, "1b": 300_000_000}
 _HEADS = {"cria": (4, 1, 64), "1b": (32, 8, 64), "8b": (32, 8, 128)}
 _CONTEXTS = (1024, 8192, 32768)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CACHE_DTYPES = {**_DTYPES, "int8": torch.int8}
 _SAMPLE_S = 0.05
 _AGREE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
@@ -110,27 +113,31 @@ def linears(models: list[str], dtypes: list[str], rows: list[int], repeats: int)
     return results
 
 
-def attention_inputs(model: str, context: int, tokens: int, dtype: torch.dtype) -> dict[str, Any]:
+def attention_inputs(model: str, context: int, tokens: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> dict[str, Any]:
     """Keys and values of one sequence: in scattered blocks of 16 for herd, in one piece for torch."""
     heads, kv_heads, head_dim = _HEADS[model]
     num_blocks = -(-context // 16)
-    keys, values = make_cache(num_layers=1, num_blocks=num_blocks, block_size=16, num_kv_heads=kv_heads, head_dim=head_dim, dtype=dtype)
+    sizes = {"num_layers": 1, "num_blocks": num_blocks, "block_size": 16, "num_kv_heads": kv_heads, "head_dim": head_dim}
+    keys, values = make_cache(**sizes, dtype=cache_dtype)
     for cache in (keys, values):
-        cache.copy_(torch.randn(cache.shape))
+        numbers = torch.randn(*cache.shape[:-1], head_dim)
+        cache.copy_(quantise(numbers) if cache_dtype == torch.int8 else numbers)
     order = torch.randperm(num_blocks)
     batch = plan_batch(order[None].numpy(), first=[context - tokens], lengths=[tokens], num_blocks=num_blocks, block_size=16)
-    whole = [cache[0][order].flatten(0, 1)[:context].transpose(0, 1)[None].contiguous() for cache in (keys, values)]
+    held = [cache[0][order].flatten(0, 1)[:context] for cache in (keys, values)]
+    held = [dequantise(rows).to(dtype) if cache_dtype == torch.int8 else rows for rows in held]
+    whole = [rows.transpose(0, 1)[None].contiguous() for rows in held]
     q = torch.randn(tokens, heads, head_dim).to(dtype)
     return {"q": q, "keys": keys[0], "values": values[0], "batch": batch, "whole": whole}
 
 
-def attentions(kind: str, cases: list[tuple[str, str, int, int]], repeats: int) -> list[dict[str, Any]]:
-    """Attention of (model, dtype, context, new tokens); printed and returned."""
+def attentions(kind: str, cases: list[tuple[str, str, str, int, int]], repeats: int) -> list[dict[str, Any]]:
+    """Attention of (model, dtype, dtype of the cache, context, new tokens); printed and returned."""
     results = []
     library = dispatch.choice().library
-    for model, dtype, context, tokens in cases:
-        made = attention_inputs(model, context, tokens, _DTYPES[dtype])
-        heads, kv_heads, head_dim = _HEADS[model]
+    for model, dtype, cached, context, tokens in cases:
+        made = attention_inputs(model, context, tokens, _DTYPES[dtype], _CACHE_DTYPES[cached])
+        heads, _, head_dim = _HEADS[model]
         out = torch.empty_like(made["q"])
         q_NTH = made["q"].transpose(0, 1)[None].contiguous()
         k, v = made["whole"]
@@ -144,14 +151,18 @@ def attentions(kind: str, cases: list[tuple[str, str, int, int]], repeats: int) 
 
         agree(herd(), peer()[0].transpose(0, 1))
         tasks: dict[str, Callable[[], object]] = {"herd": herd, "torch": peer}
+        if cached != dtype:
+            wider = attention_inputs(model, context, tokens, _DTYPES[dtype], _DTYPES[dtype])
+            tasks["wider"] = lambda wider=wider, out=out: paged_attention(wider["q"], wider["keys"], wider["values"], wider["batch"], out)
         if library is not None and tokens == 1:
             halves = [made["keys"], made["values"]]
             tasks["read"] = lambda halves=halves: [library.read(half.data_ptr(), half.nbytes) for half in halves]
-        size = 2 * context * kv_heads * head_dim * _DTYPES[dtype].itemsize
+        size = 2 * context * made["keys"][0, 0].nbytes
         seen = context if tokens == 1 else context * (context + 1) / 2
         found = compare(tasks, repeats, {"gb_per_s": size / GB, "gflop_per_s": 4 * seen * heads * head_dim / GB})
-        results.append({"model": model, "dtype": dtype, "context": context, "tokens": tokens, **found})
-    show(kind, [(f"{r['model']} {r['dtype']} context {r['context']}", r) for r in results])
+        results.append({"model": model, "dtype": dtype, "cache_dtype": cached, "context": context, "tokens": tokens, **found})
+    names = [r["dtype"] if r["dtype"] == r["cache_dtype"] else f"{r['dtype']} over {r['cache_dtype']}" for r in results]
+    show(kind, [(f"{r['model']} {name} context {r['context']}", r) for name, r in zip(names, results, strict=True)])
     return results
 
 
@@ -162,9 +173,11 @@ def show(title: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
         seconds, ratios = result["seconds"], result["ratios"]
         times = [f"{seconds[peer]['median'] * 1e6:,.1f}" if peer in seconds else "" for peer in ("herd", "torch")]
         read = f"{100 * seconds['read']['median'] / seconds['herd']['median']:.0f} %" if "read" in seconds else ""
-        lines.append((name, *times, f"{result['gb_per_s']:.1f}", f"{result['gflop_per_s']:.0f}", f"{ratios['torch']:.2f} x", read))
+        rates = (f"{result['gb_per_s']:.1f}", f"{result['gflop_per_s']:.0f}")
+        wider = f"{ratios['wider']:.2f} x" if "wider" in ratios else ""
+        lines.append((name, *times, *rates, f"{ratios['torch']:.2f} x", wider, read))
     print(f"{title}: {dispatch.table()[0].runs}; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    harness.table(("", "herd us", "torch us", "GB/s", "GFLOP/s", "torch/herd", "of read"), lines)
+    harness.table(("", "herd us", "torch us", "GB/s", "GFLOP/s", "torch/herd", "wider/herd", "of read"), lines)
 
 
 def main() -> None:
@@ -185,10 +198,12 @@ def main() -> None:
             results["linear"] = linears(chosen.models, chosen.dtypes, chosen.rows, chosen.repeats)
         heads = [("cria", "float32"), ("1b", "bfloat16"), ("8b", "bfloat16")]
         if "decode" in chosen.only:
-            cases = [(model, dtype, context, 1) for model, dtype in heads for context in _CONTEXTS]
+            cases = [(model, dtype, kind, context, 1) for model, dtype in heads for context in _CONTEXTS for kind in (dtype, "int8")]
             results["decode"] = attentions("decode", cases, chosen.repeats)
         if "prefill" in chosen.only:
-            results["prefill"] = attentions("prefill", [(model, dtype, 512, 512) for model, dtype in heads], chosen.repeats)
+            results["prefill"] = attentions(
+                "prefill", [(model, dtype, kind, 512, 512) for model, dtype in heads for kind in (dtype, "int8")], chosen.repeats
+            )
     harness.report(chosen.json, "kernels", PACKAGES, results)
 
 

@@ -228,7 +228,7 @@ int ISA(herd_attention)(const void *q, int64_t q_stride, int dtype, int64_t head
                         .first = first, .q_stride = q_stride, .out_stride = out_stride, .table_stride = table_stride,
                         .block_size = block_size, .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .head_dim = head_dim,
                         .num_sequences = num_sequences, .scale = scale, .dtype = dtype, .cache_dtype = cache_dtype}};
-    j.shared.pairs = dtype == HERD_BF16 && cache_dtype == HERD_BF16;
+    j.shared.pairs = dtype == HERD_BF16 && (cache_dtype == HERD_BF16 || cache_dtype == HERD_I8);
     j.shared.partial_stride = (head_dim + 15) / 16 * 16;
     if (head_dim > HERD_MAX_HEAD || head_dim % 2 || j.shared.group > HERD_MAX_GROUP) return HERD_UNSUPPORTED;
     return plan_and_run(&j);

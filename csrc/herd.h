@@ -17,13 +17,13 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 2
+#define HERD_ABI 3
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
 #define HERD_MAX_GROUP 64  /* most query heads that share a KV head */
 
-enum herd_dtype { HERD_F32 = 0, HERD_BF16 = 1, HERD_F16 = 2 };
+enum herd_dtype { HERD_F32 = 0, HERD_BF16 = 1, HERD_F16 = 2, HERD_I8 = 3 };
 enum herd_isa { HERD_SCALAR = 0, HERD_AVX2 = 1, HERD_AVX512 = 2, HERD_AVX512BF16 = 3, HERD_NUM_ISA = 4 };
 enum herd_status { HERD_OK = 0, HERD_NO_MEMORY = 1, HERD_UNSUPPORTED = 2, HERD_BAD_BATCH = 3 };
 enum herd_epilogue { HERD_STORE = 0, HERD_ADD = 1, HERD_SWIGLU = 2 };
@@ -63,12 +63,14 @@ HERD_API int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, 
                          void *out, int64_t out_stride);
 
 /* Rotate q in place; rotate k and copy v into the caches at `slots`. A slot is block * block_size + offset, and lies at slot * K * H.
-   cos and sin are [positions, H/2]. Slots are distinct. */
+   cos and sin are [positions, H/2]. Slots are distinct. In a cache of HERD_I8 each vector of H numbers is H bytes and its scale, a float32
+   wherever that falls: scale = largest magnitude / 127, byte = number / scale rounded half to even; a slot lies at slot * K * (H + 4). Of a
+   vector that is not finite the scale is NaN. */
 HERD_API int herd_rope_write(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype,
                              int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim, const float *cos, const float *sin,
                              const int64_t *positions, const int64_t *slots, void *key_cache, void *value_cache, int cache_dtype);
 
-/* Attention of a ragged batch over paged caches [blocks, block_size, K, H]. Sequence s owns tokens starts[s] .. starts[s+1], at positions
+/* Attention of a ragged batch over paged caches [blocks, block_size, K, H]; of HERD_I8: [blocks, block_size, K, H + 4] bytes. Sequence s owns tokens starts[s] .. starts[s+1], at positions
    first[s], first[s]+1, ...; each sees keys 0 to its own position. Row s of `block_table` (stride table_stride) lists its blocks. */
 HERD_API int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
                             const void *key_cache, const void *value_cache, int cache_dtype, int64_t block_size, const int32_t *block_table,

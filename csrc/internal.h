@@ -30,6 +30,10 @@ typedef struct {
 static inline int64_t herd_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t herd_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t herd_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline size_t herd_size(int dtype) { return dtype == HERD_F32 ? 4 : 2; }
+static inline size_t herd_size(int dtype) { return dtype == HERD_F32 ? 4 : dtype == HERD_I8 ? 1 : 2; }
+/* Bytes of a vector in a cache: int8 has its scale behind it. */
+static inline int64_t herd_vector_bytes(int64_t head_dim, int dtype) {
+    return head_dim * (int64_t)herd_size(dtype) + (dtype == HERD_I8 ? (int64_t)sizeof(float) : 0);
+}
 
 #endif

@@ -1,7 +1,7 @@
 /* rope_write: rotate q in place, rotate k into the key cache, copy v into the value cache; one task is some tokens.
    out[i] = x[i] cos[i] - x[i + H/2] sin[i]; out[i + H/2] = x[i + H/2] cos[i] + x[i] sin[i]; products and sum rounded one by one, as torch
    does it, so that the result is the model's bit for bit. */
-#include "simd.h"
+#include "quantise.h"
 
 #define MIN_ELEMENTS 16384
 
@@ -41,17 +41,30 @@ INLINE void copy(const char *x, char *out, int64_t count, const int dtype, const
     for (; i < count; i++) store_as(out, i, to, load_as(x, i, dtype));
 }
 
+/* Key and value of one head, in float32 on the way. */
+INLINE void quantise_head(const job *j, int64_t token, int64_t head, const float *cos, const float *sin, int64_t at, const int dtype) {
+    float x[HERD_MAX_HEAD];
+    int64_t size = (int64_t)herd_size(dtype), place = head * j->head_dim;
+    rotate(j->k + (token * j->k_stride + place) * size, (char *)x, cos, sin, j->head_dim / 2, dtype, HERD_F32);
+    quantise(x, j->head_dim, j->keys + at);
+    copy(j->v + (token * j->v_stride + place) * size, (char *)x, j->head_dim, dtype, HERD_F32);
+    quantise(x, j->head_dim, j->values + at);
+}
+
 INLINE void write_token(const job *j, int64_t token, const int dtype, const int to) {
-    int64_t size = (int64_t)herd_size(dtype), cache_size = (int64_t)herd_size(to), half = j->head_dim / 2;
+    int64_t size = (int64_t)herd_size(dtype), vector = herd_vector_bytes(j->head_dim, to), half = j->head_dim / 2;
     const float *cos = j->cos + j->positions[token] * half, *sin = j->sin + j->positions[token] * half;
-    int64_t at = j->slots[token] * j->kv_heads * j->head_dim * cache_size;
+    int64_t at = j->slots[token] * j->kv_heads * vector;
     for (int64_t head = 0; head < j->heads; head++) {
         char *q = j->q + (token * j->q_stride + head * j->head_dim) * size;
         rotate(q, q, cos, sin, half, dtype, dtype);
     }
+    if (to == HERD_I8) {
+        for (int64_t head = 0; head < j->kv_heads; head++) quantise_head(j, token, head, cos, sin, at + head * vector, dtype);
+        return;
+    }
     for (int64_t head = 0; head < j->kv_heads; head++)
-        rotate(j->k + (token * j->k_stride + head * j->head_dim) * size, j->keys + at + head * j->head_dim * cache_size, cos, sin, half,
-               dtype, to);
+        rotate(j->k + (token * j->k_stride + head * j->head_dim) * size, j->keys + at + head * vector, cos, sin, half, dtype, to);
     copy(j->v + token * j->v_stride * size, j->values + at, j->kv_heads * j->head_dim, dtype, to);
 }
 
@@ -59,12 +72,14 @@ static void write_task(void *job_pointer, uint32_t index) {
     const job *j = job_pointer;
     int64_t end = herd_min(j->tokens, (index + 1) * j->tokens_per_task);
     for (int64_t token = index * j->tokens_per_task; token < end; token++) {
-        switch (j->dtype * 3 + j->cache_dtype) {
-        case HERD_F32 * 3 + HERD_F32: write_token(j, token, HERD_F32, HERD_F32); break;
-        case HERD_F32 * 3 + HERD_BF16: write_token(j, token, HERD_F32, HERD_BF16); break;
-        case HERD_F32 * 3 + HERD_F16: write_token(j, token, HERD_F32, HERD_F16); break;
-        case HERD_BF16 * 3 + HERD_F32: write_token(j, token, HERD_BF16, HERD_F32); break;
-        case HERD_BF16 * 3 + HERD_BF16: write_token(j, token, HERD_BF16, HERD_BF16); break;
+        switch (j->dtype * 4 + j->cache_dtype) {
+        case HERD_F32 * 4 + HERD_F32: write_token(j, token, HERD_F32, HERD_F32); break;
+        case HERD_F32 * 4 + HERD_BF16: write_token(j, token, HERD_F32, HERD_BF16); break;
+        case HERD_F32 * 4 + HERD_F16: write_token(j, token, HERD_F32, HERD_F16); break;
+        case HERD_F32 * 4 + HERD_I8: write_token(j, token, HERD_F32, HERD_I8); break;
+        case HERD_BF16 * 4 + HERD_F32: write_token(j, token, HERD_BF16, HERD_F32); break;
+        case HERD_BF16 * 4 + HERD_BF16: write_token(j, token, HERD_BF16, HERD_BF16); break;
+        case HERD_BF16 * 4 + HERD_I8: write_token(j, token, HERD_BF16, HERD_I8); break;
         default: write_token(j, token, HERD_BF16, HERD_F16); break;
         }
     }
@@ -73,6 +88,7 @@ static void write_task(void *job_pointer, uint32_t index) {
 int ISA(herd_rope_write)(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype,
                          int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim, const float *cos, const float *sin,
                          const int64_t *positions, const int64_t *slots, void *key_cache, void *value_cache, int cache_dtype) {
+    if (cache_dtype == HERD_I8 && head_dim > HERD_MAX_HEAD) return HERD_UNSUPPORTED;
     job j = {.q = q, .k = k, .v = v, .q_stride = q_stride, .k_stride = k_stride, .v_stride = v_stride, .tokens = tokens, .heads = heads,
              .kv_heads = kv_heads, .head_dim = head_dim, .cos = cos, .sin = sin, .positions = positions, .slots = slots,
              .keys = key_cache, .values = value_cache, .dtype = dtype, .cache_dtype = cache_dtype};

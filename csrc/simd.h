@@ -100,6 +100,13 @@ INLINE vf vf_load_bf16(const void *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
 INLINE vf vf_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+INLINE vf vf_byte(vf a, const int n) { /* signed byte n of each dword, as a number */
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(_mm512_castps_si512(a), 24 - 8 * n), 24));
+}
+INLINE vf vf_pair(vf even, vf odd) { /* of numbers that are bfloat16 already */
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd)));
+}
+INLINE vf vf_load_i8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
 INLINE void vf_store_f16(void *p, vf a) { _mm256_storeu_si256(p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
 INLINE __m512i vf_bf16_bits(vf a) { /* the rounded value, in the upper half of each lane */
     __m512i bits = _mm512_castps_si512(a);
@@ -142,6 +149,13 @@ INLINE vf vf_load_bf16(const void *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 INLINE vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+INLINE vf vf_byte(vf a, const int n) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(_mm256_castps_si256(a), 24 - 8 * n), 24));
+}
+INLINE vf vf_pair(vf even, vf odd) {
+    return _mm256_castsi256_ps(_mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd)));
+}
+INLINE vf vf_load_i8(const void *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
 INLINE void vf_store_f16(void *p, vf a) { _mm_storeu_si128(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
 INLINE __m256i vf_bf16_bits(vf a) {
     __m256i bits = _mm256_castps_si256(a);
@@ -199,6 +213,15 @@ INLINE vf vf_load_f16(const void *p) {
     uint16_t b[W];
     memcpy(b, p, sizeof b);
     return (vf){f16_to_float(b[0]), f16_to_float(b[1]), f16_to_float(b[2]), f16_to_float(b[3])};
+}
+INLINE vf vf_byte(vf a, const int n) { return __builtin_convertvector(((vi)a << (24 - 8 * n)) >> 24, vf); }
+INLINE vf vf_pair(vf even, vf odd) {
+    typedef uint32_t vu __attribute__((vector_size(16)));
+    return (vf)((vu)even >> 16 | (vu)odd);
+}
+INLINE vf vf_load_i8(const void *p) {
+    const int8_t *b = p;
+    return (vf){b[0], b[1], b[2], b[3]};
 }
 INLINE void vf_store_f16(void *p, vf a) {
     uint16_t b[W];
@@ -274,6 +297,7 @@ INLINE float max_lanes(const vf *a) {
 INLINE vf vf_load_as(const void *p, int64_t index, int dtype) {
     if (dtype == HERD_F32) return vf_load((const float *)p + index);
     if (dtype == HERD_BF16) return vf_load_bf16((const uint16_t *)p + index);
+    if (dtype == HERD_I8) return vf_load_i8((const int8_t *)p + index);
     return vf_load_f16((const uint16_t *)p + index);
 }
 INLINE void vf_store_as(void *p, int64_t index, int dtype, vf a) {
@@ -284,12 +308,13 @@ INLINE void vf_store_as(void *p, int64_t index, int dtype, vf a) {
     else
         vf_store_f16((uint16_t *)p + index, a);
 }
-/* Round to `dtype` and stay in float32; float16 is a storage of caches only. */
+/* Round to `dtype` and stay in float32; float16 is a storage of caches only, as is int8, which quantise.h writes. */
 INLINE vf vf_round_as(vf a, int dtype) { return dtype == HERD_BF16 ? vf_round_bf16(a) : a; }
 
 INLINE float load_as(const void *p, int64_t index, int dtype) {
     if (dtype == HERD_F32) return ((const float *)p)[index];
     if (dtype == HERD_BF16) return bf16_to_float(((const uint16_t *)p)[index]);
+    if (dtype == HERD_I8) return ((const int8_t *)p)[index];
     return f16_to_float(((const uint16_t *)p)[index]);
 }
 INLINE void store_as(void *p, int64_t index, int dtype, float a) {

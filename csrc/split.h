@@ -1,11 +1,15 @@
 /* One split of the keys: what attention.c's tasks do with the rows of a KV head, or of all of them.
 
    The two products are tiles of gemm.h over panels of keys and of values. Where few rows read a value, it is taken straight from the cache
-   instead: the same chains in the same order, without the copy. */
+   instead: the same chains in the same order, without the copy.
+
+   Of int8 the bytes are multiplied as numbers, which bfloat16 holds exactly. A key's scale multiplies its scores before the softmax, a
+   value's scale its probabilities after it; each is a product rounded by itself. */
 #ifndef HERD_SPLIT_H
 #define HERD_SPLIT_H
 
 #include "gemm.h"
+#include "quantise.h"
 
 #define SPLIT HERD_SPLIT
 #define HMAX HERD_MAX_HEAD
@@ -35,6 +39,7 @@ typedef struct {
     float *k;                           /* panels of keys, [heads][4][steps][32] */
     float *v;                           /* panels of values of one head, [H/32][128][32] */
     float *wide;                        /* some keys widened to float32 */
+    float *key_scales;                  /* of int8: [heads][128] */
     int64_t *token;                     /* [rows]: which token of the tile a row belongs to */
     int64_t position0, split, keys;     /* of the tile's first token; at hand; in it */
     int64_t offsets[2 * SPLIT];         /* bytes from a cache's begin to each key, first head; those of the next split follow */
@@ -49,7 +54,7 @@ typedef struct {
 static space *make_space(int64_t tokens, int64_t group, int64_t head0, int64_t heads) {
     int64_t rows = tokens * group, padded = (rows + 15) / 16 * 16;
     size_t header = (sizeof(space) + 63) / 64 * 64;
-    size_t floats = (size_t)(heads * (rows * 2 * (LDA + HMAX) + padded * 4 + SPLIT * HMAX) + SPLIT * HMAX + UNIT * HMAX + 2 * padded);
+    size_t floats = (size_t)(heads * (rows * 2 * (LDA + HMAX) + padded * 4 + SPLIT * HMAX + SPLIT) + SPLIT * HMAX + UNIT * HMAX + 2 * padded);
     space *s = herd_scratch(HERD_SCRATCH_TASK, header + floats * 4);
     if (!s) return NULL;
     float *next = (float *)((char *)s + header);
@@ -61,6 +66,7 @@ static space *make_space(int64_t tokens, int64_t group, int64_t head0, int64_t h
     TAKE(k, heads * SPLIT * HMAX);
     TAKE(v, SPLIT * HMAX);
     TAKE(wide, UNIT * HMAX);
+    TAKE(key_scales, heads * SPLIT);
     TAKE(m, heads * padded);
     TAKE(l, heads * padded);
     TAKE(split_m, heads * padded);
@@ -81,9 +87,9 @@ static space *make_space(int64_t tokens, int64_t group, int64_t head0, int64_t h
 /* How many keys of the split a row sees; none or fewer if it lies before the split. */
 INLINE int64_t seen(const space *s, int64_t row) { return herd_min(SPLIT, s->position0 + s->token[row] + 1 - s->split * SPLIT); }
 
-INLINE int64_t token_bytes(const attention *a) { return a->kv_heads * a->head_dim * (int64_t)herd_size(a->cache_dtype); }
+INLINE int64_t head_bytes(const attention *a, int64_t head) { return head * herd_vector_bytes(a->head_dim, a->cache_dtype); }
 
-INLINE int64_t head_bytes(const attention *a, int64_t head) { return head * a->head_dim * (int64_t)herd_size(a->cache_dtype); }
+INLINE int64_t token_bytes(const attention *a) { return head_bytes(a, a->kv_heads); }
 
 INLINE int64_t score_steps(const attention *a) { return a->pairs ? a->head_dim / 2 : a->head_dim; }
 
@@ -135,17 +141,30 @@ static void pack_keys(const attention *a, int64_t head, int64_t key, space *s) {
     const char *keys = a->keys + head_bytes(a, s->head0 + head);
     const float *rows[UNIT];
     int64_t steps = score_steps(a), count = herd_min(UNIT, s->keys - key);
-    int direct = a->pairs || a->cache_dtype == HERD_F32;
+    int bytes = a->cache_dtype == HERD_I8, direct = (a->pairs && !bytes) || a->cache_dtype == HERD_F32;
+    float *panel = s->k + head * SPLIT * HMAX + key / HERD_PANEL * steps * HERD_PANEL + key % HERD_PANEL;
     for (int64_t i = 0; i < count; i++) rows[i] = (const float *)(keys + s->offsets[key + i]);
+    for (int64_t i = 0; i < count && bytes; i++) s->key_scales[head * SPLIT + key + i] = scale_of((const char *)rows[i], a->head_dim);
+    if (bytes && a->head_dim % 4 == 0) {
+        for (int64_t i = count; i < UNIT; i++) rows[i] = nothing;
+        for (int64_t step = 0; step < a->head_dim / 4; step += 16) {
+            pack_half(rows, step, herd_min(16, a->head_dim / 4 - step), s->wide);
+            fetch(s, UNIT + 1);
+        }
+        spread_bytes(s->wide, a->head_dim / 4, a->pairs, panel);
+        return;
+    }
     for (int64_t i = 0; i < count && !direct; i++) {
-        widen((const char *)rows[i], s->wide + i * HMAX, a->head_dim, a->cache_dtype);
+        if (a->pairs)
+            widen_to_bf16((const char *)rows[i], s->wide + i * HMAX, a->head_dim);
+        else
+            widen((const char *)rows[i], s->wide + i * HMAX, a->head_dim, a->cache_dtype);
         rows[i] = s->wide + i * HMAX;
     }
     for (int64_t i = count; i < UNIT; i++) rows[i] = nothing;
-    float *panel = s->k + head * SPLIT * HMAX + key / HERD_PANEL * steps * HERD_PANEL + key % HERD_PANEL;
     for (int64_t step = 0; step < steps; step += 16) {
         pack_half(rows, step, herd_min(16, steps - step), panel);
-        fetch(s, UNIT);
+        fetch(s, bytes ? UNIT / 2 + 1 : UNIT);
     }
 }
 
@@ -168,6 +187,20 @@ static void scores(const attention *a, int64_t head, space *s) {
                 panel_f32((int)count, q, panels + key * steps, steps, to + key, LDA, START);
         }
     }
+}
+
+/* Scores or probabilities of keys begin .. end, each times its key's scale; what a row does not see is garbage before and after. */
+static void scale_keys(int64_t head, int64_t begin, int64_t end, const float *scales, space *s) {
+    for (int64_t r = 0; r < s->rows; r++) {
+        float *row = s->scores + (head * s->rows + r) * LDA + begin;
+        for (int64_t i = 0; i < end - begin; i += W) vf_store(row + i, vf_mul(vf_load(row + i), vf_load(scales + i)));
+    }
+}
+static void scale_probabilities(const attention *a, int64_t head, int64_t begin, int64_t end, space *s) {
+    const char *values = a->values + head_bytes(a, s->head0 + head);
+    float scales[SPLIT] = {0};
+    for (int64_t key = begin; key < end; key++) scales[key - begin] = scale_of(values + s->offsets[key], a->head_dim);
+    scale_keys(head, begin, end, scales, s);
 }
 
 /* Scores to probabilities in place, over the first `count` of each of `rows` rows; their maxima and sums. Several rows at once only keep
@@ -228,14 +261,17 @@ static void pack_values(const attention *a, int64_t head, space *s) {
         pack_values_as(a, head, s, HERD_F32);
     else if (a->cache_dtype == HERD_BF16)
         pack_values_as(a, head, s, HERD_BF16);
-    else
+    else if (a->cache_dtype == HERD_F16)
         pack_values_as(a, head, s, HERD_F16);
+    else
+        pack_values_as(a, head, s, HERD_I8);
 }
 
 /* What every row of a tile sees as a tile, then, row by row, what only later rows see. */
 static void outputs(const attention *a, int64_t head, space *s) {
     int64_t tiles = herd_ceil(s->rows, MR);
     pack_values(a, head, s);
+    if (a->cache_dtype == HERD_I8) scale_probabilities(a, head, 0, s->keys, s);
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t from = tile * s->rows / tiles, count = (tile + 1) * s->rows / tiles - from, all = herd_max(0, seen(s, from));
         const float *p = s->scores + (head * s->rows + from) * LDA;
@@ -270,7 +306,7 @@ INLINE void few_rows(const int mr, const float *p, int64_t begin, int64_t end, c
             vf pair = dtype == HERD_BF16 ? vf_load(row + v / 2 * 4 * W) : vf_load_as(row, v * W, dtype);
             value[v] = dtype != HERD_BF16 ? pair : v % 2 ? vf_odd(pair) : vf_even(pair);
         }
-        fetch(s, WIDE * W * (int64_t)herd_size(dtype) / 64);
+        fetch(s, herd_max(1, WIDE * W * (int64_t)herd_size(dtype) / 64));
         UNROLL for (int r = 0; r < mr; r++) {
             vf weight = vf_set1(p[r * LDA + key]);
             UNROLL for (int v = 0; v < WIDE; v++) acc[r][v] = vf_fma(weight, value[v], acc[r][v]);
@@ -305,8 +341,12 @@ static void outputs_direct(const attention *a, int64_t head, int64_t key, space 
         few_rows_as(a, head, key, s, HERD_F32);
     else if (a->cache_dtype == HERD_BF16)
         few_rows_as(a, head, key, s, HERD_BF16);
-    else
+    else if (a->cache_dtype == HERD_F16)
         few_rows_as(a, head, key, s, HERD_F16);
+    else {
+        scale_probabilities(a, head, key, herd_min(key + UNIT, s->keys), s);
+        few_rows_as(a, head, key, s, HERD_I8);
+    }
 }
 static void sort_columns(const attention *a, int64_t head, space *s) {
     for (int64_t r = 0; r < s->rows; r++)
@@ -327,6 +367,7 @@ static void attend_split(const attention *a, space *s) {
     }
     for (int64_t head = 0; head < s->heads; head++) {
         scores(a, head, s);
+        if (a->cache_dtype == HERD_I8) scale_keys(head, 0, s->keys, s->key_scales + head * SPLIT, s);
         probabilities(a, head, s);
     }
     for (int64_t unit = 0; unit < units && direct; unit++) {

@@ -15,6 +15,7 @@ from herd.kernels.library import Library
 C_KINDS = list(LEVELS)
 KINDS = ["reference", *C_KINDS]
 DTYPES = [torch.float32, torch.bfloat16]
+CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 c_kinds = pytest.mark.parametrize("kind", C_KINDS)
@@ -57,5 +58,5 @@ def running(kind: str, *, threads: int | None = None) -> Iterator[Library | None
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit, a NaN equal to itself."""
-    whole = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     return a.shape == b.shape and torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))

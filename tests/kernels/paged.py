@@ -10,6 +10,7 @@ from torch import Tensor
 
 from herd.kernels.attention import paged_attention
 from herd.kernels.batch import Batch, plan_batch
+from herd.kernels.int8_rows import numbers_of, quantise, scales_of
 from herd.kernels.rope import make_cache
 
 UNIT = 2.0**-24
@@ -69,26 +70,33 @@ def world(
     caches = make_cache(
         num_layers=1, num_blocks=num_blocks, block_size=block_size, num_kv_heads=kv_heads, head_dim=head_dim, dtype=cache_dtype
     )
-    key_cache, value_cache = (cache[0].fill_(torch.nan) for cache in caches)
+    key_cache, value_cache = (cache[0].fill_(-1 if cache_dtype == torch.int8 else torch.nan) for cache in caches)
     made = World([], [], [], [], key_cache, value_cache)
     for length, count in zip(lengths, needed, strict=True):
         q = torch.randn(length, heads, head_dim, generator=random).to(dtype)
-        k, v = (torch.randn(length, kv_heads, head_dim, generator=random).to(dtype).to(cache_dtype) for _ in range(2))
+        k, v = (torch.randn(length, kv_heads, head_dim, generator=random).to(dtype) for _ in range(2))
         blocks, free = free[:count], free[count:]
         position = torch.arange(length)
         slots = torch.tensor(blocks)[position // block_size] * block_size + position % block_size
-        key_cache.flatten(0, 1)[slots], value_cache.flatten(0, 1)[slots] = k, v
+        rows = [quantise(x) if cache_dtype == torch.int8 else x.to(cache_dtype) for x in (k, v)]
+        key_cache.flatten(0, 1)[slots], value_cache.flatten(0, 1)[slots] = rows
         made.queries.append(q)
-        made.keys.append(k)
-        made.values.append(v)
+        made.keys.append(stands_for(rows[0]))
+        made.values.append(stands_for(rows[1]))
         made.table.append(blocks + [-1] * (width - count))
     return made
+
+
+def stands_for(rows: Tensor) -> Tensor:
+    """The numbers in a cache; of int8 exactly, in float64."""
+    return numbers_of(rows).double() * scales_of(rows).double()[..., None] if rows.dtype == torch.int8 else rows
 
 
 def truth(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """Outputs in float64 and a bound on the error of either implementation, by token and head.
 
-    Scores err by (H + 2) u sum |q k|, which moves a probability by twice that at most; sums over keys and splits add a few hundred u.
+    Scores err by (H + 3) u sum |q k|, a key's scale in int8 counted, which moves a probability by twice that at most; sums over keys and
+    splits, and a value's scale, add a few hundred u.
     """
     group = q_TNH.shape[1] // k_SKH.shape[1]
     q, k, v = q_TNH.double(), k_SKH.double().repeat_interleave(group, 1), v_SKH.double().repeat_interleave(group, 1)
@@ -100,5 +108,5 @@ def truth(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, first: int) -> tuple[Tens
     scores = scores.masked_fill(~visible[:, None], -torch.inf)
     sizes = sizes.masked_fill(~visible[:, None], 0.0).amax(-1, keepdim=True)
     out = torch.einsum("tns,snh->tnh", scores.softmax(-1), v)
-    bound = (4 * (q.shape[2] + 2) * sizes + 400) * UNIT * v.abs().amax()
+    bound = (4 * (q.shape[2] + 3) * sizes + 400) * UNIT * v.abs().amax()
     return out, bound + out.abs() * (2.0**-8 if q_TNH.dtype == torch.bfloat16 else 0.0)

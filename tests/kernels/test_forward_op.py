@@ -68,7 +68,7 @@ def scores(made: CpuRunner, batch: RaggedBatch) -> list[np.ndarray]:
     return [chunk.copy() for _, chunk in made.run(batch)]
 
 
-@pytest.mark.parametrize("cache_dtype", [None, "float16"])
+@pytest.mark.parametrize("cache_dtype", [None, "float16", "int8"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_the_bits_of_the_ops_one_by_one(dtype: torch.dtype, tied: bool, cache_dtype: str | None) -> None:

@@ -18,6 +18,7 @@ from herd.kernels.swiglu import swiglu
 
 ROWS = 70
 RowOp = Callable[[Tensor], Tensor]
+caches = pytest.mark.parametrize("cache_dtype", [None, torch.int8], ids=["as-stored", "int8"])
 MAKERS = ["linear", "linear_residual", "linear_swiglu", "rms_norm", "swiglu"]
 
 
@@ -98,11 +99,14 @@ def test_linear_of_any_shape(kind: str, dtype: torch.dtype, m: int, n: int, k: i
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"), [(4, 1, 64), (2, 2, 24), (8, 1, 128), (6, 2, 8)], ids=["cria", "mha", "wide", "small"]
 )
+@caches
 @dtypes
 @kinds
-def test_a_prompt_in_any_chunks_is_its_tokens_one_by_one(kind: str, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> None:
+def test_a_prompt_in_any_chunks_is_its_tokens_one_by_one(
+    kind: str, dtype: torch.dtype, cache_dtype: torch.dtype | None, heads: int, kv_heads: int, head_dim: int
+) -> None:
     length = 140 if kind == "reference" else 530
-    made = world([length], heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype)
+    made = world([length], heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, cache_dtype=cache_dtype)
     with running(kind):
         whole = made.attend([(0, 0, length)])[0]
         for chunk in (16, 64, 77, 512) if kind != "reference" else (16, 77):
@@ -112,11 +116,12 @@ def test_a_prompt_in_any_chunks_is_its_tokens_one_by_one(kind: str, dtype: torch
             assert same(made.attend([(0, position, 1)])[0], whole[position : position + 1]), position
 
 
+@caches
 @dtypes
 @kinds
-def test_attention_of_a_sequence_among_others(kind: str, dtype: torch.dtype) -> None:
+def test_attention_of_a_sequence_among_others(kind: str, dtype: torch.dtype, cache_dtype: torch.dtype | None) -> None:
     lengths = [140, 9, 300, 1, 65]
-    made = world(lengths, heads=4, kv_heads=2, head_dim=32, dtype=dtype)
+    made = world(lengths, heads=4, kv_heads=2, head_dim=32, dtype=dtype, cache_dtype=cache_dtype)
     parts = [(0, 100, 40), (1, 8, 1), (2, 299, 1), (3, 0, 1), (4, 2, 63)]
     with running(kind):
         alone = [made.attend([part])[0] for part in parts]
@@ -125,22 +130,25 @@ def test_attention_of_a_sequence_among_others(kind: str, dtype: torch.dtype) -> 
             assert all(same(found, alone[s]) for s, found in zip(order, together, strict=True)), order
 
 
+@caches
 @dtypes
 @kinds
-def test_attention_wherever_the_blocks_are_and_however_large(kind: str, dtype: torch.dtype) -> None:
+def test_attention_wherever_the_blocks_are_and_however_large(kind: str, dtype: torch.dtype, cache_dtype: torch.dtype | None) -> None:
     results = []
     for block_size, shuffle in ((16, 0), (16, 1), (7, 2), (64, 3), (200, 4)):
-        made = world([190, 20], heads=4, kv_heads=1, head_dim=16, dtype=dtype, block_size=block_size, shuffle=shuffle)
+        places = {"block_size": block_size, "shuffle": shuffle}
+        made = world([190, 20], heads=4, kv_heads=1, head_dim=16, dtype=dtype, cache_dtype=cache_dtype, **places)
         with running(kind):
             results.append(torch.cat(made.attend([(0, 150, 40), (1, 19, 1)])))
     assert all(same(results[0], other) for other in results[1:])
 
 
+@caches
 @dtypes
 @kinds
-def test_attention_with_any_number_of_threads(kind: str, dtype: torch.dtype) -> None:
+def test_attention_with_any_number_of_threads(kind: str, dtype: torch.dtype, cache_dtype: torch.dtype | None) -> None:
     long = 270 if kind == "reference" else 2600
-    made = world([long, 300, 700], heads=4, kv_heads=2, head_dim=16, dtype=dtype)
+    made = world([long, 300, 700], heads=4, kv_heads=2, head_dim=16, dtype=dtype, cache_dtype=cache_dtype)
     results = []
     for threads in (1, 2, 3, 8):
         with running(kind, threads=threads):
@@ -173,12 +181,14 @@ def test_even_a_later_token_of_the_same_chunk_that_is_no_number(kind: str) -> No
     assert same(after[:100], before[:100]) and after[100:].isnan().any()
 
 
+@caches
 @dtypes
-def test_levels_with_fused_multiply_add_agree_bit_for_bit(dtype: torch.dtype) -> None:
+def test_levels_with_fused_multiply_add_agree_bit_for_bit(dtype: torch.dtype, cache_dtype: torch.dtype | None) -> None:
     levels = [level for level in c_library().levels if level != "scalar"]
     if len(levels) < 2:
         pytest.skip("this processor has one such level at most")
-    x, made = random(20, 600, dtype=dtype, seed=0), world([300], heads=4, kv_heads=1, head_dim=64, dtype=dtype)
+    x = random(20, 600, dtype=dtype, seed=0)
+    made = world([300], heads=4, kv_heads=1, head_dim=64, dtype=dtype, cache_dtype=cache_dtype)
     results = []
     for level in levels:
         with running(level):

@@ -6,14 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import DTYPES, KINDS, kinds, running, same
+from kinds import CACHE_DTYPES, DTYPES, KINDS, dtypes, kinds, running, same
 from paged import truth, world
 
 from herd.base.errors import ConfigError
 from herd.kernels.attention import paged_attention
 from herd.kernels.batch import plan_batch
-
-CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def check(kind: str, parts: list[tuple[int, int]], *, threads: int | None = None, **shape: object) -> None:
@@ -31,7 +29,7 @@ def check(kind: str, parts: list[tuple[int, int]], *, threads: int | None = None
     kind=st.sampled_from(KINDS),
     dtype=st.sampled_from(DTYPES),
     cache_dtype=st.sampled_from(CACHE_DTYPES),
-    head_dim=st.sampled_from([8, 16, 20, 32, 48, 64, 96, 128]),
+    head_dim=st.sampled_from([8, 16, 20, 32, 34, 48, 64, 96, 128]),
     kv_heads=st.integers(1, 3),
     group=st.sampled_from([1, 2, 3, 4, 5, 8, 16]),
     block_size=st.sampled_from([1, 3, 8, 16, 32, 100, 300]),
@@ -51,10 +49,18 @@ def test_it_is_attention_within_the_bound(
     check(kind, parts, **shape, dtype=dtype, cache_dtype=cache_dtype)
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8], ids=["bfloat16", "int8"])
 @pytest.mark.parametrize("kind", ["reference", "avx2", "avx512bf16"])
-def test_the_edges_of_splits_tiles_and_blocks(kind: str) -> None:
+def test_the_edges_of_splits_tiles_and_blocks(kind: str, cache_dtype: torch.dtype) -> None:
     parts = [(0, 1), (127, 1), (128, 1), (126, 4), (0, 129), (100, 200), (383, 1), (255, 2)]
-    check(kind, parts, heads=4, kv_heads=2, head_dim=32, dtype=torch.bfloat16)
+    check(kind, parts, heads=4, kv_heads=2, head_dim=32, dtype=torch.bfloat16, cache_dtype=cache_dtype)
+
+
+@dtypes
+@kinds
+def test_bytes_at_the_shapes_of_models(kind: str, dtype: torch.dtype) -> None:
+    for heads, kv_heads, head_dim in ((4, 1, 64), (8, 2, 128)):
+        check(kind, [(300, 1), (128, 60)], heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, cache_dtype=torch.int8)
 
 
 def test_a_long_decode_shared_by_threads() -> None:

@@ -6,16 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import DTYPES, KINDS, dtypes, kinds, running, same
+from kinds import CACHE_DTYPES, DTYPES, KINDS, dtypes, kinds, running, same
 from torch import Tensor
 
 from herd.base.errors import ConfigError
 from herd.kernels.batch import Batch, plan_batch
+from herd.kernels.int8_rows import dequantise, numbers_of, quantise, scales_of
 from herd.kernels.rope import RopeTable, make_cache, rope_write
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.rope import apply_rope, rope_frequencies, rope_table
-
-CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def frequencies(head_dim: int) -> Tensor:
@@ -72,16 +71,17 @@ def test_it_rotates_as_the_model_does_and_writes_each_slot_once(
     v_expected = v.clone()
     shape = {"num_layers": 2, "num_blocks": sum(needed) + 1, "block_size": block_size, "num_kv_heads": kv_heads, "head_dim": head_dim}
     keys, values = make_cache(**shape, dtype=cache_dtype)
-    keys.fill_(7.0)
-    values.fill_(7.0)
+    keys.fill_(7)
+    values.fill_(7)
     with running(kind):
         rope_write(q, k, v, RopeTable(frequencies(head_dim)), keys[1], values[1], batch)
     assert same(q.contiguous(), q_expected) and same(v, v_expected)
     untouched = torch.ones(len(keys[1].flatten(0, 1)), dtype=torch.bool)
     untouched[batch.slots] = False
     for cache, expected in ((keys, k_expected), (values, v_expected)):
-        assert same(cache[1].flatten(0, 1)[batch.slots], expected.to(cache_dtype))
-        assert (cache[1].flatten(0, 1)[untouched] == 7.0).all() and (cache[0] == 7.0).all()
+        stored = quantise(expected) if cache_dtype == torch.int8 else expected.to(cache_dtype)
+        assert same(cache[1].flatten(0, 1)[batch.slots], stored)
+        assert (cache[1].flatten(0, 1)[untouched] == 7).all() and (cache[0] == 7).all()
 
 
 def test_a_slot_is_where_the_table_says() -> None:
@@ -113,6 +113,43 @@ def test_float16_rounds_as_torch_does(kind: str) -> None:
     with running(kind):
         rope_write(torch.zeros_like(v), torch.zeros_like(v), v, RopeTable(frequencies(8)), keys[0], values[0], batch)
     assert same(values[0].view(-1, 1, 8), v.half())
+
+
+def written(kind: str, v: Tensor) -> Tensor:
+    """Vectors [T, 1, H] as an int8 cache holds them."""
+    batch = plan_batch([list(range(len(v)))], first=[0], lengths=[len(v)], num_blocks=len(v), block_size=1)
+    head_dim = v.shape[-1]
+    keys, values = make_cache(num_layers=1, num_blocks=len(v), block_size=1, num_kv_heads=1, head_dim=head_dim, dtype=torch.int8)
+    with running(kind):
+        rope_write(torch.zeros_like(v), torch.zeros_like(v), v, RopeTable(frequencies(head_dim)), keys[0], values[0], batch)
+    assert not keys[:, :, :, :, :-4].any()
+    return values[0].view(-1, 1, head_dim + 4)
+
+
+@dtypes
+@kinds
+def test_a_byte_is_the_nearest_multiple_of_the_scale(kind: str, dtype: torch.dtype) -> None:
+    powers = [torch.randn(200, 1, 8) * 10.0**power for power in (-44, -40, -38, -9, 0, 6, 30, 38)]
+    halves = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5], [0.0] * 8, [3e38, -3e38] * 4])[:, None]
+    v = torch.cat([*powers, halves]).to(dtype)
+    v = v[v.isfinite().all(-1).all(-1)]
+    rows = written(kind, v)
+    assert same(rows, quantise(v))
+    exact = v.double()
+    error = (exact - numbers_of(rows).double() * scales_of(rows).double()[..., None]).abs()
+    coarse = 127.5 * 2.0**-150  # what a subnormal scale is rounded by
+    assert bool((error <= exact.abs().amax(-1, keepdim=True) / 254 * (1 + 1e-5) + coarse).all())
+    assert numbers_of(rows)[-3, 0].tolist() == [127, 0, 2, 2, 0, -2, -2, 126]
+    assert not rows[-2].any()
+
+
+@kinds
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_a_vector_that_is_not_finite_stands_for_nan(kind: str, wrong: float) -> None:
+    v = torch.ones(3, 1, 20)
+    v[1, 0, 17] = wrong
+    found = dequantise(written(kind, v))
+    assert bool(found[1].isnan().all()) and found[[0, 2]].eq(1.0).all()
 
 
 @dtypes

@@ -17,6 +17,7 @@ from torch import Tensor
 from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
 from herd.kernels.batch import Batch, plan_batch
+from herd.kernels.int8_rows import dequantise, quantise, row_width
 from herd.model.attention import sdpa
 from herd.model.transformer import Transformer
 
@@ -40,13 +41,21 @@ class PagedCore:
     ) -> Float[Tensor, "B T N H"]:
         """Write keys and values to their slots, then attend sequence by sequence."""
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._slots], values[self._slots] = k_BTKH[0].to(keys.dtype), v_BTKH[0].to(values.dtype)
+        keys[self._slots], values[self._slots] = (_stored(x_BTKH[0], keys.dtype) for x_BTKH in (k_BTKH, v_BTKH))
         out = torch.empty_like(q_BTNH)
         for (begin, end, first), read in zip(self._spans, self._read, strict=True):
             mask = torch.ones(end - begin, len(read), dtype=torch.bool, device=q_BTNH.device).tril(diagonal=first)
-            k, v = keys[read][None].to(q_BTNH.dtype), values[read][None].to(q_BTNH.dtype)
+            k, v = (_loaded(cache[read][None], q_BTNH.dtype) for cache in (keys, values))
             out[:, begin:end] = sdpa(q_BTNH[:, begin:end], k, v, mask)
         return out
+
+
+def _stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return quantise(x) if dtype == torch.int8 else x.to(dtype)
+
+
+def _loaded(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return (dequantise(rows) if rows.dtype == torch.int8 else rows).to(dtype)
 
 
 class TorchRunner:
@@ -66,8 +75,8 @@ class TorchRunner:
         self.model, self.num_blocks, self.block_size, self._score_rows = model, num_blocks, block_size, score_rows
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self._states = torch.empty(0, config.hidden_size)
-        shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         dtype = getattr(torch, cache_dtype) if cache_dtype else model.dtype
+        shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, row_width(config.head_dim, dtype))
         self._keys, self._values = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
         caches = (self._keys, self._values)
         self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)

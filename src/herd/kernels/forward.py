@@ -18,6 +18,7 @@ from torch import Tensor
 from herd.kernels import dispatch, library
 from herd.kernels.batch import plan_batch
 from herd.kernels.checks import refuse
+from herd.kernels.int8_rows import head_dim_of
 from herd.kernels.linear import PANELS, PackedLinear
 from herd.kernels.rope import RopeTable
 
@@ -87,7 +88,8 @@ class Forward:
         scores: Tensor,
     ) -> None:
         first = blocks[0]
-        num_blocks, block_size, kv_heads, head_dim = first.keys.shape
+        num_blocks, block_size, kv_heads, _ = first.keys.shape
+        head_dim = head_dim_of(first.keys)
         self._arenas, self._max_tokens = dict(arenas), len(arenas["normed"])
         self._places = np.empty((2, self._max_tokens), dtype=np.int64)
         self._written = np.zeros(num_blocks * block_size, dtype=np.uint8)
@@ -117,7 +119,7 @@ class Forward:
             block_size=block_size,
             num_positions=0,
             dtype=library.CODES[head.dtype],
-            cache_dtype=library.CODES[first.keys.dtype],
+            cache_dtype=library.CACHE_CODES[first.keys.dtype],
             eps=eps,
             scale=head_dim**-0.5,
             **{name: arena.data_ptr() for name, arena in self._arenas.items()},

@@ -14,13 +14,14 @@ import torch
 from herd.base.errors import DoesNotFitError
 from herd.kernels.build import LEVELS
 
-ABI = 2
+ABI = 3
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 STORE, ADD, SWIGLU = 0, 1, 2
 CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_CODES = {**CODES, torch.int8: 3}
 _NO_MEMORY, BAD_BATCH = 1, 3
 
 _POINTER_THEN_STRIDE = (c_void_p, c_int64)

@@ -3,21 +3,22 @@
     out[i] = x[i] cos[i] - x[i + H/2] sin[i];  out[i + H/2] = x[i + H/2] cos[i] + x[i] sin[i]
 
 in float32, each product and the sum rounded by itself, cast back: the model's bits (model.rope). k is rounded to the model's dtype before
-it is stored in the cache's. A cache is [blocks, block_size, K, H], one for keys and one for values of each layer; `make_cache` lays out all
-layers as [L, blocks, block_size, K, H]: a token is one run of K * H elements to write, and a decode reads the blocks of a split, all heads,
+it is stored in the cache's. A cache is [blocks, block_size, K, C], one for keys and one for values of each layer; `make_cache` lays out all
+layers as [L, blocks, block_size, K, C]: a token is one run of K * C elements to write, and a decode reads the blocks of a split, all heads,
 as one run each.
-Shapes: T tokens, N query heads, K KV heads, H head dim, P positions.
+Shapes: T tokens, N query heads, K KV heads, H head dim, C elements of a cached vector: H, in int8 those of its scale too, P positions.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from herd.kernels import dispatch, library, memory
 from herd.kernels.batch import Batch
 from herd.kernels.checks import refuse, require
+from herd.kernels.int8_rows import quantise, row_width
 
 _BLOCK = 512
 
@@ -51,21 +52,21 @@ class RopeTable:
 
 def make_cache(
     *, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> tuple[Float[Tensor, "L blocks block_size K H"], Float[Tensor, "L blocks block_size K H"]]:
+) -> tuple[Real[Tensor, "L blocks block_size K C"], Real[Tensor, "L blocks block_size K C"]]:
     """Zeroed key and value caches of every layer, on huge pages where there are any. `cache[layer]` is what the ops take."""
-    require(dtype in library.CODES, f"a cache cannot hold {dtype}", "float32, bfloat16 and float16 can be stored")
-    shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+    require(dtype in library.CACHE_CODES, f"a cache cannot hold {dtype}", "float32, bfloat16, float16 and int8 can be stored")
+    shape = (num_layers, num_blocks, block_size, num_kv_heads, row_width(head_dim, dtype))
     require(min(shape) > 0, f"a cache of shape {list(shape)} holds nothing", "every number must be positive")
     return memory.zeros(shape, dtype), memory.zeros(shape, dtype)
 
 
 def check_caches(key_cache: Tensor, value_cache: Tensor, batch: Batch, kv_heads: int, head_dim: int) -> None:
     """Both caches have the batch's blocks and the model's heads, and lie in one piece. Raises ConfigError otherwise."""
-    shape = (batch.num_blocks, batch.block_size, kv_heads, head_dim)
+    shape = (batch.num_blocks, batch.block_size, kv_heads, row_width(head_dim, key_cache.dtype))
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.shape != shape or cache.dtype not in library.CODES or cache.dtype != key_cache.dtype:
+        if cache.shape != shape or cache.dtype not in library.CACHE_CODES or cache.dtype != key_cache.dtype:
             raise refuse(
-                f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in float32, bfloat16 or float16, both alike",
+                f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in float32, bfloat16, float16 or int8, both alike",
                 "make them with make_cache, and plan the batch for the same blocks",
             )
         if not cache.is_contiguous():
@@ -88,8 +89,8 @@ def rope_write(
     k: Float[Tensor, "T K H"],
     v: Float[Tensor, "T K H"],
     table: RopeTable,
-    key_cache: Float[Tensor, "blocks block_size K H"],
-    value_cache: Float[Tensor, "blocks block_size K H"],
+    key_cache: Real[Tensor, "blocks block_size K C"],
+    value_cache: Real[Tensor, "blocks block_size K C"],
     batch: Batch,
 ) -> None:
     """Rotate q in place; write rotated k and plain v to the batch's slots. q, k and v may be views of one product.
@@ -108,13 +109,13 @@ def rope_write(
     check_caches(key_cache, value_cache, batch, k.shape[1], head_dim)
     cos, sin = table.upto(batch.num_positions)
     found = dispatch.native(q.device, q.dtype)
-    if found is None:
+    if found is None or (key_cache.dtype == torch.int8 and head_dim > library.MAX_HEAD_DIM):
         reference(q, k, v, cos, sin, key_cache, value_cache, batch)
         return
     rows = (q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
     sizes = (library.CODES[q.dtype], tokens, q.shape[1], k.shape[1], head_dim)
     places = (cos.data_ptr(), sin.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr())
-    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.CODES[key_cache.dtype])
+    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.CACHE_CODES[key_cache.dtype])
     library.raise_for(found.rope_write(*rows, *sizes, *places, *caches))
 
 
@@ -128,5 +129,5 @@ def reference(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, key_cac
         return (x * cos_T1H + torch.cat((-second, first), dim=-1) * sin_T1H).to(x_TNH.dtype)
 
     q.copy_(rotate(q))
-    key_cache.flatten(0, 1)[batch.slots] = rotate(k).to(key_cache.dtype)
-    value_cache.flatten(0, 1)[batch.slots] = v.to(value_cache.dtype)
+    for cache, rows in ((key_cache, rotate(k)), (value_cache, v)):
+        cache.flatten(0, 1)[batch.slots] = quantise(rows) if cache.dtype == torch.int8 else rows.to(cache.dtype)
