@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from herd.engine.step import Step
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RaggedBatch:
@@ -50,3 +52,20 @@ def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     for row, blocks in enumerate(tables):
         table[row, : len(blocks)] = blocks
     return table
+
+
+def ragged_batch(step: Step, rows: Sequence[int]) -> RaggedBatch:
+    """What a step asks of a runner; `rows` are the places whose scores are wanted."""
+    tokens: list[int] = []
+    starts = [0]
+    for item in step.items:
+        tokens += item.sequence.tokens(item.first_position, item.first_position + item.num_tokens)
+        starts.append(starts[-1] + item.num_tokens)
+    return RaggedBatch(
+        tokens_T=np.asarray(tokens, dtype=np.int32),
+        first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
+        starts=np.asarray(starts, dtype=np.int32),
+        block_table_SW=block_table([item.sequence.blocks for item in step.items]),
+        rows_R=np.asarray(rows, dtype=np.int64),
+        copies=tuple(step.copies),
+    )

@@ -86,14 +86,29 @@ def activation_bytes(config: ModelConfig, num_tokens: int, dtype_bytes: int) -> 
     return num_tokens * (width * dtype_bytes + 2 * 4 * config.head_dim)
 
 
-def plan_memory(config: ModelConfig, engine: EngineConfig, *, dtype: str, weights_bytes: int | None = None) -> MemoryPlan:
-    """What serving `config` takes.
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of a value."""
+    return _CACHE_BYTES[dtype]
+
+
+def plan_memory(
+    config: ModelConfig,
+    engine: EngineConfig,
+    *,
+    dtype: str,
+    weights_bytes: int | None = None,
+    score_bytes: int | None = None,
+    buffer_bytes: int = 0,
+) -> MemoryPlan:
+    """What serving `config` takes; `parallel.plan` calls it for each rank's share of a model.
 
     Args:
         config: the model.
         engine: the sizes.
         dtype: of weights and activations.
         weights_bytes: what the weights take, where that is not their count times their width.
+        score_bytes: what scores take, where those are not of the whole vocabulary once.
+        buffer_bytes: what is allocated for exchange with other processes; counted as activations.
 
     Raises:
         ConfigError: a context over the model's.
@@ -108,8 +123,8 @@ def plan_memory(config: ModelConfig, engine: EngineConfig, *, dtype: str, weight
         )
     fixed = {
         "weights_bytes": config.num_parameters * wide if weights_bytes is None else weights_bytes,
-        "activation_bytes": activation_bytes(config, engine.token_budget, wide),
-        "score_bytes": engine.score_rows * config.vocab_size * 4,
+        "activation_bytes": activation_bytes(config, engine.token_budget, wide) + buffer_bytes,
+        "score_bytes": engine.score_rows * config.vocab_size * 4 if score_bytes is None else score_bytes,
         "overhead_bytes": OVERHEAD_BYTES,
     }
     block_bytes = config.kv_bytes_per_token(_CACHE_BYTES[engine.cache_dtype or dtype]) * engine.block_size

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
-from herd.engine.batch import RaggedBatch, Runner, block_table
+from herd.engine.batch import RaggedBatch, Runner, ragged_batch
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
@@ -183,25 +183,15 @@ class Stepper:
             yield item, rows.take(count)
 
     def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int]]]:
-        tokens: list[int] = []
-        starts, rows = [0], list[int]()
+        rows: list[int] = []
         wanted: list[tuple[StepItem, int]] = []
+        start = 0
         for item in step.items:
-            first, end = item.first_position, item.first_position + item.num_tokens
-            tokens += item.sequence.tokens(first, end)
             chosen = self._rows(item)
-            rows += [starts[-1] + place - first for place in chosen]
+            rows += [start + place - item.first_position for place in chosen]
             wanted.append((item, len(chosen)))
-            starts.append(starts[-1] + item.num_tokens)
-        batch = RaggedBatch(
-            tokens_T=np.asarray(tokens, dtype=np.int32),
-            first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
-            starts=np.asarray(starts, dtype=np.int32),
-            block_table_SW=block_table([item.sequence.blocks for item in step.items]),
-            rows_R=np.asarray(rows, dtype=np.int64),
-            copies=tuple(step.copies),
-        )
-        return batch, wanted
+            start += item.num_tokens
+        return ragged_batch(step, rows), wanted
 
     def _rows(self, item: StepItem) -> range:
         """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""

@@ -1,0 +1,87 @@
+"""An engine whose model lies in several processes: `Engine` on rank 0, and what it does when another rank is lost.
+
+Requests, sampling, grammars and events are rank 0's alone, and the same code as for one process. Only rank 0 samples, so that the vocabulary
+is gathered once and not on every rank, and grammars are compiled once; what it drew reaches the others with the next step's frame.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.base.errors import HerdError
+from herd.engine.batch import RaggedBatch
+from herd.engine.engine import Engine, EngineError
+from herd.engine.memory import MemoryPlan
+from herd.engine.parallel.replica import LeadScheduler
+from herd.engine.parallel.shard_runner import Scores, ShardRunner
+from herd.engine.parallel.workers import Workers
+
+
+class LeadRunner:
+    """Tells the other ranks of a step, then does rank 0's part of it. A line that breaks becomes the error that names the lost rank."""
+
+    def __init__(self, shard: ShardRunner, scheduler: LeadScheduler, workers: Workers) -> None:
+        self.block_size, self.num_blocks, self.vocab_size = shard.block_size, shard.num_blocks, shard.vocab_size
+        self._shard, self._scheduler, self._workers = shard, scheduler, workers
+
+    def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `batch.Runner.run`."""
+        self._workers.send({"calls": self._scheduler.take_log(), "rows": batch.rows_R.tolist()})
+        return self._told(self._named(lambda: self._shard.run(batch)))
+
+    def _told(self, scores: Scores) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        while (chunk := self._named(lambda: next(scores, None))) is not None:
+            yield chunk
+
+    def _named(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except RuntimeError as error:
+            lost = self._workers.verdict()
+            if lost is None:
+                raise
+            raise lost from error
+
+
+class ParallelEngine(Engine):
+    """An `Engine` on a thread of its own, for `build.build_parallel_engine` to make. `plans` has what each rank allocated.
+
+    Where a rank is lost, what is in flight fails with an EngineError that names it, later requests are refused with it, and every process
+    has ended.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        shard: ShardRunner,
+        scheduler: LeadScheduler,
+        *,
+        plans: list[MemoryPlan],
+        on_close: Callable[[], None],
+        **options: Any,
+    ) -> None:
+        super().__init__(LeadRunner(shard, scheduler, workers), scheduler, threaded=True, **options)
+        self.workers, self.plans, self._on_close = workers, plans, on_close
+        atexit.register(workers.close)
+        workers.on_loss = self._lose
+        if workers.lost is not None:
+            self._lose(workers.lost)
+
+    def _lose(self, error: HerdError) -> None:
+        def stop() -> None:
+            if self.broken is None and not self._closed:
+                raise error if isinstance(error, EngineError) else EngineError(error.message, hint=error.hint) from error
+
+        self._post(stop)
+
+    def close(self) -> None:
+        """Stop, and end every process; what is in flight fails."""
+        super().close()
+        atexit.unregister(self.workers.close)
+        self.workers.close()
+        self._on_close()
