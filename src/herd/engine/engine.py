@@ -166,8 +166,12 @@ class Engine:
             self._drain()
             return self.stepper.step()
         except BaseException as error:
-            told = error if isinstance(error, EngineError) else EngineError(
-                f"the engine stopped: {type(error).__name__}: {error}", hint="make a new one; --log-level debug tells more"
+            told = (
+                error
+                if isinstance(error, EngineError)
+                else EngineError(
+                    f"the engine stopped: {type(error).__name__}: {error}", hint="make a new one; --log-level debug tells more"
+                )
             )
             told.__cause__ = None if told is error else error
             if self._thread is None or not isinstance(error, Exception):

@@ -6,7 +6,7 @@ print(llm.chat([herd.Message.user("Hello!")]).text)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from herd.base.errors import UsageError
 from herd.checkpoint.load import load_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.engine.build import build_engine
+from herd.engine.engine import Engine
+from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
 from herd.inference.local import LocalModel
@@ -35,6 +37,7 @@ from herd.inference.port import (
     to_dict,
 )
 from herd.inference.prepare import grammar_compiler
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.text.messages import Message, ToolCall, ToolDefinition, as_messages, as_tools
 from herd.text.prompt import PromptFormat
@@ -93,6 +96,26 @@ def _output(events: Iterable[Event]) -> Output:
     )
 
 
+def _spread(
+    model: Transformer | Path,
+    engine: EngineConfig | None,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    *,
+    tp: int,
+    pp: int,
+    vocab_size: int,
+    grammars: Callable[[], GrammarCompiler],
+) -> tuple[Engine, ModelConfig]:
+    """An engine over several processes, and the whole model's config."""
+    if device is not None and torch.device(device).type != "cpu":
+        raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
+    from herd.engine.parallel.build import build_parallel_engine
+
+    built = build_parallel_engine(model, engine, tp=tp, pp=pp, dtype=dtype, vocab_size=vocab_size, grammars=grammars)
+    return built, built.model_config
+
+
 class LLM:
     """A model that answers.
 
@@ -103,8 +126,11 @@ class LLM:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         prompt_format: how conversations are rendered.
         engine: the engine's sizes: context, cache, memory limit.
+        tp, pp: processes that share every layer, and stages that have the layers behind one another: the model is spread over tp x pp
+            processes on the CPU, this one among them.
 
     Raises:
+        ConfigError: the model cannot be split so.
         DoesNotFitError: the engine's memory limit leaves no room for one sequence of the context.
     """
 
@@ -117,21 +143,35 @@ class LLM:
         device: torch.device | str | None = None,
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
+        tp: int = 1,
+        pp: int = 1,
     ) -> None:
         if isinstance(model, Transformer):
             if tokenizer is None:
                 raise UsageError("a Transformer came without its tokenizer", hint="pass tokenizer=herd.load_tokenizer(path)")
             self.name = "model"
         else:
-            path = resolve_model(model)
             self.name = str(model)
-            tokenizer = tokenizer or load_checkpoint_tokenizer(path)
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            model = load_model(path, dtype=dtype, device=device)
-        self.model = model
+            model = resolve_model(model)
+            tokenizer = tokenizer or load_checkpoint_tokenizer(model)
         size = tokenizer.vocab_size
-        built = build_engine(model, engine, vocab_size=size, grammars=partial(grammar_compiler, tokenizer, size))
+        grammars = partial(grammar_compiler, tokenizer, size)
+        self._model: Transformer | None = None
+        if (tp, pp) != (1, 1):
+            built, self.config = _spread(model, engine, dtype, device, tp=tp, pp=pp, vocab_size=size, grammars=grammars)
+        else:
+            if isinstance(model, Path):
+                model = load_model(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self._model, self.config = model, model.config
+            built = build_engine(model, engine, vocab_size=size, grammars=grammars)
         self.inference = LocalModel(built, tokenizer, prompt_format=prompt_format)
+
+    @property
+    def model(self) -> Transformer:
+        """The weights. Raises UsageError where they are spread over several processes."""
+        if self._model is None:
+            raise UsageError("this model's weights are spread over several processes", hint="leave out tp and pp to have them here")
+        return self._model
 
     def close(self) -> None:
         """Stop the engine and let go of its thread. What is in flight fails."""

@@ -28,6 +28,7 @@ from herd.engine.parallel.rank import RankSpec, make_pool, make_runner, schedule
 from herd.engine.parallel.replica import LeadScheduler
 from herd.engine.parallel.workers import Workers
 from herd.kernels.dispatch import num_threads, set_num_threads
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -71,16 +72,16 @@ def build_parallel_engine(
         if isinstance(model, Transformer):
             save_model(model, folder / "model")
             model = folder / "model"
-        spec, plans = _plan(Path(model), config or EngineConfig(), Layout(tp=tp, pp=pp), dtype, vocab_size, folder)
-        return _start(spec, plans, grammars=grammars, clock=clock, timeout_s=timeout_s)
+        spec, model_config, plans = _plan(Path(model), config or EngineConfig(), Layout(tp=tp, pp=pp), dtype, vocab_size, folder)
+        return _start(spec, model_config, plans, grammars=grammars, clock=clock, timeout_s=timeout_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plan(
     path: Path, config: EngineConfig, layout: Layout, dtype: torch.dtype | str | None, vocab_size: int | None, folder: Path
-) -> tuple[RankSpec, list[MemoryPlan]]:
-    """Rank 0's spec, and every rank's memory."""
+) -> tuple[RankSpec, ModelConfig, list[MemoryPlan]]:
+    """Rank 0's spec, the model, and every rank's memory."""
     with open_checkpoint(path) as source:
         model = source.config
         name = DTYPE_NAMES[as_dtype(dtype) if dtype is not None else main_dtype(source)]
@@ -101,11 +102,12 @@ def _plan(
         threads=max(1, num_threads() // layout.size),
         log_level=logging.getLevelName(level).lower() if level else None,
     )
-    return spec, plans
+    return spec, model, plans
 
 
 def _start(
     spec: RankSpec,
+    model_config: ModelConfig,
     plans: list[MemoryPlan],
     *,
     grammars: Callable[[], GrammarCompiler] | None,
@@ -129,6 +131,7 @@ def _start(
             workers,
             runner,
             scheduler,
+            model_config=model_config,
             plans=plans,
             on_close=partial(set_num_threads, threads),
             context=plans[0].context,

@@ -1,7 +1,7 @@
 """An engine whose model lies in several processes: `Engine` on rank 0, and what it does when another rank is lost.
 
-Requests, sampling, grammars and events are rank 0's alone, and the same code as for one process. Only rank 0 samples, so that the vocabulary
-is gathered once and not on every rank, and grammars are compiled once; what it drew reaches the others with the next step's frame.
+Requests, sampling, grammars and events are rank 0's alone, and the same code as for one process. Only rank 0 samples: scores are gathered
+once and not on every rank, grammars are compiled once, and what was drawn reaches the others with the next step's frame.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from herd.engine.memory import MemoryPlan
 from herd.engine.parallel.replica import LeadScheduler
 from herd.engine.parallel.shard_runner import Scores, ShardRunner
 from herd.engine.parallel.workers import Workers
+from herd.model.config import ModelConfig
 
 
 class LeadRunner:
@@ -49,7 +50,8 @@ class LeadRunner:
 
 
 class ParallelEngine(Engine):
-    """An `Engine` on a thread of its own, for `build.build_parallel_engine` to make. `plans` has what each rank allocated.
+    """An `Engine` on a thread of its own, for `build.build_parallel_engine` to make. `plans` has what each rank allocated,
+    `model_config` the whole model.
 
     Where a rank is lost, what is in flight fails with an EngineError that names it, later requests are refused with it, and every process
     has ended.
@@ -61,13 +63,14 @@ class ParallelEngine(Engine):
         shard: ShardRunner,
         scheduler: LeadScheduler,
         *,
+        model_config: ModelConfig,
         plans: list[MemoryPlan],
         on_close: Callable[[], None],
         **options: Any,
     ) -> None:
         super().__init__(LeadRunner(shard, scheduler, workers), scheduler, threaded=True, **options)
-        self.workers, self.plans, self._on_close = workers, plans, on_close
-        atexit.register(workers.close)
+        self.workers, self.model_config, self.plans, self._on_close = workers, model_config, plans, on_close
+        atexit.register(self.close)
         workers.on_loss = self._lose
         if workers.lost is not None:
             self._lose(workers.lost)
@@ -82,6 +85,6 @@ class ParallelEngine(Engine):
     def close(self) -> None:
         """Stop, and end every process; what is in flight fails."""
         super().close()
-        atexit.unregister(self.workers.close)
+        atexit.unregister(self.close)
         self.workers.close()
         self._on_close()

@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
 
 from herd.engine.parallel.layout import Layout
 
 STORE_FILE = "ranks"
+_dist: Any = torch.distributed
+"""Stores and groups are public in its documentation, not to type checkers."""
 
 
 def _group(store: Any, name: str, rank: int, size: int, timeout_s: float) -> Any:
-    gloo: Any = dist.ProcessGroupGloo
+    gloo = _dist.ProcessGroupGloo
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname="127.0.0.1", lazy_init=False)]
     options._timeout = timedelta(seconds=timeout_s)
-    return gloo(dist.PrefixStore(name, store), rank, size, options)
+    return gloo(_dist.PrefixStore(name, store), rank, size, options)
 
 
 class Mesh:
@@ -43,7 +45,7 @@ class Mesh:
     def __init__(
         self, layout: Layout, rank: int, folder: Path, *, max_tokens: int, width: int, dtype: torch.dtype, timeout_s: float
     ) -> None:
-        store: Any = dist.FileStore(str(folder / STORE_FILE), layout.size)
+        store = _dist.FileStore(str(folder / STORE_FILE), layout.size)
         self.layout, self.rank = layout, rank
         self._world = _group(store, "world", rank, layout.size, timeout_s)
         self._stage: Any = None

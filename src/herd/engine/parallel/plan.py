@@ -49,9 +49,7 @@ def plan_rank(
         raise DoesNotFitError(f"rank {rank} of {layout.size} does not fit: {error.message}", hint=error.hint) from error
 
 
-def plan_ranks(
-    config: ModelConfig, engine: EngineConfig, *, dtype: str, layout: Layout, vocab_size: int | None = None
-) -> list[MemoryPlan]:
+def plan_ranks(config: ModelConfig, engine: EngineConfig, *, dtype: str, layout: Layout, vocab_size: int | None = None) -> list[MemoryPlan]:
     """Every rank's plan, with one number of blocks. Raises ConfigError for a layout that the model cannot have, else as `plan_rank`."""
     layout.check(config)
 
@@ -67,9 +65,7 @@ def with_context(config: ModelConfig, engine: EngineConfig, *, dtype: str, layou
     if engine.context is not None or engine.memory_bytes is not None or engine.num_blocks is not None:
         return engine
     budget = max(DEFAULT_CACHE_BYTES, (available_memory() or 0) // 2 // layout.size)
-    contexts = (
-        affordable_context(layout.share(config, rank), engine, dtype=dtype, cache_bytes=budget) for rank in range(layout.size)
-    )
+    contexts = (affordable_context(layout.share(config, rank), engine, dtype=dtype, cache_bytes=budget) for rank in range(layout.size))
     return replace(engine, context=min(contexts))
 
 

@@ -167,9 +167,7 @@ class Workers:
         for rank, heard in self._heard.items():
             allowed = self.timeout_s if rank in self._said["ready"] else max(_START_S, self.timeout_s)
             if now - heard > allowed:
-                self._lose(
-                    EngineError(f"rank {rank} of {self.size} hangs: it said nothing for {allowed:g} s", hint="make a new engine")
-                )
+                self._lose(EngineError(f"rank {rank} of {self.size} hangs: it said nothing for {allowed:g} s", hint="make a new engine"))
                 return
 
     def _lose(self, error: HerdError) -> None:
