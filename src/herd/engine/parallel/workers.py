@@ -102,11 +102,7 @@ class Workers:
                 process.stdin.close()
         until = time.monotonic() + _LEAVE_S
         for process in self._processes.values():
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._end_of(process, max(0.0, until - time.monotonic()))
         if self._watch is not threading.current_thread():
             self._watch.join()
 
@@ -125,6 +121,16 @@ class Workers:
         for process in self._processes.values():
             assert process.stdout is not None
             process.stdout.close()
+            self._end_of(process)
+
+    @staticmethod
+    def _end_of(process: subprocess.Popen[bytes], within_s: float = _LEAVE_S) -> int:
+        """The exit code of a process that is about to end; one that does not is killed."""
+        try:
+            return process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
     def _read(self, rank: int) -> bool:
         """Take what a worker said; False when its pipe is closed."""
@@ -156,7 +162,7 @@ class Workers:
     def _note_end(self, rank: int) -> None:
         if self._closing or self.lost is not None:
             return
-        code = self._processes[rank].wait()
+        code = self._end_of(self._processes[rank])
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         self._lose(EngineError(f"rank {rank} of {self.size} {how}", hint="make a new engine; if memory ran out, lower its sizes"))
 
