@@ -10,7 +10,7 @@ import pytest
 
 from herd.engine.blocks import BlockPool
 from herd.engine.engine import EngineError
-from herd.engine.parallel.replica import Follower, LeadScheduler, sequence_from_dict, sequence_to_dict
+from herd.engine.parallel.replica import Follower, LeadScheduler, frames, sequence_from_dict, sequence_to_dict
 from herd.engine.request import Sequence
 from herd.engine.scheduler import Scheduler
 from herd.engine.step import StepItem, StepResult
@@ -56,9 +56,10 @@ def test_the_same_steps_through_groups_drafts_cancellations_preemptions_and_fail
         if rng.random() < 0.05:
             lead.abandon()  # its step failed before it was sent
             continue
-        calls = json.loads(json.dumps(lead.take_log()))
-        batch = follower.take(calls, [0])
-        assert len(batch.tokens_T) == step.num_tokens
+        told = [json.loads(json.dumps(one)) for one in frames(lead.take_log(), [0])]
+        *others, batch = [follower.take(one["calls"], one.get("rows")) for one in told]
+        assert batch is not None and len(batch.tokens_T) == step.num_tokens
+        assert not any(others)
         assert [one.blocks for one in follower.scheduler.sequences] == [one.blocks for one in lead.sequences]
         lead.update({item.sequence.id: result(rng, item) for item in step.items})
     assert follower.num_steps > 80
@@ -85,6 +86,18 @@ def test_what_is_refused_is_not_passed_on() -> None:
 
 def test_a_sequence_passes_through_json() -> None:
     sequence = Sequence(id=3, prompt=(1, 2), max_new_tokens=4, priority=-1, tenant="t", salt=b"\x00\xff", adapter="a", reuse_prefix=False)
-    read = sequence_from_dict(json.loads(json.dumps(sequence_to_dict(sequence))))
+    read = sequence_from_dict(json.loads(json.dumps(sequence_to_dict(sequence))), (1, 2))
     assert sequence_to_dict(read) == sequence_to_dict(sequence)
     assert read.salt == b"\x00\xff" and read.prompt == (1, 2)
+
+
+def test_a_group_has_a_frame_of_its_own_with_its_prompt_once() -> None:
+    lead = LeadScheduler(pool(), **SIZES)
+    lead.add_group([Sequence(id=one, prompt=(7, 8, 9), max_new_tokens=4) for one in range(3)])
+    lead.add(Sequence(id=3, prompt=(5,), max_new_tokens=4))
+    lead.cancel(0)
+    lead.schedule()
+    told = list(frames(lead.take_log(), [1]))
+    assert [[call[0] for call in one["calls"]] for one in told] == [["add"], ["add"], ["cancel", "schedule"]]
+    assert json.dumps(told[0]).count("[7, 8, 9]") == 1
+    assert [one.get("rows") for one in told] == [None, None, [1]]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from herd.base.log import LEVELS
 from herd.checkpoint.hf import main_dtype
 from herd.checkpoint.hf_config import DTYPE_NAMES
 from herd.checkpoint.load import as_dtype, save_model
@@ -88,7 +89,7 @@ def _plan(
     layout.check(model)
     size = min(vocab_size or model.vocab_size, model.vocab_size)
     plans = plan_ranks(model, with_context(model, config, dtype=name, layout=layout), dtype=name, layout=layout, vocab_size=size)
-    level = logging.getLogger("herd").level
+    level = logging.getLevelName(logging.getLogger("herd").level).lower()
     spec = RankSpec(
         rank=0,
         tp=layout.tp,
@@ -100,7 +101,7 @@ def _plan(
         vocab_size=size,
         key=secrets.token_bytes(32).hex(),
         threads=max(1, num_threads() // layout.size),
-        log_level=logging.getLevelName(level).lower() if level else None,
+        log_level=level if level in LEVELS else None,
     )
     return spec, model, plans
 

@@ -17,7 +17,7 @@ from herd.base.errors import HerdError
 from herd.engine.batch import RaggedBatch
 from herd.engine.engine import Engine, EngineError
 from herd.engine.memory import MemoryPlan
-from herd.engine.parallel.replica import LeadScheduler
+from herd.engine.parallel.replica import LeadScheduler, frames
 from herd.engine.parallel.shard_runner import Scores, ShardRunner
 from herd.engine.parallel.workers import Workers
 from herd.model.config import ModelConfig
@@ -32,7 +32,8 @@ class LeadRunner:
 
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`."""
-        self._workers.send({"calls": self._scheduler.take_log(), "rows": batch.rows_R.tolist()})
+        for told in frames(self._scheduler.take_log(), batch.rows_R.tolist()):
+            self._workers.send(told)
         return self._told(self._named(lambda: self._shard.run(batch)))
 
     def _told(self, scores: Scores) -> Iterator[tuple[int, NDArray[np.float32]]]:

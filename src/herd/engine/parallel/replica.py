@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from herd.engine.batch import RaggedBatch, ragged_batch
@@ -22,7 +22,7 @@ from herd.engine.step import Step, StepResult
 
 Call = list[Any]
 """A scheduler's call as JSON: its name and arguments."""
-_ASKED = ("id", "prompt", "max_new_tokens", "priority", "tenant", "adapter", "reuse_prefix")
+_ASKED = ("id", "max_new_tokens", "priority", "tenant", "adapter", "reuse_prefix")
 
 
 def digest(step: Step) -> str:
@@ -36,13 +36,23 @@ def digest(step: Step) -> str:
 
 
 def sequence_to_dict(sequence: Sequence) -> dict[str, Any]:
-    """What a caller fills of a sequence, as JSON; not its arrival, which decides nothing."""
+    """What a caller fills of a sequence, as JSON; not its prompt, which its group shares, nor its arrival, which decides nothing."""
     return {name: getattr(sequence, name) for name in _ASKED} | {"salt": sequence.salt.hex()}
 
 
-def sequence_from_dict(data: Mapping[str, Any]) -> Sequence:
-    """The sequence of `sequence_to_dict`."""
-    return Sequence(**{**data, "prompt": tuple(data["prompt"]), "salt": bytes.fromhex(data["salt"])})
+def sequence_from_dict(data: Mapping[str, Any], prompt: tuple[int, ...]) -> Sequence:
+    """The sequence of `sequence_to_dict`, which has this prompt."""
+    return Sequence(**{**data, "prompt": prompt, "salt": bytes.fromhex(data["salt"])})
+
+
+def frames(calls: list[Call], rows: list[int]) -> Iterator[dict[str, Any]]:
+    """The calls up to a step in frames, the rows that want scores in the last: each group comes in its own, as prompts may be long."""
+    begin = 0
+    for end, call in enumerate(calls, start=1):
+        if call[0] == "add":
+            yield {"calls": calls[begin:end]}
+            begin = end
+    yield {"calls": calls[begin:], "rows": rows}
 
 
 class LeadScheduler(Scheduler):
@@ -61,7 +71,7 @@ class LeadScheduler(Scheduler):
     def add_group(self, sequences: list[Sequence]) -> None:
         """See `Scheduler`; what is refused is not written down."""
         super().add_group(sequences)
-        self._calls.append(["add", [sequence_to_dict(sequence) for sequence in sequences]])
+        self._calls.append(["add", sequences[0].prompt, [sequence_to_dict(sequence) for sequence in sequences]])
 
     def cancel(self, sequence_id: int) -> bool:
         """See `Scheduler`."""
@@ -96,8 +106,11 @@ class Follower:
         self.scheduler, self.rank, self.size = scheduler, rank, size
         self.num_steps = 0
 
-    def take(self, calls: list[Call], rows: list[int]) -> RaggedBatch:
-        """Make the calls, of which the last is a `schedule`; returns the batch of its step. Raises EngineError where it is another step."""
+    def take(self, calls: list[Call], rows: list[int] | None = None) -> RaggedBatch | None:
+        """Make a frame's calls; where it has rows, its last call was a `schedule`, and the batch of that step is returned.
+
+        Raises EngineError where it is another step than rank 0's.
+        """
         step: Step | None = None
         for name, *arguments in calls:
             step = None
@@ -105,13 +118,16 @@ class Follower:
                 step = self._schedule(*arguments)
             else:
                 self._call(name, arguments)
-        assert step is not None, "a frame without a step"
+        if rows is None:
+            return None
+        assert step is not None, "rows without a step"
         return ragged_batch(step, rows)
 
     def _call(self, name: str, arguments: list[Any]) -> None:
         scheduler, argument = self.scheduler, arguments[0]
         if name == "add":
-            scheduler.add_group([sequence_from_dict(data) for data in argument])
+            prompt = tuple(argument)
+            scheduler.add_group([sequence_from_dict(data, prompt) for data in arguments[1]])
         elif name == "cancel":
             scheduler.cancel(argument)
         elif name == "update":

@@ -1,7 +1,7 @@
 """The process of a rank other than 0: `python -m herd.engine.parallel.worker`, started and spoken to by `workers`.
 
-Its first frame is a spec; each one after it a step: what rank 0's scheduler was told since the last, and which rows want scores. It ends
-with a frame that says so, or when its stdin closes, which is how it learns that rank 0 is gone, whatever it is doing at the time.
+Its first frame is a spec; those after it are what rank 0's scheduler was told, and at each step which rows want scores. It ends with a
+frame that says so, or when its stdin closes, which is how it learns that rank 0 is gone, whatever it is doing at the time.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ def follow(spec: Mapping[str, Any], line: Line) -> None:
 
     if spec["log_level"]:
         configure(spec["log_level"])
-    told = RankSpec.from_dict(spec)
+    own = RankSpec.from_dict(spec)
     line.say({"word": "up"})
-    runner, follower = make_runner(told), make_follower(told)
+    runner, follower = make_runner(own), make_follower(own)
     line.say({"word": "ready"})
-    while not (step := line.inbox.get()).get("stop"):
-        runner.run(follower.take(step["calls"], step["rows"]))
+    while not (told := line.inbox.get()).get("stop"):
+        batch = follower.take(told["calls"], told.get("rows"))
+        if batch is not None:
+            runner.run(batch)
 
 
 def main() -> None:
