@@ -13,6 +13,7 @@ from herd.version import __version__
 if TYPE_CHECKING:
     from herd.base.errors import HerdError
     from herd.checkpoint.load import load_model
+    from herd.inference.async_llm import AsyncLLM
     from herd.inference.llm import LLM
     from herd.inference.params import SamplingParams
     from herd.model.config import ModelConfig, RopeScaling
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "HerdError",
     "Message",
     "ModelConfig",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "HerdError": "herd.base.errors",
     "load_model": "herd.checkpoint.load",
+    "AsyncLLM": "herd.inference.async_llm",
     "LLM": "herd.inference.llm",
     "SamplingParams": "herd.inference.params",
     "ModelConfig": "herd.model.config",

@@ -48,8 +48,17 @@ def spelled(path: tuple[str, ...]) -> str:
 
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in LEAVES} == {
+        "batch",
         "chat",
         "run",
+        "serve",
+        "replay",
+        "keys new",
+        "keys check",
+        "plan serve",
+        "bench latency",
+        "bench throughput",
+        "bench serve",
         "models",
         "pull",
         "show",

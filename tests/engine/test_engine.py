@@ -233,3 +233,32 @@ def test_nothing_runs_until_someone_waits_where_the_engine_has_no_thread(model: 
 def test_parameters_out_of_range_are_refused_by_name(change: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(change))):
         replace(GREEDY, **change)
+
+
+def test_prompt_log_probabilities_from_a_place_on_share_what_stands_before(model: Transformer) -> None:
+    engine = small_engine(model)
+    prompt = tuple((7 * number) % VOCAB for number in range(100))
+
+    def told(first: int) -> list[PromptLogprobs]:
+        params = replace(GREEDY, prompt_logprobs=2, prompt_logprobs_from=first)
+        return [event for event in engine.submit(TokenRequest(prompt=prompt, params=params)) if isinstance(event, PromptLogprobs)]
+
+    (whole_first, *whole), hits = told(1), engine.scheduler.pool.num_hit_tokens
+    (part,) = told(71)
+    every = [*whole_first.logprobs, *(one for event in whole for one in event.logprobs)]
+    assert (part.first, list(part.logprobs)) == (71, every[70:])
+    assert engine.scheduler.pool.num_hit_tokens - hits == 64
+    engine.close()
+
+
+def test_prompt_log_probabilities_are_told_once_though_a_preempted_prompt_is_read_again(model: Transformer) -> None:
+    engine = small_engine(model, context=280, block_size=4, num_blocks=72, token_budget=32, max_sequences=16)
+    prompts = [tuple((number + 7 * place) % VOCAB for place in range(100 + number)) for number in range(8)]
+    params = replace(GREEDY, max_tokens=60, prompt_logprobs=0)
+    streams = [engine.submit(TokenRequest(prompt=prompt, params=params)) for prompt in prompts]
+    for prompt, stream in zip(prompts, streams, strict=True):
+        found = [event for event in stream if isinstance(event, PromptLogprobs)]
+        told = [event.first + place for event in found for place in range(len(event.logprobs))]
+        assert told == list(range(1, len(prompt)))
+    assert engine.scheduler.num_preemptions > 0
+    engine.close()

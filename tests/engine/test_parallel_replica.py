@@ -56,8 +56,8 @@ def test_the_same_steps_through_groups_drafts_cancellations_preemptions_and_fail
         if rng.random() < 0.05:
             lead.abandon()  # its step failed before it was sent
             continue
-        told = [json.loads(json.dumps(one)) for one in frames(lead.take_log(), [0])]
-        *others, batch = [follower.take(one["calls"], one.get("rows")) for one in told]
+        told = [json.loads(json.dumps(one)) for one in frames(lead.take_log(), [0], [])]
+        *others, batch = [follower.take(one) for one in told]
         assert batch is not None and len(batch.tokens_T) == step.num_tokens
         assert not any(others)
         assert [one.blocks for one in follower.scheduler.sequences] == [one.blocks for one in lead.sequences]
@@ -73,7 +73,7 @@ def test_another_step_is_told_apart_by_its_blocks() -> None:
     lead.add(Sequence(id=1, prompt=(1, 2, 3), max_new_tokens=4))
     lead.schedule()
     with pytest.raises(EngineError, match="rank 3 of 4 would take another step than rank 0: its step 1 has 1 sequences and 3 tokens"):
-        follower.take(lead.take_log(), [])
+        follower.take({"calls": lead.take_log()})
 
 
 def test_what_is_refused_is_not_passed_on() -> None:
@@ -85,7 +85,9 @@ def test_what_is_refused_is_not_passed_on() -> None:
 
 
 def test_a_sequence_passes_through_json() -> None:
-    sequence = Sequence(id=3, prompt=(1, 2), max_new_tokens=4, priority=-1, tenant="t", salt=b"\x00\xff", adapter="a", reuse_prefix=False)
+    sequence = Sequence(
+        id=3, prompt=(1, 2), max_new_tokens=4, priority=-1, tenant="t", salt=b"\x00\xff", adapter="a", reuse_prefix=False, reuse_limit=3
+    )
     read = sequence_from_dict(json.loads(json.dumps(sequence_to_dict(sequence))), (1, 2))
     assert sequence_to_dict(read) == sequence_to_dict(sequence)
     assert read.salt == b"\x00\xff" and read.prompt == (1, 2)
@@ -97,7 +99,7 @@ def test_a_group_has_a_frame_of_its_own_with_its_prompt_once() -> None:
     lead.add(Sequence(id=3, prompt=(5,), max_new_tokens=4))
     lead.cancel(0)
     lead.schedule()
-    told = list(frames(lead.take_log(), [1]))
+    told = list(frames(lead.take_log(), [1], [0]))
     assert [[call[0] for call in one["calls"]] for one in told] == [["add"], ["add"], ["cancel", "schedule"]]
     assert json.dumps(told[0]).count("[7, 8, 9]") == 1
-    assert [one.get("rows") for one in told] == [None, None, [1]]
+    assert [(one.get("rows"), one.get("hidden")) for one in told] == [(None, None), (None, None), ([1], [0])]

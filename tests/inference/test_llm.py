@@ -245,3 +245,19 @@ def test_cria_answers_and_ends_by_itself() -> None:
 def test_cria_gives_one_answer_for_one_seed() -> None:
     params = SamplingParams(seed=3, max_tokens=30)
     assert herd.LLM().chat(HELLO, params).token_ids == herd.LLM("cria").chat(HELLO, params).token_ids
+
+
+def test_several_answers_are_those_that_each_seed_gives(tiny_llm: LLM) -> None:
+    alone = tiny_llm.generate("The wind", DRAWN)
+    several = tiny_llm.generate("The wind", DRAWN, n=3)
+    assert several[0].token_ids == alone.token_ids and len({output.token_ids for output in several}) == 3
+    lists = tiny_llm.generate(["The wind", "The sun"], DRAWN, n=3)
+    assert [output.token_ids for output in lists[0]] == [output.token_ids for output in several] and len(lists[1]) == 3
+    answers = tiny_llm.chat(HELLO, DRAWN, n=2)
+    assert len(answers) == 2 and answers[0].token_ids == tiny_llm.chat(HELLO, DRAWN).token_ids
+
+
+def test_a_number_of_answers_that_cannot_be_is_refused(tiny_llm: LLM) -> None:
+    for n in (0, 257):
+        with pytest.raises(UsageError, match=f"n is {n}"):
+            tiny_llm.generate("The wind", DRAWN, n=n)

@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from herd.base.errors import ConfigError, UsageError
 from herd.engine.grammar.spec import Grammar
+from herd.engine.params import TokenParams
+from herd.engine.stream import TokenRequest, Tokens
 from herd.inference.aio import AsyncModel, ThreadedEngine
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
@@ -41,6 +44,25 @@ def test_the_answers_are_those_of_one_process(spread: LLM, tiny_llm: LLM) -> Non
 
 def test_a_grammar_holds(spread: LLM) -> None:
     assert spread.chat(HELLO, DRAWN, grammar=Grammar.choice(["yes", "no"])).text in ("yes", "no")
+
+
+def test_embeddings_beside_answers_of_the_last_stage(tiny_folder: Path, tiny_llm: LLM) -> None:
+    texts = ["The herd grazes.", "A cria.", "El rebaño está en la montaña." * 12]
+    staged = LLM(tiny_folder, pp=2)
+    assert np.array_equal(staged.embed(texts), tiny_llm.embed(texts))
+    engine = staged.inference.engine
+    prompts = [tuple(staged.tokenizer.encode(text, bos=True)) for text in texts]
+    plain = TokenParams(max_tokens=1)
+    requests = [TokenRequest(prompt=prompt, params=plain, embed=kind) for prompt in prompts for kind in ("mean", "last")]
+    asked = [TokenRequest(prompt=prompt, params=TokenParams(max_tokens=12, prompt_logprobs=0)) for prompt in prompts]
+    streams = [engine.submit(request) for pair in zip(requests, asked * 2, strict=True) for request in pair]
+    assert all(isinstance(list(stream)[-1], Tokens) for stream in streams)
+    staged.close()
+
+
+def test_embeddings_of_parts(spread: LLM, tiny_llm: LLM) -> None:
+    texts = ["The herd grazes.", "A cria."]
+    np.testing.assert_allclose(spread.embed(texts), tiny_llm.embed(texts), atol=1e-5)
 
 
 def test_letting_go_of_a_stream_cancels_it(spread: LLM) -> None:

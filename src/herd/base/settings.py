@@ -43,6 +43,9 @@ SETTINGS: dict[str, Setting] = {
         Setting(name="temperature", kind=float, default=0.6, help="sampling temperature of chat and run"),
         Setting(name="top_p", kind=float, default=0.9, help="top-p of chat and run"),
         Setting(name="max_tokens", kind=int, default=512, help="new tokens at most of chat and run"),
+        Setting(name="host", kind=str, default="127.0.0.1", help="address that `herd serve` listens on"),
+        Setting(name="port", kind=int, default=8321, help="port that `herd serve` listens on"),
+        Setting(name="api_key_file", kind=str, default="", help="keys that `herd serve` lets in, one a line"),
         Setting(name="data", kind=str, default="", help="data folder of `herd train`"),
     )
 }

@@ -8,7 +8,24 @@ from typing import Annotated
 
 import typer
 
-from herd.cli import chat, completion, config, convert, doctor, models, run_prompt, show, tokenizer, train
+from herd.cli import (
+    batch,
+    bench,
+    chat,
+    completion,
+    config,
+    convert,
+    doctor,
+    keys,
+    models,
+    plan,
+    replay,
+    run_prompt,
+    serve,
+    show,
+    tokenizer,
+    train,
+)
 from herd.cli.failures import INTERRUPTED, exit_code
 from herd.cli.group import Sections
 from herd.cli.output import line, note
@@ -51,6 +68,12 @@ def options(
 _USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
 app.command("chat", rich_help_panel=_USE)(chat.chat)
 app.command("run", rich_help_panel=_USE)(run_prompt.run)
+app.command("batch", rich_help_panel=_USE)(batch.batch)
+app.command("serve", rich_help_panel=_USE)(serve.serve)
+app.command("replay", rich_help_panel=_USE)(replay.replay)
+app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
+app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
+app.add_typer(bench.app, name="bench", rich_help_panel=_USE)
 app.command("models", rich_help_panel=_MODELS)(models.models)
 app.command("pull", rich_help_panel=_MODELS)(models.pull)
 app.command("show", rich_help_panel=_MODELS)(show.show)

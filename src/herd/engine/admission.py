@@ -61,7 +61,7 @@ class Admission:
         """
         pool, hasher = self.pool, self.pool.hasher
         # At least one token is left to compute: without it there would be no scores to draw from.
-        most = (sequence.num_tokens - 1) // pool.block_size if sequence.reuse_prefix else 0
+        most = min(sequence.num_tokens - 1, sequence.reusable) // pool.block_size
         hits = pool.lookup(hasher.block_hashes(sequence, most))
         total = pool.blocks_for(sequence.num_tokens)
         num_needed = total - len(hits) + pool.num_free_of(hits)

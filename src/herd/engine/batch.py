@@ -2,13 +2,13 @@
 
 Ragged: sequence s has the tokens starts[s]..starts[s+1]-1, from position first[s] on; its keys and values lie in the blocks of row s of the
 table, whose i-th block holds positions i*block_size and after.
-Shapes: T tokens, S sequences, R rows, W blocks of the longest sequence, V vocabulary.
+Shapes: T tokens, S sequences, R rows, E rows for states, W blocks of the longest sequence, V vocabulary, D model dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +19,10 @@ from herd.engine.step import Step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RaggedBatch:
-    """`rows` are places among the T tokens, ascending. `copies` are (from, to) blocks, to be copied before anything is written."""
+    """`rows_R` (whose scores are wanted) and `hidden_E` (whose final normed hidden states are) are places among the T tokens, ascending.
+
+    `copies` are (from, to) blocks, to be copied before anything is written.
+    """
 
     tokens_T: NDArray[np.int32]
     first_S: NDArray[np.int32]
@@ -27,6 +30,7 @@ class RaggedBatch:
     block_table_SW: NDArray[np.int32]
     rows_R: NDArray[np.int64]
     copies: tuple[tuple[int, int], ...] = ()
+    hidden_E: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @runtime_checkable
@@ -44,6 +48,29 @@ class Runner(Protocol):
         """
         ...
 
+    def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Of the batch that was run last, (first row, float32 states [r, D]) until all E rows were given. They lie in an arena too."""
+        ...
+
+
+class RowReader:
+    """Rows taken one after another from parts that are overwritten by the next."""
+
+    def __init__(self, parts: Iterator[tuple[int, NDArray[np.float32]]]) -> None:
+        self._parts = parts
+        self._left = np.empty((0, 0), dtype=np.float32)
+
+    def take(self, count: int) -> NDArray[np.float32]:
+        """The next `count` rows; a view where one part holds them all."""
+        parts: list[NDArray[np.float32]] = []
+        while count > len(self._left):
+            if len(self._left):
+                parts.append(self._left.copy())
+                count -= len(self._left)
+            self._left = next(self._parts)[1]
+        taken, self._left = self._left[:count], self._left[count:]
+        return np.concatenate([*parts, taken]) if parts else taken
+
 
 def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     """Block lists of unequal length as one array; what is missing is block 0, which no one reads."""
@@ -54,8 +81,8 @@ def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     return table
 
 
-def ragged_batch(step: Step, rows: Sequence[int]) -> RaggedBatch:
-    """What a step asks of a runner; `rows` are the places whose scores are wanted."""
+def ragged_batch(step: Step, rows: Sequence[int], hidden: Sequence[int] = ()) -> RaggedBatch:
+    """What a step asks of a runner; `rows` are the places whose scores are wanted, `hidden` those whose states are."""
     tokens: list[int] = []
     starts = [0]
     for item in step.items:
@@ -68,4 +95,5 @@ def ragged_batch(step: Step, rows: Sequence[int]) -> RaggedBatch:
         block_table_SW=block_table([item.sequence.blocks for item in step.items]),
         rows_R=np.asarray(rows, dtype=np.int64),
         copies=tuple(step.copies),
+        hidden_E=np.asarray(hidden, dtype=np.int64),
     )

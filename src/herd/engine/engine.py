@@ -91,7 +91,7 @@ class Engine:
         self.scheduler.check_fits(len(request.prompt), params.max_tokens)
         grammar = None if request.grammar is None else self._compiled(request.grammar)
         number = next(self._requests)
-        drive = None if self._thread is not None else self._drive
+        drive = None if self._thread is not None else self.drive
         stream = TokenStream(request.n, cancel=lambda index: self._post(lambda: self.stepper.cancel(number, index)), drive=drive)
         self._post(lambda: self.stepper.add(number, replace(request, params=params), emit or stream.emit, grammar=grammar))
         return stream
@@ -150,8 +150,10 @@ class Engine:
         with self._stepping:
             self._end(self.broken or EngineError("the engine was closed", hint="make a new one"))
 
-    def _drive(self, waiting: Callable[[], bool]) -> None:
-        """Take steps, in the caller's thread, while it waits."""
+    def drive(self, waiting: Callable[[], bool]) -> None:
+        """Take steps, in the caller's thread, while it waits for what `emit` brings; nothing where the engine has a thread of its own."""
+        if self._thread is not None:
+            return
         with self._stepping:
             while waiting():
                 if not self._step() and waiting():

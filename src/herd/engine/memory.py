@@ -121,9 +121,10 @@ def plan_memory(
             f"the context of {context:,} tokens is over the model's {config.max_position_embeddings:,}",
             hint=f"set a context of {config.max_position_embeddings} or less",
         )
+    step_bytes = activation_bytes(config, engine.token_budget, wide) + engine.score_rows * config.hidden_size * 4
     fixed = {
         "weights_bytes": config.num_parameters * wide if weights_bytes is None else weights_bytes,
-        "activation_bytes": activation_bytes(config, engine.token_budget, wide) + buffer_bytes,
+        "activation_bytes": step_bytes + buffer_bytes,
         "score_bytes": engine.score_rows * config.vocab_size * 4 if score_bytes is None else score_bytes,
         "overhead_bytes": OVERHEAD_BYTES,
     }

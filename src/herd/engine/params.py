@@ -36,6 +36,7 @@ class TokenParams:
         seed: with the position, all that a draw depends on.
         logprobs: log-probability of each token and of so many likeliest others; None reports none.
         prompt_logprobs: the same of the prompt's tokens.
+        prompt_logprobs_from: the first position of the prompt that is told of; what stands before it may come from the cache.
     """
 
     max_tokens: int
@@ -55,6 +56,7 @@ class TokenParams:
     seed: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_from: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed, good in _RANGES:
@@ -86,6 +88,7 @@ _Check = Callable[[float], bool]
 _RANGES: tuple[tuple[str, str, _Check], ...] = (
     ("max_tokens", "at least 1", lambda value: value >= 1),
     ("min_tokens", "0 (off) or more", lambda value: value >= 0),
+    ("prompt_logprobs_from", "at least 1", lambda value: value >= 1),
     ("temperature", "0 (greedy) to 100", lambda value: 0.0 <= value <= 100.0),
     ("top_k", "0 (off) or more", lambda value: value >= 0),
     ("top_p", "over 0, at most 1", lambda value: 0.0 < value <= 1.0),

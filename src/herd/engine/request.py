@@ -37,7 +37,9 @@ class Sequence:
         tenant: whose fair share it counts against.
         salt: prefixes are shared only among sequences of one salt.
         adapter: and of one adapter, since that changes keys and values.
-        reuse_prefix: whether it may start from cached blocks; false where every position is computed, as for prompt log-probabilities.
+        reuse_prefix: whether it may start from cached blocks; false where every position is computed, as for a mean of all states.
+        reuse_limit: leading tokens that cached blocks may hold at most, where later ones are computed, as for log-probabilities of the
+            prompt; None for all but the last.
         arrival: when it was asked, by the caller's clock; told back in metrics, never used for order, since clocks jump.
         draft: proposed next tokens; the scheduler takes as many as fit, and the next `update` clears them.
         output: tokens generated.
@@ -64,6 +66,7 @@ class Sequence:
     salt: bytes = field(default=b"", repr=False)
     adapter: str = ""
     reuse_prefix: bool = True
+    reuse_limit: int | None = None
     arrival: float = 0.0
     draft: list[int] = field(default_factory=list[int], repr=False)
 
@@ -89,6 +92,13 @@ class Sequence:
     def num_tokens(self) -> int:
         """Known tokens: prompt and output."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def reusable(self) -> int:
+        """Leading tokens that may come from the cache."""
+        if not self.reuse_prefix:
+            return 0
+        return self.num_tokens if self.reuse_limit is None else self.reuse_limit
 
     @property
     def num_draft(self) -> int:

@@ -51,6 +51,7 @@ class CpuRunner:
         self._head = pack_linear(model.head_weight[: self.vocab_size])
         self._embedding = None if config.tie_word_embeddings else model.model.embed_tokens.weight.detach()
         self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32)
+        self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32)
 
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`: the batch has been computed when this returns."""
@@ -58,6 +59,15 @@ class CpuRunner:
             self._layers.copy(batch.copies)
             hidden = self._hidden(batch)[torch.from_numpy(batch.rows_R)]
             return self._score(rms_norm(hidden, self._norm, self.config.rms_norm_eps))
+
+    def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `batch.Runner.hidden`: the residual stream of the last batch is still in its arena."""
+        rows = torch.from_numpy(batch.hidden_E)
+        for first in range(0, len(rows), len(self._states)):
+            with torch.inference_mode():
+                part = self._layers.residual[rows[first : first + len(self._states)]]
+                states = self._states[: len(part)].copy_(rms_norm(part, self._norm, self.config.rms_norm_eps))
+            yield first, states.numpy()
 
     def _hidden(self, batch: RaggedBatch) -> Tensor:
         """The residual stream after the last block, [T, D], in the arena."""

@@ -16,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
-from herd.engine.batch import RaggedBatch, Runner, ragged_batch
+from herd.engine.batch import RaggedBatch, RowReader, Runner, ragged_batch
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
+from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
 from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import NgramDrafter
 from herd.engine.step import Step, StepItem, StepResult
-from herd.engine.stream import Admitted, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 
 
 @dataclass(slots=True)
@@ -41,7 +42,9 @@ class _Live:
     emit: Emit
     drafter: NgramDrafter | None = None
     state: GrammarState | None = None
+    pooler: Pooler | None = None
     admitted: bool = False
+    num_told: int = 0
 
 
 class Stepper:
@@ -63,21 +66,25 @@ class Stepper:
         """Queue a request under the caller's number; `grammar` is its own, compiled. What the scheduler refuses is told as `Failed`."""
         now = self._clock()
         members = []
-        seen = frozenset(request.prompt) if request.params.bends_scores else None
+        params, embed = request.params, request.embed
+        scored = params.prompt_logprobs_from - 1
+        seen = frozenset(request.prompt) if params.bends_scores else None
         for index in range(request.n):
             sequence = Sequence(
                 id=next(self._ids),
                 prompt=request.prompt,
-                max_new_tokens=request.params.max_tokens,
+                max_new_tokens=1 if embed else params.max_tokens,
                 priority=request.priority,
                 tenant=request.tenant,
                 salt=request.salt,
                 arrival=now,
-                reuse_prefix=request.reuse_prefix and request.params.prompt_logprobs is None,
+                reuse_prefix=request.reuse_prefix and embed != "mean" and (params.prompt_logprobs is None or scored > 0),
+                reuse_limit=None if params.prompt_logprobs is None else scored,
             )
-            params = replace(request.params, seed=_seed_of(request.params.seed, index))
-            live = _Live(sequence, number, index, params, None if seen is None else Seen(seen), emit, self._drafter(request))
+            own = replace(params, seed=_seed_of(params.seed, index))
+            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit, self._drafter(request))
             live.state = None if grammar is None else grammar.state()
+            live.pooler = None if embed is None else Pooler(embed)
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -88,7 +95,7 @@ class Stepper:
             emit(Failed(error=error))
 
     def _drafter(self, request: TokenRequest) -> NgramDrafter | None:
-        if not self.num_draft:
+        if not self.num_draft or request.embed:
             return None
         drafter = NgramDrafter(self.num_draft)
         drafter.extend(request.prompt)
@@ -135,8 +142,8 @@ class Stepper:
         self._tell_admitted(step)
         masks = self._start_masks(step)
         results: dict[int, StepResult] = {}
-        for item, rows in self._scores(step):
-            results[item.sequence.id] = self._outcome(item, rows, masks.get(item.sequence.id))
+        for item, rows, states in self._scores(step):
+            results[item.sequence.id] = self._outcome(item, rows, states, masks.get(item.sequence.id))
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -175,35 +182,44 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32]]]:
-        """Run the step; for each item the scores of the rows it needs, none where its end was not reached."""
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32], NDArray[np.float32]]]:
+        """Run the step; for each item the scores and the states of the rows it needs, none where its end was not reached."""
         batch, wanted = self._batch(step)
-        rows = _RowReader(self.runner.run(batch), self.runner.vocab_size)
-        for item, count in wanted:
-            yield item, rows.take(count)
+        scores = RowReader(self.runner.run(batch))
+        states = RowReader(self.runner.hidden(batch) if len(batch.hidden_E) else iter(()))
+        for item, num_scores, num_states in wanted:
+            yield item, scores.take(num_scores), states.take(num_states)
 
-    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int]]]:
-        rows: list[int] = []
-        wanted: list[tuple[StepItem, int]] = []
+    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int, int]]]:
+        rows, hidden = list[int](), list[int]()
+        wanted: list[tuple[StepItem, int, int]] = []
         start = 0
         for item in step.items:
-            chosen = self._rows(item)
-            rows += [start + place - item.first_position for place in chosen]
-            wanted.append((item, len(chosen)))
+            first, end = item.first_position, item.first_position + item.num_tokens
+            chosen, pooler = self._rows(item), self._live[item.sequence.id].pooler
+            pooled = range(0) if pooler is None else pooler.rows(first, end, is_last=bool(item.num_sampled))
+            rows += [start + place - first for place in chosen]
+            hidden += [start + place - first for place in pooled]
+            wanted.append((item, len(chosen), len(pooled)))
             start += item.num_tokens
-        return ragged_batch(step, rows), wanted
+        return ragged_batch(step, rows, hidden), wanted
 
     def _rows(self, item: StepItem) -> range:
         """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""
         sequence = item.sequence
+        if self._live[sequence.id].pooler is not None:
+            return range(0)
         end = item.first_position + item.num_tokens
         if self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt):
-            return range(item.first_position, end)
+            first = max(item.first_position, self._live[sequence.id].params.prompt_logprobs_from - 1)
+            return range(min(first, end - item.num_sampled), end)
         return range(end - item.num_sampled, end)
 
-    def _outcome(self, item: StepItem, rows: NDArray[np.float32], mask: Future[Mask] | None) -> StepResult:
+    def _outcome(self, item: StepItem, rows: NDArray[np.float32], states: NDArray[np.float32], mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
+        if live.pooler is not None:
+            return self._pool(live, live.pooler, item, states)
         known = sequence.num_tokens
         end = item.first_position + item.num_tokens
         first_row = end - len(rows)
@@ -217,6 +233,15 @@ class Stepper:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
+
+    def _pool(self, live: _Live, pooler: Pooler, item: StepItem, states: NDArray[np.float32]) -> StepResult:
+        """Take in the states of a chunk; at the prompt's end tell the vector and finish without a token."""
+        pooler.add(item.first_position, states)
+        if not item.num_sampled:
+            return StepResult(accepted=[], finish=None)
+        self._outbox.append((live.emit, Embedded(vector=tuple(pooler.vector().tolist()))))
+        self._outbox.append((live.emit, Tokens(index=live.index, ids=(), finish="stop")))
+        return StepResult(accepted=[], finish="stop")
 
     def _draw(self, live: _Live, rows: NDArray[np.float32], known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
@@ -249,15 +274,17 @@ class Stepper:
         return StepResult(accepted=accepted, finish=finish)
 
     def _report_prompt(self, live: _Live, rows: NDArray[np.float32], first_row: int) -> None:
-        """The rows score the tokens after them; of n continuations only the first reports."""
+        """The rows score the tokens after them; of n continuations only the first reports, and after a preemption only what is new."""
         num_top = live.params.prompt_logprobs
         if live.index or num_top is None:
             return
         prompt = live.sequence.prompt
+        first = max(first_row, live.params.prompt_logprobs_from - 1, live.num_told)
         last = min(first_row + len(rows), len(prompt) - 1)
-        found = tuple(logprobs(rows[place - first_row], prompt[place + 1], num_top) for place in range(first_row, last))
+        found = tuple(logprobs(rows[place - first_row], prompt[place + 1], num_top) for place in range(first, last))
         if found:
-            self._outbox.append((live.emit, PromptLogprobs(first=first_row + 1, logprobs=found)))
+            live.num_told = last
+            self._outbox.append((live.emit, PromptLogprobs(first=first + 1, logprobs=found)))
 
     def _forget_finished(self, results: dict[int, StepResult]) -> None:
         for sequence_id, result in results.items():
@@ -273,24 +300,6 @@ class Stepper:
         """Let go of the threads for masks."""
         if self._mask_pool is not None:
             self._mask_pool.close()
-
-
-class _RowReader:
-    """Rows taken one after another from chunks that are overwritten by the next."""
-
-    def __init__(self, chunks: Iterator[tuple[int, NDArray[np.float32]]], width: int) -> None:
-        self._chunks = chunks
-        self._left = np.empty((0, width), dtype=np.float32)
-
-    def take(self, count: int) -> NDArray[np.float32]:
-        """The next `count` rows; a view where one chunk holds them all."""
-        parts: list[NDArray[np.float32]] = []
-        while count > len(self._left):
-            parts.append(self._left.copy())
-            count -= len(self._left)
-            self._left = next(self._chunks)[1]
-        taken, self._left = self._left[:count], self._left[count:]
-        return np.concatenate([*parts, taken]) if any(len(part) for part in parts) else taken
 
 
 def _seed_of(seed: int, index: int) -> int:

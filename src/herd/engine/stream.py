@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from herd.base.errors import UsageError
 from herd.engine.grammar.spec import Grammar
 from herd.engine.params import TokenParams
+from herd.engine.pooling import POOLINGS, Pooling
 from herd.engine.sampler import TokenLogprobs
 
 Finish = Literal["stop", "length", "cancelled"]
@@ -30,6 +32,8 @@ class TokenRequest:
         salt: what separates one tenant's cached prefixes from another's.
         reuse_prefix: whether cached keys of an equal prefix may be taken.
         grammar: what every continuation has to look like.
+        embed: the prompt is read and answered with an `Embedded`, its hidden states pooled this way, and with no token. The params are
+            not looked at.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +44,15 @@ class TokenRequest:
     salt: bytes = b""
     reuse_prefix: bool = True
     grammar: Grammar | None = None
+    embed: Pooling | None = None
+
+    def __post_init__(self) -> None:
+        if self.embed is None:
+            return
+        if self.embed not in POOLINGS:
+            raise UsageError(f"embed is {self.embed!r}", hint="choose " + ", ".join(POOLINGS))
+        if self.n != 1 or self.grammar is not None or self.params.prompt_logprobs is not None:
+            raise UsageError("an embedding has no continuations", hint="leave n, grammar and prompt_logprobs out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +74,13 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """The pooled hidden state of a request with `embed`: float32 values, neither scaled nor normalised."""
+
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
     """The request began to run: how many tokens of its prompt were found in the cache."""
 
@@ -74,7 +94,7 @@ class Failed:
     error: Exception
 
 
-TokenEvent = Tokens | PromptLogprobs | Admitted | Failed
+TokenEvent = Tokens | PromptLogprobs | Embedded | Admitted | Failed
 Emit = Callable[[TokenEvent], None]
 
 

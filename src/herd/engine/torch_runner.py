@@ -64,6 +64,7 @@ class TorchRunner:
         config = model.config
         self.model, self.num_blocks, self.block_size, self._score_rows = model, num_blocks, block_size, score_rows
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
+        self._states = torch.empty(0, config.hidden_size)
         shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         dtype = getattr(torch, cache_dtype) if cache_dtype else model.dtype
         self._keys, self._values = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
@@ -81,7 +82,14 @@ class TorchRunner:
         tokens = torch.from_numpy(batch.tokens_T).long().to(device)[None]
         core = PagedCore(self._keys, self._values, plan)
         hidden = self.model.hidden(tokens, core=core, positions_BT=plan.positions.to(device)[None])[0]
+        self._states = hidden[torch.from_numpy(batch.hidden_E).to(device)]
         return self._score(hidden[torch.from_numpy(batch.rows_R).to(device)])
+
+    def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `batch.Runner.hidden`."""
+        assert len(batch.hidden_E) == len(self._states), "another batch was run since"
+        for first in range(0, len(self._states), self._score_rows):
+            yield first, self._states[first : first + self._score_rows].float().cpu().numpy()
 
     def _score(self, hidden_RD: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for first in range(0, len(hidden_RD), self._score_rows):

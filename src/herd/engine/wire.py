@@ -15,7 +15,7 @@ from herd.base.errors import FormatError, HerdError, from_dict
 from herd.engine.grammar.spec import Grammar
 from herd.engine.params import TokenParams
 from herd.engine.sampler import TokenLogprobs
-from herd.engine.stream import Admitted, Failed, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+from herd.engine.stream import Admitted, Embedded, Failed, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 
 MAX_FRAME = 2**28
 """Bytes of a frame at most; a prompt of 128K ids takes about one MB."""
@@ -105,6 +105,8 @@ def event_to_list(event: TokenEvent) -> list[Any]:
         return ["t", event.index, event.ids, event.finish, _logprobs(event.logprobs)]
     if isinstance(event, PromptLogprobs):
         return ["p", event.first, _logprobs(event.logprobs)]
+    if isinstance(event, Embedded):
+        return ["e", event.vector]
     if isinstance(event, Admitted):
         return ["a", event.num_cached]
     error = event.error
@@ -119,6 +121,8 @@ def event_from_list(data: Sequence[Any]) -> TokenEvent:
         return Tokens(index=data[1], ids=tuple(data[2]), finish=data[3], logprobs=_logprobs_from(data[4]))
     if kind == "p":
         return PromptLogprobs(first=data[1], logprobs=_logprobs_from(data[2]))
+    if kind == "e":
+        return Embedded(vector=tuple(data[1]))
     if kind == "a":
         return Admitted(num_cached=data[1])
     return Failed(error=from_dict(cast("Mapping[str, Any]", data[1])))

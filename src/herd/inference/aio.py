@@ -10,15 +10,18 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from herd.engine.engine import Engine
-from herd.engine.stream import Emit, TokenEvent, TokenRequest
+from herd.engine.stream import Emit, TokenEvent, TokenRequest, TokenStream
 from herd.inference.answer import AnswerReader
 from herd.inference.port import ChatRequest, CompletionRequest, Part
 from herd.inference.prepare import Prepared, Preparer, Sizes
+from herd.inference.reading import Reader
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
+
+_Result = TypeVar("_Result")
 
 LONG_PROMPT = 8192
 """Characters from which a prompt is encoded on a thread: below, handing it over takes longer."""
@@ -52,27 +55,32 @@ class AsyncModel:
     async def chat(self, request: ChatRequest) -> Stream:
         """Answer a conversation; see `port.AsyncInference.chat`."""
         size = sum(len(message.text) for message in request.messages)
-        return await self.start(await _prepared(partial(self.preparer.chat, request), size))
+        return await self.start(await aside(partial(self.preparer.chat, request), size))
 
     async def complete(self, request: CompletionRequest) -> Stream:
         """Go on with a text; see `port.AsyncInference.complete`."""
-        return await self.start(await _prepared(partial(self.preparer.complete, request), len(request.prompt)))
+        return await self.start(await aside(partial(self.preparer.complete, request), len(request.prompt)))
 
     async def start(self, prepared: Prepared) -> Stream:
         """Queue what was prepared."""
-        stream = Stream(AnswerReader(prepared.builders, self.tokenizer, prepared.tokens))
-        stream.handle = await self.engine.submit(prepared.tokens, stream.emit)
+        return await self.submit(prepared.tokens, AnswerReader(prepared.builders, self.tokenizer, prepared.tokens))
+
+    async def submit(self, request: TokenRequest, reader: Reader) -> Stream:
+        """Queue a request that is read by `reader`."""
+        stream = Stream(reader)
+        stream.handle = await self.engine.submit(request, stream.emit)
         return stream
 
 
-async def _prepared(prepare: Callable[[], Prepared], size: int) -> Prepared:
+async def aside(prepare: Callable[[], _Result], size: int) -> _Result:
+    """Do work on so many characters, on a thread where they are many."""
     return await asyncio.to_thread(prepare) if size >= LONG_PROMPT else prepare()
 
 
 class Stream:
     """The parts of one request's answers, as many at a time as there are. For one consumer."""
 
-    def __init__(self, reader: AnswerReader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._events: deque[TokenEvent] = deque()
         self._arrived = asyncio.Event()
@@ -146,6 +154,17 @@ class ThreadedEngine:
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(emit, event)
 
-        if request.grammar is not None:
-            return await asyncio.to_thread(self.engine.submit, request, tell)
-        return self.engine.submit(request, tell)
+        if request.grammar is None:
+            return self.engine.submit(request, tell)
+        work = asyncio.ensure_future(asyncio.to_thread(self.engine.submit, request, tell))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_cancel_late)
+            raise
+
+
+def _cancel_late(work: asyncio.Future[TokenStream]) -> None:
+    """Cancel a request whose caller has gone while its grammar was compiled."""
+    if not work.cancelled() and work.exception() is None:
+        work.result().cancel()

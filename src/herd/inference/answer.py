@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from herd.engine.sampler import TokenLogprobs
-from herd.engine.stream import Admitted, Failed, TokenEvent, TokenRequest, Tokens
+from herd.engine.stream import Admitted, Failed, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 from herd.inference.params import SamplingParams
 from herd.inference.port import Event, Finished, FinishReason, Part, PromptRead, Timings, TokenLogprob, TokensDone, Usage
 from herd.inference.stop import StopTexts
@@ -136,7 +136,7 @@ class AnswerReader:
             raise event.error
         if isinstance(event, Admitted):
             self._num_cached = event.num_cached
-        else:
+        elif isinstance(event, PromptLogprobs):
             self._read += [named(self._tokenizer, found) for found in event.logprobs]
         if self._wants_prompt and len(self._read) == len(self._prompt):
             self._wants_prompt = False

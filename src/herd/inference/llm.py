@@ -1,4 +1,4 @@
-"""`herd.LLM`: a model by name, path or object, and three ways to ask it. What a script needs, over the inference port.
+"""`herd.LLM`: a model by name, path or object, and the ways to ask it. What a script needs, over the inference port.
 
 llm = herd.LLM()                                   # cria, the bundled model
 print(llm.chat([herd.Message.user("Hello!")]).text)
@@ -6,114 +6,33 @@ print(llm.chat([herd.Message.user("Hello!")]).text)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from herd.base.errors import UsageError
-from herd.checkpoint.load import load_model
-from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
-from herd.engine.build import build_engine
-from herd.engine.engine import Engine
-from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
+from herd.engine.pooling import Pooling
+from herd.inference.batch_run import BatchReport, run_file
+from herd.inference.embed import EmbedReader, as_array, embed_request
+from herd.inference.loaded import DEFAULT_MODEL, load
 from herd.inference.local import LocalModel
+from herd.inference.output import Output, outputs_of
 from herd.inference.params import SamplingParams
-from herd.inference.port import (
-    ChatRequest,
-    CompletionRequest,
-    Event,
-    Finished,
-    FinishReason,
-    Timings,
-    TokenLogprob,
-    ToolChoice,
-    Usage,
-    to_dict,
-)
-from herd.inference.prepare import grammar_compiler
+from herd.inference.port import Event, ToolChoice
+from herd.inference.requests import Prompts, chat_request, check_prompts, completion_requests
+from herd.inference.score import Score, ScoreReader, pairs, score_request
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
-from herd.text.messages import Message, ToolCall, ToolDefinition, as_messages, as_tools
+from herd.text.messages import Message, ToolDefinition
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
-DEFAULT_MODEL = "cria"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
-    """A finished answer."""
-
-    text: str
-    message: Message
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-    @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The calls that the model asks for."""
-        return self.message.tool_calls
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON that `herd run --json` prints."""
-        return to_dict(self._finished())
-
-    def _finished(self) -> Finished:
-        return Finished(
-            reason=self.finish_reason,
-            text=self.text,
-            message=self.message,
-            token_ids=self.token_ids,
-            usage=self.usage,
-            timings=self.timings,
-            logprobs=self.logprobs,
-        )
-
-
-def _output(events: Iterable[Event]) -> Output:
-    """Run a stream to its end."""
-    last: Event | None = None
-    for event in events:
-        last = event
-    assert isinstance(last, Finished)
-    return Output(
-        text=last.text,
-        message=last.message,
-        token_ids=last.token_ids,
-        finish_reason=last.reason,
-        usage=last.usage,
-        timings=last.timings,
-        logprobs=last.logprobs,
-    )
-
-
-def _spread(
-    model: Transformer | Path,
-    engine: EngineConfig | None,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
-    *,
-    tp: int,
-    pp: int,
-    vocab_size: int,
-    grammars: Callable[[], GrammarCompiler],
-) -> tuple[Engine, ModelConfig]:
-    """An engine over several processes, and the whole model's config."""
-    if device is not None and torch.device(device).type != "cpu":
-        raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
-    from herd.engine.parallel.build import build_parallel_engine
-
-    built = build_parallel_engine(model, engine, tp=tp, pp=pp, dtype=dtype, vocab_size=vocab_size, grammars=grammars)
-    return built, built.model_config
+__all__ = ["DEFAULT_MODEL", "LLM", "Output"]
 
 
 class LLM:
@@ -146,32 +65,19 @@ class LLM:
         tp: int = 1,
         pp: int = 1,
     ) -> None:
-        if isinstance(model, Transformer):
-            if tokenizer is None:
-                raise UsageError("a Transformer came without its tokenizer", hint="pass tokenizer=herd.load_tokenizer(path)")
-            self.name = "model"
-        else:
-            self.name = str(model)
-            model = resolve_model(model)
-            tokenizer = tokenizer or load_checkpoint_tokenizer(model)
-        size = tokenizer.vocab_size
-        grammars = partial(grammar_compiler, tokenizer, size)
-        self._model: Transformer | None = None
-        if (tp, pp) != (1, 1):
-            built, self.config = _spread(model, engine, dtype, device, tp=tp, pp=pp, vocab_size=size, grammars=grammars)
-        else:
-            if isinstance(model, Path):
-                model = load_model(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self._model, self.config = model, model.config
-            built = build_engine(model, engine, vocab_size=size, grammars=grammars)
-        self.inference = LocalModel(built, tokenizer, prompt_format=prompt_format)
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, threaded=False, tp=tp, pp=pp)
+        self.name, self._loaded = loaded.name, loaded
+        self.inference = LocalModel(loaded.engine, loaded.tokenizer, prompt_format=prompt_format)
 
     @property
     def model(self) -> Transformer:
         """The weights. Raises UsageError where they are spread over several processes."""
-        if self._model is None:
-            raise UsageError("this model's weights are spread over several processes", hint="leave out tp and pp to have them here")
-        return self._model
+        return self._loaded.model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's numbers."""
+        return self._loaded.config
 
     def close(self) -> None:
         """Stop the engine and let go of its thread. What is in flight fails."""
@@ -188,36 +94,68 @@ class LLM:
         return self.inference.context
 
     @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None, *, grammar: Grammar | None = None) -> Output: ...  # pyright: ignore[reportOverlappingOverload]
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, prompts: str, params: SamplingParams | None = None, *, grammar: Grammar | None = None, n: Literal[1] = 1
+    ) -> Output: ...
+
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, prompts: str, params: SamplingParams | None = None, *, grammar: Grammar | None = None, n: int
+    ) -> list[Output]: ...
 
     @overload
     def generate(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None, *, grammar: Grammar | None = None
+        self, prompts: Prompts, params: SamplingParams | None = None, *, grammar: Grammar | None = None, n: Literal[1] = 1
     ) -> list[Output]: ...
 
+    @overload
     def generate(
-        self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | None = None,
-        *,
-        grammar: Grammar | None = None,
-    ) -> Output | list[Output]:
+        self, prompts: Prompts, params: SamplingParams | None = None, *, grammar: Grammar | None = None, n: int
+    ) -> list[list[Output]]: ...
+
+    def generate(
+        self, prompts: str | Prompts, params: SamplingParams | None = None, *, grammar: Grammar | None = None, n: int = 1
+    ) -> Output | list[Output] | list[list[Output]]:
         """Go on with plain text: one prompt gives one `Output`, a list (of texts, or of lists of token ids) gives a list.
 
-        All prompts run at once, and the answers are those that each would have alone. `grammar` is what each has to look like.
+        All prompts run at once, and the answers are those that each would have alone. `grammar` is what each has to look like. With `n`
+        over 1 there is a list of so many outputs for each prompt, the i-th drawn with a seed of its own; the prompt is read once.
         Raises ContextOverflowError, TokenizerError for any of the prompts before the first is answered.
         """
+        requests = completion_requests(prompts, params, grammar=grammar, n=n)
+        answers = [self.inference.complete_parts(request) for request in requests]
+        found = [outputs_of(answer) for answer in answers]
         if isinstance(prompts, str):
-            return self.generate([prompts], params, grammar=grammar)[0]
-        if any(isinstance(cast("object", prompt), int) for prompt in prompts):
-            raise UsageError("the prompts are a list of token ids, not of prompts", hint="put the ids into a list: generate([ids])")
-        chosen = params or SamplingParams()
-        requests = [
-            CompletionRequest(prompt=prompt if isinstance(prompt, str) else tuple(prompt), grammar=grammar, params=chosen)
-            for prompt in prompts
-        ]
-        streams = [self.inference.complete(request) for request in requests]
-        return [_output(stream) for stream in streams]
+            return found[0] if n > 1 else found[0][0]
+        return found if n > 1 else [outputs[0] for outputs in found]
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
+        builtin_tools: Sequence[str] = (),
+        tool_choice: ToolChoice = "auto",
+        tool_name: str | None = None,
+        grammar: Grammar | None = None,
+        n: Literal[1] = 1,
+    ) -> Output: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
+        builtin_tools: Sequence[str] = (),
+        tool_choice: ToolChoice = "auto",
+        tool_name: str | None = None,
+        grammar: Grammar | None = None,
+        n: int,
+    ) -> list[Output]: ...
 
     def chat(
         self,
@@ -229,7 +167,8 @@ class LLM:
         tool_choice: ToolChoice = "auto",
         tool_name: str | None = None,
         grammar: Grammar | None = None,
-    ) -> Output:
+        n: int = 1,
+    ) -> Output | list[Output]:
         """Answer a conversation. Messages and tools may be dicts in OpenAI's shape.
 
         Args:
@@ -240,13 +179,15 @@ class LLM:
             tool_choice: `auto`, `none` or `required`; `tool_name` names the one that has to be called.
             tool_name: see above.
             grammar: what the answer has to look like, such as `Grammar.json_schema({...})`; goes without tools.
+            n: answers; over 1 they come as a list.
 
         Raises FormatError, ContextOverflowError, UsageError.
         """
-        events = self.stream(
-            messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar
+        request = chat_request(
+            messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar, n=n
         )
-        return _output(events)
+        outputs = outputs_of(self.inference.chat_parts(request))
+        return outputs if n > 1 else outputs[0]
 
     def stream(
         self,
@@ -260,13 +201,46 @@ class LLM:
         grammar: Grammar | None = None,
     ) -> Iterator[Event]:
         """As `chat`, event by event; the last one is `Finished`."""
-        request = ChatRequest(
-            messages=tuple(as_messages(messages)),
-            tools=tuple(as_tools(tools)),
-            builtin_tools=tuple(builtin_tools),
-            tool_choice=tool_choice,
-            tool_name=tool_name,
-            grammar=grammar,
-            params=params or SamplingParams(),
+        return self.inference.chat(
+            chat_request(
+                messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar
+            )
         )
-        return self.inference.chat(request)
+
+    def embed(self, texts: str | Prompts, pooling: Pooling = "mean", *, normalize: bool = True) -> NDArray[np.float32]:
+        """Texts (or lists of token ids) as the rows of an array [N, D]: the final hidden states, pooled.
+
+        Args:
+            texts: all are read at once, and each vector is the same bits as alone.
+            pooling: the `mean` over all tokens, or the `last` one's.
+            normalize: scale each to length 1, so that a dot product is the cosine.
+
+        Raises ContextOverflowError, TokenizerError, UsageError.
+        """
+        requests = [embed_request(self.tokenizer, text, pooling) for text in check_prompts(texts)]
+        vectors = self.inference.read([(request, EmbedReader()) for request in requests])
+        return as_array(vectors, normalize=normalize, width=self.config.hidden_size)
+
+    def score(self, prompts: str | Prompts, continuations: Prompts) -> list[Score]:
+        """How likely each continuation is after its prompt; one text as `prompts` goes before all of them.
+
+        Prompt and continuation are encoded together and cut where the prompt's own encoding ends, blanks at its end not counted, as
+        lm-evaluation-harness does. Raises ContextOverflowError, TokenizerError, UsageError before anything is computed.
+        """
+        requests = [score_request(self.tokenizer, prompt, continuation) for prompt, continuation in pairs(prompts, continuations)]
+        return self.inference.read([(request, ScoreReader()) for request in requests])
+
+    def run_file(
+        self, source: Path | str, target: Path | str, params: SamplingParams | None = None, *, window: int | None = None
+    ) -> BatchReport:
+        """Answer a file of requests, one JSON object a line, into another; a run that was stopped goes on where it was.
+
+        Args:
+            source: lines like `{"custom_id": "a", "messages": [...], "max_tokens": 40}` or with a `prompt`; OpenAI's batch form too.
+            target: gets an answer or an error for each line, in the order of their coming.
+            params: what the lines leave open.
+            window: requests in flight.
+
+        Raises NotFoundError, FormatError for an output that belongs to another input, UsageError.
+        """
+        return run_file(self.inference, source, target, params=params, window=window)

@@ -6,17 +6,20 @@ A request runs from the moment it is made, whether or not its events are read; l
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TypeVar
 
 from herd.base.errors import UsageError
 from herd.engine.engine import Engine
-from herd.engine.stream import TokenStream
+from herd.engine.stream import TokenRequest, TokenStream
 from herd.inference.answer import AnswerReader
 from herd.inference.port import ChatRequest, CompletionRequest, Event, Part
 from herd.inference.prepare import Prepared, Preparer
+from herd.inference.reading import Reading
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
+
+_Result = TypeVar("_Result")
 
 
 class LocalModel:
@@ -48,6 +51,18 @@ class LocalModel:
     def complete_parts(self, request: CompletionRequest) -> Answer:
         """Go on with a text `n` times; the prompt is checked before this returns."""
         return self._submit(self._preparer.complete(request))
+
+    def read(self, requests: Sequence[tuple[TokenRequest, Reading[_Result]]]) -> list[_Result]:
+        """Run what is answered with something else than text, all at once; the results in the order of the requests."""
+        streams = [self.engine.submit(request) for request, _ in requests]
+        for stream, (_, reader) in zip(streams, requests, strict=True):
+            for event in stream:
+                reader.push(event)
+        return [reader.result() for _, reader in requests]
+
+    def prepare(self, request: ChatRequest | CompletionRequest) -> Prepared:
+        """What the engine is asked for a request, and what reads its answer."""
+        return self._preparer.chat(request) if isinstance(request, ChatRequest) else self._preparer.complete(request)
 
     def _submit(self, prepared: Prepared) -> Answer:
         reader = AnswerReader(prepared.builders, self.tokenizer, prepared.tokens)

@@ -111,7 +111,7 @@ class Worker:
             self._num_compiling += 1
             crowded = self._num_compiling > MAX_COMPILING
         if crowded:
-            self._outbox.event(number, ["f", _Crowded("too many grammars wait to be compiled", hint="try again later").to_dict()])
+            self._outbox.event(number, ["f", OverloadedError("too many grammars wait to be compiled", hint="try again later").to_dict()])
             self._compiled()
         else:
             self._compiling.submit(self._submit_compiled, number, data)
@@ -199,7 +199,7 @@ class Worker:
         }
 
 
-class _Crowded(HerdError):
+class OverloadedError(HerdError):
     """More work than can wait."""
 
     code = "overloaded"
@@ -238,7 +238,7 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
         "max_sequences": config.max_sequences,
         "total_bytes": plan.total_bytes,
         "weights_digest": weights_digest(path),
-        "kernels": _kernels(),
+        "kernels": kernels_in_use(),
     }
     return engine, info
 
@@ -253,7 +253,8 @@ def weights_digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _kernels() -> dict[str, str]:
+def kernels_in_use() -> dict[str, str]:
+    """What runs each op, by op and device."""
     from herd.kernels.dispatch import table
 
     return {f"{row.op} {row.device}": row.runs for row in table()}

@@ -32,9 +32,13 @@ class LeadRunner:
 
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`."""
-        for told in frames(self._scheduler.take_log(), batch.rows_R.tolist()):
+        for told in frames(self._scheduler.take_log(), batch.rows_R.tolist(), batch.hidden_E.tolist()):
             self._workers.send(told)
         return self._told(self._named(lambda: self._shard.run(batch)))
+
+    def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `batch.Runner.hidden`."""
+        return self._shard.hidden(batch)
 
     def _told(self, scores: Scores) -> Iterator[tuple[int, NDArray[np.float32]]]:
         while (chunk := self._named(lambda: next(scores, None))) is not None:

@@ -35,7 +35,9 @@ def plan_rank(
     if rank == 0:
         scores += size  # it samples from whole rows, and receives them part by part
     # What a rank gathers of its stage, and the copy that gloo makes of it.
-    gathered = 2 * layout.tp * engine.token_budget * config.hidden_size * wide if layout.tp > 1 else 0
+    exchanged = 2 * layout.tp * engine.token_budget * config.hidden_size * wide if layout.tp > 1 else 0
+    if layout.is_last(rank) or rank == 0:
+        exchanged += engine.token_budget * config.hidden_size * 4  # states of embeddings, which rank 0 gets all at once
     try:
         return plan_memory(
             layout.share(config, rank),
@@ -43,7 +45,7 @@ def plan_rank(
             dtype=dtype,
             weights_bytes=weight_count(config, layout, rank, size) * wide,
             score_bytes=engine.score_rows * scores * 4,
-            buffer_bytes=gathered,
+            buffer_bytes=exchanged,
         )
     except DoesNotFitError as error:
         raise DoesNotFitError(f"rank {rank} of {layout.size} does not fit: {error.message}", hint=error.hint) from error

@@ -22,7 +22,7 @@ from herd.engine.step import Step, StepResult
 
 Call = list[Any]
 """A scheduler's call as JSON: its name and arguments."""
-_ASKED = ("id", "max_new_tokens", "priority", "tenant", "adapter", "reuse_prefix")
+_ASKED = ("id", "max_new_tokens", "priority", "tenant", "adapter", "reuse_prefix", "reuse_limit")
 
 
 def digest(step: Step) -> str:
@@ -45,14 +45,14 @@ def sequence_from_dict(data: Mapping[str, Any], prompt: tuple[int, ...]) -> Sequ
     return Sequence(**{**data, "prompt": prompt, "salt": bytes.fromhex(data["salt"])})
 
 
-def frames(calls: list[Call], rows: list[int]) -> Iterator[dict[str, Any]]:
-    """The calls up to a step in frames, the rows that want scores in the last: each group comes in its own, as prompts may be long."""
+def frames(calls: list[Call], rows: list[int], hidden: list[int]) -> Iterator[dict[str, Any]]:
+    """The calls up to a step in frames, in the last the rows that want scores and states. Each group has its own: prompts may be long."""
     begin = 0
     for end, call in enumerate(calls, start=1):
         if call[0] == "add":
             yield {"calls": calls[begin:end]}
             begin = end
-    yield {"calls": calls[begin:], "rows": rows}
+    yield {"calls": calls[begin:], "rows": rows, "hidden": hidden}
 
 
 class LeadScheduler(Scheduler):
@@ -106,22 +106,22 @@ class Follower:
         self.scheduler, self.rank, self.size = scheduler, rank, size
         self.num_steps = 0
 
-    def take(self, calls: list[Call], rows: list[int] | None = None) -> RaggedBatch | None:
+    def take(self, frame: Mapping[str, Any]) -> RaggedBatch | None:
         """Make a frame's calls; where it has rows, its last call was a `schedule`, and the batch of that step is returned.
 
         Raises EngineError where it is another step than rank 0's.
         """
         step: Step | None = None
-        for name, *arguments in calls:
+        for name, *arguments in frame["calls"]:
             step = None
             if name == "schedule":
                 step = self._schedule(*arguments)
             else:
                 self._call(name, arguments)
-        if rows is None:
+        if "rows" not in frame:
             return None
         assert step is not None, "rows without a step"
-        return ragged_batch(step, rows)
+        return ragged_batch(step, frame["rows"], frame["hidden"])
 
     def _call(self, name: str, arguments: list[Any]) -> None:
         scheduler, argument = self.scheduler, arguments[0]

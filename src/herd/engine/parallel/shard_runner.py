@@ -1,8 +1,9 @@
 """One rank's part of a step: embed or receive, run its blocks, send on or score.
 
 Every rank calls `run` with the same batch. Rank 0 gets the scores, whole: the last stage's ranks send it theirs, each its rows of the
-vocabulary. Through all of it a row's scores stay the same whatever else is in the batch, for a given layout.
-Shapes: T tokens, D model dim, R rows, V vocabulary.
+vocabulary. States, where they are wanted, it gets from the first of these, before any scores. Through all of it a row's scores stay the
+same whatever else is in the batch, for a given layout.
+Shapes: T tokens, D model dim, R rows, E rows for states, V vocabulary.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class ShardRunner:
         width = len(self._rows) if self._head is not None or self._rank == 0 else 0
         self._part = torch.empty(sizes.score_rows * width, dtype=torch.float32)
         self._score_rows = sizes.score_rows
+        holds_states = self._layout.is_last(self._rank) or self._rank == 0
+        self._states = torch.empty(sizes.token_budget if holds_states else 0, shard.config.hidden_size, dtype=torch.float32)
         self._scores = torch.empty(sizes.score_rows if self._rank == 0 else 0, vocab_size, dtype=torch.float32)
 
     def run(self, batch: RaggedBatch) -> Scores:
@@ -56,14 +59,36 @@ class ShardRunner:
         with torch.inference_mode():
             self._layers.copy(batch.copies)
             hidden = self._hidden(batch)
+            self._exchange_states(hidden, batch)
             if self._layout.is_last(self._rank):
-                assert self._norm is not None
-                hidden = rms_norm(hidden[torch.from_numpy(batch.rows_R)], self._norm, self._eps)
+                hidden = self._normed(hidden, batch.rows_R)
         if self._rank == 0:
             return self._whole_scores(hidden, len(batch.rows_R))
         if self._layout.is_last(self._rank):
             self._send_scores(hidden)
         return iter(())
+
+    def hidden(self, batch: RaggedBatch) -> Scores:
+        """See `batch.Runner.hidden`; all rows are here since `run`."""
+        if len(batch.hidden_E):
+            yield 0, self._states[: len(batch.hidden_E)].numpy()
+
+    def _normed(self, hidden_TD: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        assert self._norm is not None
+        return rms_norm(hidden_TD[torch.from_numpy(rows)], self._norm, self._eps)
+
+    def _exchange_states(self, hidden_TD: Tensor, batch: RaggedBatch) -> None:
+        """Bring the states that are wanted to rank 0; every part of the last stage has them, its first sends them."""
+        source = self._layout.last_ranks[0]
+        if not len(batch.hidden_E) or self._rank not in (0, source):
+            return
+        states = self._states[: len(batch.hidden_E)]
+        if self._rank == source:
+            states.copy_(self._normed(hidden_TD, batch.hidden_E))
+            if source:
+                self._mesh.send(states, 0).wait()
+        else:
+            self._mesh.receive(states, source)
 
     def _hidden(self, batch: RaggedBatch) -> Tensor:
         """The residual stream after the rank's last block, [T, D], in the arena; sent on unless the rank is of the last stage."""

@@ -70,7 +70,7 @@ def follow(spec: Mapping[str, Any], line: Line) -> None:
     runner, follower = make_runner(own), make_follower(own)
     line.say({"word": "ready"})
     while not (told := line.inbox.get()).get("stop"):
-        batch = follower.take(told["calls"], told.get("rows"))
+        batch = follower.take(told)
         if batch is not None:
             runner.run(batch)
 

@@ -1,0 +1,123 @@
+"""`herd serve`: OpenAI's API over a model. `stack.server` is the server; here are its settings, and what it says at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from herd.base import settings
+from herd.cli.load import DeviceOption, DtypeOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from herd.stack.config import ServerConfig
+    from herd.stack.engine_process import EngineSpec
+
+MemoryOption = Annotated[str | None, typer.Option(help="What everything together may take, such as 16GiB. [default: what is needed]")]
+ContextOption = Annotated[int | None, typer.Option(help="Tokens of a prompt and its answer together. [default: the model's]")]
+SequencesOption = Annotated[int, typer.Option(help="Sequences that are written at once.")]
+BudgetOption = Annotated[int, typer.Option(help="Tokens computed in one step at most.")]
+CacheOption = Annotated[str | None, typer.Option(help="dtype of cached keys and values. [default: the weights']")]
+DraftOption = Annotated[int, typer.Option(help="Tokens guessed at once by prompt lookup; 0 guesses none. The answers stay the same.")]
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help="Path, hub name or alias. [variable: HERD_MODEL; default: cria]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [variable: HERD_HOST; default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one. [variable: HERD_PORT; default: 8321]")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model. [default: MODEL as given]")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Keys, one a line: [NAME] KEY [rpm=] [tpm=] [concurrent=] [priority=].")] = None,
+    memory: MemoryOption = None,
+    context: ContextOption = None,
+    max_sequences: SequencesOption = 64,
+    token_budget: BudgetOption = 512,
+    kv_dtype: CacheOption = None,
+    num_draft: DraftOption = 0,
+    ttft_target: Annotated[float, typer.Option(help="Seconds to the first token that are promised; else 429.")] = 60.0,
+    max_waiting: Annotated[int, typer.Option(help="Requests in flight at most.")] = 4096,
+    drain: Annotated[float, typer.Option(help="Seconds that requests have to end after SIGTERM.")] = 30.0,
+    engine_timeout: Annotated[float, typer.Option(help="Seconds of one step after which the engine is started anew.")] = 120.0,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A name that a Host header may hold; several times.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="A web page that may ask, as https://HOST; several times.")] = None,
+    access_log: Annotated[bool, typer.Option(help="Log every request, never its content.")] = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Serve a model over OpenAI's API.
+
+    Without keys it listens on this machine alone. `herd keys new` makes a key.
+    """
+    from herd.base.memory import parse_size
+    from herd.engine.memory import EngineConfig
+    from herd.stack.config import ServerConfig
+    from herd.stack.engine_process import EngineSpec
+    from herd.stack.keys import read_keys
+
+    chosen = settings.value("model", model)
+    file = api_key_file or settings.value("api_key_file")
+    config = ServerConfig(
+        model_name=name or chosen,
+        host=settings.value("host", host),
+        port=settings.value("port", port),
+        keys=read_keys(Path(file)) if file else (),
+        allowed_hosts=tuple(one.lower() for one in allow_host or ()),
+        allowed_origins=tuple(allow_origin or ()),
+        ttft_target_s=ttft_target,
+        max_waiting=max_waiting,
+        drain_s=drain,
+        access_log=access_log,
+    )
+    engine = EngineConfig(
+        context=context,
+        max_sequences=max_sequences,
+        token_budget=token_budget,
+        cache_dtype=kv_dtype,
+        num_draft=num_draft,
+        memory_bytes=None if memory is None else parse_size(memory),
+    )
+    kind = settings.value("dtype", dtype)
+    spec = EngineSpec(
+        model=chosen,
+        dtype=None if kind == "auto" else kind,
+        device=_device(settings.value("device", device)),
+        threads=settings.value("threads", threads),
+        engine=engine,
+        hang_s=engine_timeout,
+    )
+    _serve(config, spec)
+
+
+def _device(chosen: str) -> str:
+    """The device by name. torch, which knows whether there is a GPU, is imported only where one may be."""
+    if chosen == "cpu" or (chosen == "auto" and not Path("/dev/nvidiactl").exists()):
+        return "cpu"
+    from herd.cli.load import choose_device
+
+    return choose_device(chosen)
+
+
+def _serve(config: ServerConfig, spec: EngineSpec) -> None:
+    import asyncio
+
+    from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+    from herd.cli.output import note
+    from herd.stack.engine_process import EngineProcess
+    from herd.stack.server import Server
+
+    tokenizer = load_checkpoint_tokenizer(resolve_model(spec.model))
+
+    def ready(server: Server, process: EngineProcess) -> None:
+        from herd.base.memory import gib
+
+        info = process.info
+        host = config.host if ":" not in config.host else f"[{config.host}]"
+        note(
+            f"{config.model_name}: {info['num_parameters']:,} parameters, {info['dtype']} on {info['device']}, "
+            f"context {info['context']:,}, {gib(info['total_bytes'])} in all"
+        )
+        keys = f"{len(config.keys)} keys" if config.keys else "no key needed"
+        note(f"listening on http://{host}:{server.port}/v1 ({keys}); Ctrl-C ends it")
+
+    asyncio.run(Server(config, spec, tokenizer).run(ready))

@@ -1,0 +1,74 @@
+"""A model by name, path or object, made ready to answer: weights, tokenizer and engine. What `LLM` and `AsyncLLM` begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from herd.base.errors import UsageError
+from herd.checkpoint.load import load_model
+from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+from herd.engine.build import build_engine
+from herd.engine.engine import Engine
+from herd.engine.memory import EngineConfig
+from herd.inference.prepare import grammar_compiler
+from herd.model.config import ModelConfig
+from herd.model.transformer import Transformer
+from herd.text.tokenizer import Tokenizer
+
+DEFAULT_MODEL = "cria"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """The parts."""
+
+    name: str
+    weights: Transformer | None
+    config: ModelConfig
+    tokenizer: Tokenizer
+    engine: Engine
+
+    @property
+    def model(self) -> Transformer:
+        """The weights. Raises UsageError where they are spread over several processes."""
+        if self.weights is None:
+            raise UsageError("this model's weights are spread over several processes", hint="leave out tp and pp to have them here")
+        return self.weights
+
+
+def load(
+    model: Transformer | str | Path,
+    *,
+    tokenizer: Tokenizer | None,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    engine: EngineConfig | None,
+    threaded: bool,
+    tp: int = 1,
+    pp: int = 1,
+) -> Loaded:
+    """Load what is not loaded yet and start an engine. Raises DoesNotFitError, NotFoundError, UsageError, ConfigError."""
+    name = "model" if isinstance(model, Transformer) else str(model)
+    if isinstance(model, Transformer):
+        if tokenizer is None:
+            raise UsageError("a Transformer came without its tokenizer", hint="pass tokenizer=herd.load_tokenizer(path)")
+    else:
+        model = resolve_model(model)
+        tokenizer = tokenizer or load_checkpoint_tokenizer(model)
+    size = tokenizer.vocab_size
+    grammars = partial(grammar_compiler, tokenizer, size)
+    if (tp, pp) != (1, 1):
+        if device is not None and torch.device(device).type != "cpu":
+            raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
+        from herd.engine.parallel.build import build_parallel_engine
+
+        spread = build_parallel_engine(model, engine, tp=tp, pp=pp, dtype=dtype, vocab_size=size, grammars=grammars)
+        return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread)
+    if isinstance(model, Path):
+        model = load_model(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    built = build_engine(model, engine, vocab_size=size, threaded=threaded, grammars=grammars)
+    return Loaded(name=name, weights=model, config=model.config, tokenizer=tokenizer, engine=built)

@@ -1,0 +1,193 @@
+"""POST /v1/chat/completions: a conversation answered, whole or as it is written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from herd.inference.port import Finished, Part, TokenLogprob, TokensDone
+from herd.stack.answers import chat_logprob, dumps, json_response, new_id, reason_fields, unless_gone, usage
+from herd.stack.errors import body_of
+from herd.stack.guard import Context
+from herd.stack.receipts import make_receipt
+from herd.stack.service import Job, Service
+from herd.stack.sse import DONE, EventStream, event
+from herd.stack.translate import chat_request, check_model
+from herd.stack.types import ChatBody
+from herd.text.messages import ToolCall
+from herd.text.reply import CallDone, TextDelta
+
+
+def chat_routes(service: Service) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
+    async def chat(body: ChatBody, request: Request) -> Response:
+        context: Context = request.scope["herd"]
+        check_model(body.model, service.config.model_name)
+        caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
+        asked = chat_request(body, service.config.caps, caller)
+        job = await unless_gone(request, service.chat(asked, context))
+        if body.stream:
+            writer = _ChunkWriter(service, job, body, context)
+            return EventStream(
+                writer.chunks(), job.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
+            )
+        return json_response(await unless_gone(request, _whole(service, job, body)))
+
+    return router
+
+
+async def _whole(service: Service, job: Job, body: ChatBody) -> dict[str, Any]:
+    """The answers, once all are there."""
+    answers = await job.answers()
+    choices = [_choice(index, answers[index], body) for index in sorted(answers)]
+    data: dict[str, Any] = {
+        "id": new_id("chatcmpl-"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": service.config.model_name,
+        "choices": choices,
+        "usage": usage([[answers[index].usage for index in sorted(answers)]]),
+        "system_fingerprint": fingerprint(service),
+    }
+    return data | _extras(service, job, body, answers)
+
+
+def fingerprint(service: Service) -> str:
+    """Names weights and numerics: equal ones give equal answers to equal requests."""
+    return "herd-" + str(service.engine.info["weights_digest"])[:16] + "-" + str(service.engine.info["dtype"])
+
+
+def _extras(service: Service, job: Job, body: ChatBody, answers: dict[int, Finished]) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    if body.return_token_ids:
+        extras["prompt_token_ids"] = list(job.request.prompt)
+    if body.receipt:
+        extras["receipt"] = make_receipt(service.config.model_name, service.engine.info, job.request, answers.items())
+    return extras
+
+
+def _choice(index: int, finished: Finished, body: ChatBody) -> dict[str, Any]:
+    calls = [_call(call) for call in finished.message.tool_calls]
+    text = finished.message.text if calls else finished.text
+    message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None, **reason_fields(finished)}
+    if body.logprobs:
+        choice["logprobs"] = {"content": [chat_logprob(found) for found in finished.logprobs], "refusal": None}
+    if body.return_token_ids:
+        choice["token_ids"] = list(finished.token_ids)
+    return choice
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)}
+    return {"id": call.id or new_id("call_"), "type": "function", "function": function}
+
+
+class _Choice:
+    """What is kept of one answer while it streams: calls that were told, log-probabilities that were not."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.num_calls = 0
+        self.logprobs: list[TokenLogprob] = []
+
+
+class _ChunkWriter:
+    """Parts of answers as OpenAI's chunks. Texts that come together go in one chunk."""
+
+    def __init__(self, service: Service, job: Job, body: ChatBody, context: Context) -> None:
+        self._service, self._job, self._body, self._context = service, job, body, context
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        head = {
+            "id": new_id("chatcmpl-"),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": service.config.model_name,
+            "system_fingerprint": fingerprint(service),
+        }
+        self._head = dumps(head)[:-1]
+        self._tail = b',"usage":null}' if self._with_usage else b"}"
+        self._choices: dict[int, _Choice] = {}
+        self._answers: dict[int, Finished] = {}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Everything, to the end or to an error, which is an event too."""
+        try:
+            async with aclosing(self._job.parts()) as ticks:
+                async for parts in ticks:
+                    data = self._tick(parts)
+                    if data:
+                        yield data
+        except Exception as error:
+            yield event(dumps(body_of(error, request_id=self._context.request_id)))
+            return
+        if len(self._answers) < self._job.request.n:
+            return
+        yield self._last()
+
+    def _last(self) -> bytes:
+        end = b""
+        extras = _extras(self._service, self._job, self._body, self._answers)
+        if self._with_usage or extras:
+            told: dict[str, Any] = {"choices": [], **extras}
+            told["usage"] = usage([[answer.usage for answer in self._answers.values()]]) if self._with_usage else None
+            end = event(self._head + b"," + dumps(told)[1:])
+        return end + DONE
+
+    def _tick(self, parts: list[Part]) -> bytes:
+        """The chunks of what came together; texts of one answer that follow each other are one."""
+        out: list[bytes] = []
+        texts: list[str] = []
+        last = -1
+        for part in parts:
+            if part.index != last or not isinstance(part.event, TextDelta | TokensDone):
+                self._flush(out, last, texts)
+            last = part.index
+            choice = self._choice(last, out)
+            if isinstance(part.event, TextDelta):
+                texts.append(part.event.text)
+            elif isinstance(part.event, TokensDone):
+                choice.logprobs += part.event.logprobs
+            elif isinstance(part.event, CallDone):
+                out.append(self._chunk(last, {"tool_calls": [{"index": choice.num_calls, **_call(part.event.call)}]}))
+                choice.num_calls += 1
+            elif isinstance(part.event, Finished):
+                self._answers[last] = part.event
+                out.append(self._chunk(last, {}, part.event))
+        self._flush(out, last, texts)
+        return b"".join(out)
+
+    def _choice(self, index: int, out: list[bytes]) -> _Choice:
+        choice = self._choices.setdefault(index, _Choice())
+        if not choice.begun:
+            choice.begun = True
+            out.append(self._chunk(index, {"role": "assistant", "content": ""}))
+        return choice
+
+    def _flush(self, out: list[bytes], index: int, texts: list[str]) -> None:
+        if texts:
+            out.append(self._chunk(index, {"content": "".join(texts)}))
+            texts.clear()
+
+    def _chunk(self, index: int, delta: dict[str, Any], finished: Finished | None = None) -> bytes:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        held = self._choices[index].logprobs if self._body.logprobs else []
+        if held and (delta or finished):
+            choice["logprobs"] = {"content": [chat_logprob(found) for found in held], "refusal": None}
+            held.clear()
+        if finished is not None:
+            choice |= reason_fields(finished)
+            if self._body.return_token_ids:
+                choice["token_ids"] = list(finished.token_ids)
+        return event(self._head + b',"choices":[' + dumps(choice) + b"]" + self._tail)

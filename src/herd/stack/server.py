@@ -1,0 +1,189 @@
+"""Running the server: the engine first, then the port; SIGTERM lets requests end, a second one does not wait.
+
+uvicorn speaks HTTP through h11; connections that send their headers by drops are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from herd.base.errors import HerdError
+from herd.base.log import get_logger
+from herd.stack.app import create_app
+from herd.stack.config import ServerConfig
+from herd.stack.engine_process import EngineProcess, EngineSpec
+from herd.stack.guard import Guard
+from herd.stack.service import Service
+from herd.text.prompt import PromptFormat
+from herd.text.tokenizer import Tokenizer
+
+log = get_logger(__name__)
+
+MAX_HEADER_BYTES = 32 * 1024
+LEARN_EVERY_S = 0.25
+
+
+class CannotListenError(HerdError):
+    """The address is taken, or is none of this machine's."""
+
+    code = "cannot_listen"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises CannotListenError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host.strip("[]"), port))
+    except OSError as error:
+        sock.close()
+        raise CannotListenError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", hint="choose another --port, or stop what listens there"
+        ) from error
+    return sock
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection whose next request's headers do not come in time."""
+
+    header_timeout_s = 10.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._headers_due = self.loop.call_later(self.header_timeout_s, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._headers_due.cancel()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._headers_due.cancel()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._headers_due.cancel()
+            self._headers_due = self.loop.call_later(max(self.header_timeout_s, self.timeout_keep_alive), self._too_slow)
+
+    def _too_slow(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Server:
+    """One service over one socket, in one event loop."""
+
+    def __init__(self, config: ServerConfig, spec: EngineSpec, tokenizer: Tokenizer, *, prompt_format: PromptFormat | None = None) -> None:
+        self.config, self.spec, self._tokenizer, self._prompt_format = config, spec, tokenizer, prompt_format
+        self.port = config.port
+        self._signals = 0
+        self._uvicorn: uvicorn.Server | None = None
+        self._guard: Guard | None = None
+
+    async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
+        """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
+        sock = listen(self.config.host, self.config.port)
+        self.port = sock.getsockname()[1]
+        engine = EngineProcess(self.spec)
+        try:
+            with self._handled():
+                await engine.start()
+                await self._serve(engine, sock, on_ready)
+        finally:
+            await engine.stop()
+            sock.close()
+
+    async def _serve(self, engine: EngineProcess, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None) -> None:
+        service = Service(self.config, engine, self._tokenizer, self._prompt_format)
+        self._guard = create_app(service)
+        protocol = type("Protocol", (_Protocol,), {"header_timeout_s": self.config.header_timeout_s})
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                self._guard,
+                http=protocol,
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=True,
+                backlog=4096,
+                timeout_keep_alive=30,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        learner = asyncio.create_task(self._learn(service, engine))
+        serving = asyncio.create_task(self._uvicorn.serve([sock]))
+        try:
+            while not self._uvicorn.started and not serving.done():
+                await asyncio.sleep(0.01)
+            if on_ready is not None and not serving.done():
+                on_ready(self, engine)
+            await serving
+        finally:
+            learner.cancel()
+
+    async def _learn(self, service: Service, engine: EngineProcess) -> None:
+        while True:
+            await asyncio.sleep(LEARN_EVERY_S)
+            service.admission.learn(engine.info, engine.counters)
+
+    @contextlib.contextmanager
+    def _handled(self) -> Generator[None, None, None]:
+        """SIGTERM and SIGINT stop the server."""
+        loop = asyncio.get_running_loop()
+        taken: list[signal.Signals] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+                loop.add_signal_handler(number, self.stop)
+                taken.append(number)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Stop admitting, let what runs end until the deadline, then leave; called again, leave at once."""
+        self._signals += 1
+        if self._guard is None or self._uvicorn is None:
+            raise SystemExit(0)
+        if self._signals > 1:
+            self._leave()
+            return
+        self._guard.draining = True
+        log.info("shutting down: %d requests have %g s to end; a second signal does not wait", self._guard.num_open, self.config.drain_s)
+        self._draining = asyncio.ensure_future(self._drain(self._guard))
+
+    async def _drain(self, guard: Guard) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.drain_s
+        while guard.num_open and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+            if self._signals > 1:
+                self._uvicorn.force_exit = True

@@ -1,0 +1,200 @@
+"""The work behind the routes: a request is prepared, admitted, submitted, measured and ended. Knows no HTTP but its refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from herd.engine.stream import TokenRequest
+from herd.inference.aio import LONG_PROMPT, AsyncModel, Stream
+from herd.inference.answer import AnswerReader
+from herd.inference.port import Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead
+from herd.inference.prepare import Prepared
+from herd.stack.admission import Admission, Ticket
+from herd.stack.config import ServerConfig
+from herd.stack.engine_process import EngineProcess
+from herd.stack.errors import RequestError
+from herd.stack.guard import Context
+from herd.stack.keys import Quota
+from herd.stack.metrics import Metrics
+from herd.text.prompt import PromptFormat
+from herd.text.tokenizer import Tokenizer
+
+LONGEST_TOKEN = 128
+"""Bytes of a token at most in Llama's vocabularies: a text of more bytes than that for each token of the context cannot fit."""
+
+_Request = TypeVar("_Request", ChatRequest, CompletionRequest)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request that was taken: what was asked of the engine, and its stream."""
+
+    request: TokenRequest
+    stream: Stream
+    call: Call
+
+    def parts(self) -> AsyncGenerator[list[Part], None]:
+        """What comes, as it comes. Close it when it is left early."""
+        return self.call.watch(self.stream)
+
+    async def answers(self) -> dict[int, Finished]:
+        """All answers, once they are there, by continuation."""
+        found: dict[int, Finished] = {}
+        async for part in self.events():
+            if isinstance(part.event, Finished):
+                found[part.index] = part.event
+        return found
+
+    async def events(self) -> AsyncGenerator[Part, None]:
+        """The parts one by one; the request ends with the generator."""
+        try:
+            async with aclosing(self.parts()) as ticks:
+                async for parts in ticks:
+                    for part in parts:
+                        yield part
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End it now, if it still runs."""
+        self.stream.close()
+        self.call.end()
+
+
+class Call:
+    """What is measured of one request."""
+
+    def __init__(self, service: Service, ticket: Ticket, quota: Quota | None, context: Context, request: TokenRequest) -> None:
+        self._service, self._ticket, self._quota, self._context = service, ticket, quota, context
+        self._request = request
+        self._first: dict[int, float] = {}
+        self._last: dict[int, float] = {}
+        self._ended = False
+
+    async def watch(self, stream: Stream) -> AsyncGenerator[list[Part], None]:
+        """The stream's parts, each looked at on its way."""
+        try:
+            async for parts in stream:
+                now = time.monotonic()
+                for part in parts:
+                    self._see(part, now)
+                yield parts
+        finally:
+            self.end()
+
+    def _see(self, part: Part, now: float) -> None:
+        metrics = self._service.metrics
+        if isinstance(part.event, PromptRead):
+            return
+        if part.index not in self._first:
+            self._first[part.index] = now
+            if len(self._first) == 1:
+                metrics.time_to_first_token.observe(now - self._context.started)
+                self._service.admission.first_token(self._ticket)
+        elif now > self._last[part.index]:
+            metrics.inter_token.observe(now - self._last[part.index])
+        self._last[part.index] = now
+        if isinstance(part.event, Finished):
+            self._finish(part.event, now - self._first[part.index], now - self._context.started)
+
+    def _finish(self, finished: Finished, decode_s: float, whole_s: float) -> None:
+        metrics, count = self._service.metrics, finished.usage.completion_tokens
+        metrics.finished(finished.reason)
+        metrics.generation_tokens.inc(count)
+        metrics.answer_sizes.observe(count)
+        metrics.e2e.observe(whole_s)
+        if count > 1:
+            metrics.per_token.observe(decode_s / (count - 1))
+        if self._quota is not None:
+            self._quota.spend(count)
+
+    def end(self) -> None:
+        """Give back what was counted; once."""
+        if not self._ended:
+            self._ended = True
+            self._service.admission.end(self._ticket)
+            if self._quota is not None:
+                self._quota.end()
+
+
+class Service:
+    """One model behind one engine process."""
+
+    def __init__(
+        self, config: ServerConfig, engine: EngineProcess, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None
+    ) -> None:
+        self.config, self.engine, self.tokenizer = config, engine, tokenizer
+        self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
+        self.metrics = Metrics(engine, config.model_name)
+        self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
+        self._quotas = {key.name: Quota(key) for key in config.keys}
+        self.created = int(time.time())
+
+    def caller(self, context: Context, *, priority: int | None, salt: str | None) -> Caller:
+        """Who asks. Each key has cached prefixes of its own; a request may ask for less priority than its key has, never for more."""
+        key = context.key
+        tenant = "" if key is None else key.name
+        own = f"{tenant}\0{salt or ''}".encode() if tenant or salt else b""
+        if key is not None:
+            priority = key.priority if priority is None else max(priority, key.priority)
+        return Caller(tenant=tenant, salt=own, priority=priority or 0)
+
+    async def chat(self, request: ChatRequest, context: Context) -> Job:
+        """Answer a conversation. Raises HerdError before anything has begun."""
+        size = sum(len(message.text) for message in request.messages)
+        return await self._start(await self._prepare(self.model.preparer.chat, request, size), context)
+
+    async def complete(self, request: CompletionRequest, context: Context) -> Job:
+        """Go on with a text. Raises HerdError before anything has begun."""
+        return await self._start(await self._prepare(self.model.preparer.complete, request, len(request.prompt)), context)
+
+    async def _prepare(self, prepare: Callable[[_Request], Prepared], request: _Request, size: int) -> Prepared:
+        if self.engine.state != "ready":
+            raise RequestError("engine_down", "the engine is not ready", hint="ask again in a few seconds", retry_after_s=2.0)
+        most = self.engine.context * LONGEST_TOKEN
+        if size > most:
+            message = f"the prompt has {size:,} characters, more than any {self.engine.context:,} tokens hold"
+            raise RequestError("context_overflow", message, hint="shorten the prompt; nothing was cut", param="prompt")
+        if size < LONG_PROMPT:
+            return prepare(request)
+        return await asyncio.to_thread(partial(prepare, request))
+
+    async def _start(self, prepared: Prepared, context: Context) -> Job:
+        tokens = prepared.tokens
+        quota = self._take_quota(context, len(tokens.prompt))
+        try:
+            ticket = self.admission.take(len(tokens.prompt), tokens.n)
+        except RequestError:
+            self.metrics.rejected("queue")
+            if quota is not None:
+                quota.end()
+            raise
+        call = Call(self, ticket, quota, context, tokens)
+        stream = Stream(AnswerReader(prepared.builders, self.tokenizer, tokens))
+        try:
+            stream.handle = await self.engine.submit(tokens, stream.emit)
+        except BaseException:
+            call.end()
+            raise
+        self.metrics.prompt_tokens.inc(len(tokens.prompt))
+        self.metrics.prompt_sizes.observe(len(tokens.prompt))
+        self.metrics.params_n.observe(tokens.n)
+        return Job(tokens, stream, call)
+
+    def _take_quota(self, context: Context, num_prompt: int) -> Quota | None:
+        if context.key is None:
+            return None
+        quota = self._quotas[context.key.name]
+        wait_s = quota.wait_s(num_prompt)
+        if wait_s > 0:
+            self.metrics.rejected("quota")
+            message = "this key has used what it may use for now"
+            raise RequestError("rate_limited", message, hint=f"ask again in {wait_s:.0f} s", retry_after_s=wait_s)
+        quota.take(num_prompt)
+        return quota
