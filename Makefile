@@ -42,6 +42,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.engine --only cria
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py

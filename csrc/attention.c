@@ -20,6 +20,7 @@
 #define DECODE_ROWS 256     /* rows over all heads up to which a sequence counts as decode */
 #define TILE_ROWS 96        /* rows of a prefill tile, about */
 #define TASKS_PER_THREAD 4
+#define MOST_TOGETHER 4     /* tasks that are claimed at once, where there are many: a short sequence takes a microsecond, a claim a tenth */
 #define MIN_SPLITS 2        /* splits of a task, at least */
 
 typedef struct {
@@ -31,6 +32,7 @@ typedef struct {
 typedef struct {
     attention shared;
     task *tasks;
+    int64_t count, together;    /* of tasks; how many are claimed at once */
 } job;
 
 static void finish_row(const attention *a, int64_t token, int64_t head, float l, const float *o) {
@@ -132,10 +134,11 @@ static int decode(const attention *a, const task *t) {
     return HERD_OK;
 }
 
-static void run_task(void *job_pointer, uint32_t index) {
+static void run_tasks(void *job_pointer, uint32_t index) {
     job *j = job_pointer;
-    const task *t = j->tasks + index;
-    if ((t->head < 0 ? decode : prefill)(&j->shared, t)) __atomic_store_n(&j->shared.failed, 1, __ATOMIC_RELAXED);
+    int64_t end = herd_min(j->count, (index + 1) * j->together);
+    for (const task *t = j->tasks + index * j->together; t < j->tasks + end; t++)
+        if ((t->head < 0 ? decode : prefill)(&j->shared, t)) __atomic_store_n(&j->shared.failed, 1, __ATOMIC_RELAXED);
 }
 
 /* The splits of a sequence whose decode was shared out, merged for one KV head. */
@@ -208,7 +211,9 @@ static int plan_and_run(job *j) {
         for (int64_t head = 0; head < a->kv_heads; head++) merge[merges++] = (task){.sequence = s, .head = head, .partials = partials_here};
     }
     j->tasks = tasks;
-    herd_pool_run(run_task, j, (uint32_t)count);
+    j->count = count;
+    j->together = herd_max(1, herd_min(MOST_TOGETHER, count / (threads * TASKS_PER_THREAD)));
+    herd_pool_run(run_tasks, j, (uint32_t)herd_ceil(count, j->together));
     if (a->failed) return HERD_NO_MEMORY;
     j->tasks = merge;
     herd_pool_run(merge_task, j, (uint32_t)merges);

@@ -17,7 +17,7 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 1
+#define HERD_ABI 2
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
@@ -25,7 +25,7 @@
 
 enum herd_dtype { HERD_F32 = 0, HERD_BF16 = 1, HERD_F16 = 2 };
 enum herd_isa { HERD_SCALAR = 0, HERD_AVX2 = 1, HERD_AVX512 = 2, HERD_AVX512BF16 = 3, HERD_NUM_ISA = 4 };
-enum herd_status { HERD_OK = 0, HERD_NO_MEMORY = 1, HERD_UNSUPPORTED = 2 };
+enum herd_status { HERD_OK = 0, HERD_NO_MEMORY = 1, HERD_UNSUPPORTED = 2, HERD_BAD_BATCH = 3 };
 enum herd_epilogue { HERD_STORE = 0, HERD_ADD = 1, HERD_SWIGLU = 2 };
 
 /* Library. */
@@ -74,6 +74,33 @@ HERD_API int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t 
                             const void *key_cache, const void *value_cache, int cache_dtype, int64_t block_size, const int32_t *block_table,
                             int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out,
                             int64_t out_stride);
+
+/* A whole model, for herd_forward. Matrices are packed by herd_pack; `embedding` is plain rows [vocab, hidden], or NULL: the rows of `head`.
+   The arenas hold as many rows as a batch may have tokens; `written` has a byte for each slot, zero between calls. */
+typedef struct {
+    const void *norm, *qkv, *out, *ffn_norm, *gate_up, *down;
+    void *keys, *values;
+} herd_layer;
+typedef struct {
+    const herd_layer *layers;
+    const void *norm, *head, *embedding;
+    const float *cos, *sin;
+    char *residual, *normed, *qkv, *mixed, *ffn, *delta;
+    int64_t *positions, *slots;
+    uint8_t *written;
+    int64_t num_layers, vocab, hidden, ffn_dim, heads, kv_heads, head_dim, num_blocks, block_size, num_positions, dtype, cache_dtype;
+    double eps, scale;      /* of the norms; of the scores of attention */
+} herd_model;
+typedef struct {
+    const int32_t *tokens, *starts, *first, *table;
+    const int64_t *rows;    /* the tokens whose result is wanted, ascending */
+    int64_t num_sequences, num_rows, table_stride;
+} herd_batch;
+
+/* The residual stream of the wanted rows after the last block, normalised, in `normed`; keys and values of every token in the caches.
+   Calls the operators above in the order of the model, so it has their bits. HERD_BAD_BATCH, before anything is written, for an id, a block
+   or a position out of range, or a slot written twice. */
+HERD_API int herd_forward(const herd_model *model, const herd_batch *batch);
 
 /* Read memory and do nothing with it, for measurements. */
 HERD_API int herd_read(const void *data, int64_t bytes);

@@ -36,30 +36,33 @@ typedef struct {
 /* ---- epilogue: `rows` x 32 sums of panel p to the output ---- */
 INLINE void finish_as(const job *j, int64_t row0, int64_t rows, int64_t panel, const float *c, const float *c_up, const int dtype,
                       const int epilogue, const int out_dtype) {
-    const int64_t ldc = HERD_PANEL;
     int64_t column = panel * HERD_PANEL, width = herd_min(HERD_PANEL, j->n - column);
+    const int last = out_dtype == dtype ? HERD_F32 : dtype; /* what is left to round before the store, which rounds too */
     if (width <= 0) return;
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t r = 0; r < rows; r++, c += HERD_PANEL) {
         int64_t at = (row0 + r) * j->out_stride + column, from = (row0 + r) * j->residual_stride + column;
-        for (int64_t i = 0; i < width; i += W) {
-            float lanes[W];
-            int partial = i + W > width;
-            vf sum = vf_round_as(vf_load(c + r * ldc + i), dtype);
+        vf sum[HERD_PANEL / W];
+        UNROLL for (int v = 0; v < HERD_PANEL / W; v++) {
+            sum[v] = vf_load(c + v * W);
             if (epilogue == HERD_SWIGLU) {
-                vf up = vf_round_as(vf_load(c_up + r * ldc + i), dtype);
-                sum = vf_round_as(vf_mul(vf_round_as(vf_silu(sum), dtype), up), dtype);
+                vf gate = vf_round_as(vf_silu(vf_round_as(sum[v], dtype)), dtype);
+                sum[v] = vf_mul(gate, vf_round_as(vf_load(c_up + r * HERD_PANEL + v * W), dtype));
             }
-            if (!partial) {
-                if (epilogue == HERD_ADD) sum = vf_round_as(vf_add(vf_load_as(j->residual, from + i, dtype), sum), dtype);
-                vf_store_as(j->out, at + i, out_dtype, sum);
-                continue;
+            sum[v] = vf_round_as(sum[v], epilogue == HERD_ADD ? dtype : last);
+        }
+        if (width == HERD_PANEL) {
+            UNROLL for (int v = 0; v < HERD_PANEL / W; v++) {
+                if (epilogue == HERD_ADD) sum[v] = vf_round_as(vf_add(vf_load_as(j->residual, from + v * W, dtype), sum[v]), last);
+                vf_store_as(j->out, at + v * W, out_dtype, sum[v]);
             }
-            vf_store(lanes, sum);
-            for (int64_t l = 0; i + l < width; l++) {
-                float value = lanes[l];
-                if (epilogue == HERD_ADD) value = round_as(load_as(j->residual, from + i + l, dtype) + value, dtype);
-                store_as(j->out, at + i + l, out_dtype, value);
-            }
+            continue;
+        }
+        float lanes[HERD_PANEL];
+        UNROLL for (int v = 0; v < HERD_PANEL / W; v++) vf_store(lanes + v * W, sum[v]);
+        for (int64_t i = 0; i < width; i++) {
+            float value = lanes[i];
+            if (epilogue == HERD_ADD) value = round_as(load_as(j->residual, from + i, dtype) + value, dtype);
+            store_as(j->out, at + i, out_dtype, value);
         }
     }
 }
@@ -158,11 +161,12 @@ static void row_task(void *job_pointer, uint32_t index) {
     }
 }
 
-/* Panels that one task takes: an even number, few enough for every thread to have some, enough to be worth a task. */
-static int64_t share_panels(int64_t panels, int64_t panel_bytes, int64_t most) {
-    int64_t wanted = herd_ceil(panels, (int64_t)herd_num_threads() * TASKS_PER_THREAD);
-    int64_t least = herd_ceil(MIN_BYTES, panel_bytes);
-    int64_t share = herd_min(herd_max(wanted, least), most);
+/* Panels that one task takes: an even number, few enough for every thread to have some, enough to be worth a task; of few tasks as many
+   for each thread. `bytes` of a panel, or what takes as long. */
+static int64_t share_panels(int64_t panels, int64_t bytes, int64_t most) {
+    int64_t threads = herd_num_threads(), wanted = herd_ceil(panels, threads * TASKS_PER_THREAD);
+    int64_t share = herd_min(herd_max(wanted, herd_ceil(MIN_BYTES, bytes)), most), tasks = herd_ceil(panels, share);
+    if (tasks > threads && tasks < threads * TASKS_PER_THREAD) share = herd_min(herd_ceil(panels, tasks / threads * threads), most);
     return herd_max(2, share + (share & 1));
 }
 
@@ -238,7 +242,7 @@ static int many_rows(job *j) {
     herd_pool_run(pack_task, j, (uint32_t)herd_ceil(j->m, j->rows_per_pack));
     j->row_blocks = herd_ceil(j->m, ROW_BLOCK);
     j->rows_per_block = herd_ceil(j->m, j->row_blocks);
-    j->per_task = share_panels(j->panels, j->steps * HERD_PANEL * 4, GROUP);
+    j->per_task = share_panels(j->panels, j->steps * HERD_PANEL * 4 * herd_max(1, herd_min(j->m / 8, 4)), GROUP);
     herd_pool_run(block_task, j, (uint32_t)(herd_ceil(j->panels, j->per_task) * j->row_blocks));
     return j->failed ? HERD_NO_MEMORY : HERD_OK;
 }

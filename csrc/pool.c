@@ -100,8 +100,9 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Claim and run tasks of the current job until none is left; the number of tasks run. */
-static uint32_t work(void) {
+/* Claim and run tasks of the current job until none is left. They are counted as done together, at the end: until then the job cannot be
+   over, so no other can have begun, and threads touch each other's line once less for each task. */
+static void work(void) {
     uint32_t ran = 0;
     for (;;) {
         uint64_t ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
@@ -109,11 +110,13 @@ static uint32_t work(void) {
         herd_task task = atomic_load_explicit(&pool.task, memory_order_acquire);
         void *job = atomic_load_explicit(&pool.job, memory_order_acquire);
         uint32_t count = atomic_load_explicit(&pool.count, memory_order_acquire);
-        if (index == CLOSED || index >= count) return ran;
+        if (index == CLOSED || index >= count) {
+            if (ran && atomic_fetch_add(&pool.done, ran) + ran == count && atomic_load(&pool.caller_sleeps)) wake_all(&pool.done);
+            return;
+        }
         if (!atomic_compare_exchange_weak_explicit(&pool.ticket, &ticket, ticket + 1, memory_order_acq_rel, memory_order_relaxed)) continue;
         task(job, index);
         ran++;
-        if (atomic_fetch_add(&pool.done, 1) + 1 == count && atomic_load(&pool.caller_sleeps)) wake_all(&pool.done);
     }
 }
 

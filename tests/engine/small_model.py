@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,7 +77,17 @@ def answers(engine: Engine, requests: Sequence[TokenRequest], *, at_once: int = 
     return results
 
 
-def small_engine(model: Transformer, *, threaded: bool = False, **changes: object) -> Engine:
+def small_engine(model: Transformer, *, threaded: bool = False, draft: Transformer | None = None, **changes: object) -> Engine:
     """An engine of sizes that suit the model."""
     config = EngineConfig(context=CONTEXT, token_budget=64, max_sequences=64, num_blocks=4000)
-    return build_engine(model, replace(config, **changes), threaded=threaded)  # pyright: ignore[reportArgumentType]
+    return build_engine(model, replace(config, **changes), threaded=threaded, draft=draft)  # pyright: ignore[reportArgumentType]
+
+
+def perturbed(model: Transformer, noise: float) -> Transformer:
+    """A model that is often of one mind with another: its weights and a share of noise."""
+    made = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight += noise * weight.std() * torch.randn(weight.shape, generator=generator).to(weight.dtype)
+    return made

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_model import Answer, answers, mixed_requests, small_engine, small_model  # pyright: ignore[reportMissingImports]
+from small_model import Answer, answers, mixed_requests, perturbed, small_engine, small_model  # pyright: ignore[reportMissingImports]
 
 from herd.engine.engine import Engine
 from herd.engine.sampler import logprobs
-from herd.engine.stream import TokenRequest
+from herd.engine.stream import TokenRequest, Tokens
 from herd.kernels import dispatch
 from herd.model.transformer import Transformer
 
@@ -75,6 +75,35 @@ def test_with_speculation(model: Transformer, alone: list[Answer], num_draft: in
     engine = small_engine(model, num_draft=num_draft)
     assert shuffled(engine, 8) == alone
     assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_greedy_tokens_that_nothing_is_told_of(model: Transformer, chunk: int) -> None:
+    """The engine takes a shorter way with them."""
+    told = mixed_requests(40, seed=6, temperature=0.0, repetition_penalty=1.0, logprobs=0)
+    expected = [[found.token_id for _, found in answer] for answer in answers(small_engine(model, max_sequences=1), told)]
+    engine = small_engine(model, token_budget=chunk, max_sequences=min(chunk, 64))
+    plain = mixed_requests(40, seed=6, temperature=0.0, repetition_penalty=1.0, logprobs=None)
+    streams = [engine.submit(request) for request in plain]
+    assert [[token_id for event in stream if isinstance(event, Tokens) for token_id in event.ids] for stream in streams] == expected
+
+
+@pytest.mark.parametrize(
+    ("at_once", "count", "sizes"),
+    [
+        (1, 30, {}),
+        (8, 80, {"num_draft": 1}),
+        (64, 100, {"num_draft": 3, "block_size": 5, "score_rows": 3}),
+        (32, 200, {"token_budget": 256}),
+        (64, 100, {"context": 280, "block_size": 4, "num_blocks": 72}),
+    ],
+    ids=["alone", "one guess", "small blocks", "all at once", "preempted"],
+)
+def test_with_a_draft_model(model: Transformer, alone: list[Answer], at_once: int, count: int, sizes: dict[str, int]) -> None:
+    engine = small_engine(model, draft=perturbed(model, 0.1), **sizes)
+    assert shuffled(engine, at_once, REQUESTS[:count]) == alone[:count]
+    assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
+    assert (engine.scheduler.num_preemptions > 0) is ("context" in sizes)
 
 
 def test_with_blocks_of_another_size_and_rows_scored_in_parts(model: Transformer, alone: list[Answer]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from herd.base.errors import CheckpointError
 from herd.engine.params import TokenParams
-from herd.engine.sampler import Floats, Scores, Seen, bent, distribution, logprobs, sample, uniform
+from herd.engine.sampler import Floats, Scores, Seen, bent, best_ids, distribution, logprobs, sample, uniform
 
 
 def params(**values: Any) -> TokenParams:
@@ -180,3 +180,25 @@ def test_log_probabilities_are_of_the_raw_scores_and_sorted_with_ties_by_id() ->
     assert found.token_id == 2 and found.logprob == pytest.approx(math.log(0.1), abs=1e-6)
     assert [token_id for token_id, _ in found.top] == [1, 3, 0]
     assert logprobs(scores, 2, 0).top == ()
+
+
+def test_top_p_keeps_the_same_of_a_large_vocabulary_however_flat_it_is() -> None:
+    rng = np.random.default_rng(4)
+    for spread in (0.01, 0.5, 2.0, 8.0):
+        scores = (rng.standard_normal(9000) * spread).round(1).astype(np.float32)
+        for top_p in (1e-6, 0.5, 0.9, 0.999999):
+            ids, probs = distribution(scores, params())
+            order = np.lexsort((ids, -probs))
+            before = np.cumsum(probs[order]) - probs[order]
+            assert kept(scores, params(top_p=top_p)) == sorted(order[before <= top_p].tolist())
+
+
+def test_the_best_ids_of_a_batch_are_those_of_its_rows() -> None:
+    nothing, nan = float("-inf"), float("nan")
+    rows = [[1.0, 3.0, 3.0], [nothing, nothing, -5.0], [0.0, nan, 9.0], [nothing] * 3, [0.0, float("inf"), 1.0]]
+    scores = np.array(rows, dtype=np.float32)
+    assert best_ids(scores) == [1, 2, -1, -1, -1]
+    greedy = params(temperature=0.0)
+    assert [sample(row, greedy, position=0, best=best) for row, best in zip(scores[:2], [1, 2], strict=True)] == [1, 2]
+    with pytest.raises(CheckpointError):
+        sample(scores[2], greedy, position=0, best=-1)

@@ -50,7 +50,7 @@ def test_guesses_that_come_true_go_on() -> None:
     made = drafter([1, 2, 3, 1, 2])
     for _ in range(100):
         made.observe(3, 2)
-    assert made.propose(3) and (made.num_guessed, made.num_accepted) == (300, 200)
+    assert made.propose(3) and (made.payoff.num_guessed, made.payoff.num_accepted) == (300, 200)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(1, 7), max_size=20))

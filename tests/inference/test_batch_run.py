@@ -185,7 +185,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_left_alone(ti
         process.start()
         while process.is_alive() and (not target.exists() or target.stat().st_size <= len(kept)):
             time.sleep(0.005)
-        process.join(random.Random(kills).random() * 0.3)
+        process.join(random.Random(kills).random() * 0.06)
         process.kill()
         process.join()
         found = target.read_bytes()

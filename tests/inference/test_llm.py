@@ -9,19 +9,21 @@ import pytest
 import torch
 
 import herd
-from herd.base.errors import ContextOverflowError, FormatError, NotFoundError, TokenizerError, UsageError
+from herd.base.errors import ConfigError, ContextOverflowError, FormatError, NotFoundError, TokenizerError, UsageError
 from herd.base.paths import bundled_model
+from herd.checkpoint.load import save_model
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
 from herd.inference.port import CompletionRequest, Finished
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
+from herd.text.bpe_train import train_bpe
 from herd.text.messages import Message
 from herd.text.prompt import PromptFormat
 from herd.text.reply import TextDelta
 from herd.text.tokenizer import Tokenizer
 from scripted import ScriptedModel  # pyright: ignore[reportMissingImports]
-from tiny_model import CONTEXT, tiny_config  # pyright: ignore[reportMissingImports]
+from tiny_model import CONTEXT, TEXT, tiny_config  # pyright: ignore[reportMissingImports]
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 DRAWN = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=12, seed=7)
@@ -261,3 +263,21 @@ def test_a_number_of_answers_that_cannot_be_is_refused(tiny_llm: LLM) -> None:
     for n in (0, 257):
         with pytest.raises(UsageError, match=f"n is {n}"):
             tiny_llm.generate("The wind", DRAWN, n=n)
+
+
+def test_a_draft_changes_no_token(tiny_llm: LLM, tiny_folder: Path) -> None:
+    prompts = ["The herd grazes. The herd", "The sun", "one two three one two"]
+    wanted = [output.token_ids for output in tiny_llm.generate(prompts, DRAWN)]
+    for draft in ("ngram", tiny_folder, tiny_llm.model):
+        llm = LLM(tiny_folder, device="cpu", draft=draft)
+        assert [output.token_ids for output in llm.generate(prompts, DRAWN)] == wanted
+        stepper = llm.inference.engine.stepper
+        assert draft == "ngram" or stepper.num_guesses_accepted == stepper.num_guessed > 0
+        llm.close()
+
+
+def test_a_draft_with_another_tokenizer_is_refused(tiny_folder: Path, tiny_llm: LLM, tmp_path: Path) -> None:
+    other = train_bpe([TEXT[::-1]] * 4, 320)
+    save_model(tiny_llm.model, tmp_path / "other", tokenizer=other)
+    with pytest.raises(ConfigError, match="has another tokenizer"):
+        LLM(tiny_folder, device="cpu", draft=tmp_path / "other")

@@ -86,6 +86,15 @@ def test_an_event_loop_takes_it_as_any_engine(spread: LLM, tiny_llm: LLM) -> Non
     assert asyncio.run(answer()) == tiny_llm.chat(HELLO, DRAWN).token_ids
 
 
+def test_guesses_of_prompt_lookup_change_no_token(tiny_folder: Path, tiny_llm: LLM) -> None:
+    staged = LLM(tiny_folder, pp=2, draft="ngram")
+    repeated = "a cria and a herd, " * 8
+    params = SamplingParams(temperature=0.0, max_tokens=48)
+    assert staged.generate(repeated, params).token_ids == tiny_llm.generate(repeated, params).token_ids
+    assert staged.inference.engine.stepper.num_guessed > 0
+    staged.close()
+
+
 def test_weights_that_are_elsewhere_are_told(spread: LLM) -> None:
     with pytest.raises(UsageError, match="spread over several processes"):
         _ = spread.model
@@ -96,6 +105,8 @@ def test_what_cannot_be_is_refused(tiny_folder: Path) -> None:
         LLM(tiny_folder, tp=2, device="cuda")
     with pytest.raises(ConfigError, match="tp 4 does not divide num_key_value_heads 2"):
         LLM(tiny_folder, tp=4)
+    with pytest.raises(UsageError, match="a draft model needs tp=1 and pp=1"):
+        LLM(tiny_folder, pp=2, draft=tiny_folder)
 
 
 def test_the_command_line_takes_both(tiny_folder: Path) -> None:

@@ -16,14 +16,14 @@ from kinds import c_library
 
 from herd.base.errors import ConfigError, HerdError
 from herd.kernels import build, dispatch
-from herd.kernels.library import _PROTOTYPES, Library
+from herd.kernels.library import _PROTOTYPES, ABI, Library
 from herd.kernels.linear import linear, pack_linear
 
 STUB = (
     "#pragma GCC visibility push(default)\n"
     + "\n".join(f"int {name}(void) {{ return 0; }}" for name in _PROTOTYPES if name != "herd_isa_supported")
+    + f"\nint herd_abi(void) {{ return {ABI}; }}"
     + """
-int herd_abi(void) { return 1; }
 void herd_set_num_threads(int count) { (void)count; }
 void herd_set_spin(long long ns) { (void)ns; }
 int herd_isa_supported(int isa) {

@@ -17,6 +17,11 @@ def models_dir() -> Path:
     return home() / "models"
 
 
+def server_dir() -> Path:
+    """Where `herd serve` keeps files and batches."""
+    return home() / "server"
+
+
 def bundled_model() -> Path:
     """The folder of cria, the model that ships with herd."""
     return Path(str(files("herd") / "cria"))

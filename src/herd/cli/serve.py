@@ -28,6 +28,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one. [variable: HERD_PORT; default: 8321]")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model. [default: MODEL as given]")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys, one a line: [NAME] KEY [rpm=] [tpm=] [concurrent=] [priority=].")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where files and batches are kept. [default: server in herd's home]")] = None,
     memory: MemoryOption = None,
     context: ContextOption = None,
     max_sequences: SequencesOption = 64,
@@ -50,6 +51,7 @@ def serve(
     Without keys it listens on this machine alone. `herd keys new` makes a key.
     """
     from herd.base.memory import parse_size
+    from herd.base.paths import server_dir
     from herd.engine.memory import EngineConfig
     from herd.stack.config import ServerConfig
     from herd.stack.engine_process import EngineSpec
@@ -68,6 +70,7 @@ def serve(
         max_waiting=max_waiting,
         drain_s=drain,
         access_log=access_log,
+        state_dir=str(state_dir or server_dir()),
     )
     engine = EngineConfig(
         context=context,

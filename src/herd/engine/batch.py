@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-
-from herd.engine.step import Step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,26 +72,41 @@ class RowReader:
 
 def block_table(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     """Block lists of unequal length as one array; what is missing is block 0, which no one reads."""
-    width = max(map(len, tables), default=0)
-    table = np.zeros((len(tables), max(1, width)), dtype=np.int32)
-    for row, blocks in enumerate(tables):
-        table[row, : len(blocks)] = blocks
-    return table
+    width = max(1, max(map(len, tables), default=0))
+    padding = [0] * width
+    flat: list[int] = []
+    for blocks in tables:
+        flat += blocks
+        flat += padding[len(blocks) :]
+    return np.array(flat, dtype=np.int32).reshape(len(tables), width)
 
 
-def ragged_batch(step: Step, rows: Sequence[int], hidden: Sequence[int] = ()) -> RaggedBatch:
-    """What a step asks of a runner; `rows` are the places whose scores are wanted, `hidden` those whose states are."""
-    tokens: list[int] = []
+class Piece(NamedTuple):
+    """One sequence's part of a batch: tokens from position `first` on, and the positions whose scores and whose states are wanted."""
+
+    tokens: list[int]
+    first: int
+    blocks: Sequence[int]
+    rows: range = range(0)
+    hidden: range = range(0)
+
+
+def ragged(pieces: Sequence[Piece], copies: Sequence[tuple[int, int]] = ()) -> RaggedBatch:
+    """The pieces behind one another."""
+    tokens, rows, hidden = list[int](), list[int](), list[int]()
     starts = [0]
-    for item in step.items:
-        tokens += item.sequence.tokens(item.first_position, item.first_position + item.num_tokens)
-        starts.append(starts[-1] + item.num_tokens)
+    for piece in pieces:
+        shift = len(tokens) - piece.first
+        tokens += piece.tokens
+        rows += [shift + place for place in piece.rows]
+        hidden += [shift + place for place in piece.hidden]
+        starts.append(len(tokens))
     return RaggedBatch(
         tokens_T=np.asarray(tokens, dtype=np.int32),
-        first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
+        first_S=np.asarray([piece.first for piece in pieces], dtype=np.int32),
         starts=np.asarray(starts, dtype=np.int32),
-        block_table_SW=block_table([item.sequence.blocks for item in step.items]),
+        block_table_SW=block_table([piece.blocks for piece in pieces]),
         rows_R=np.asarray(rows, dtype=np.int64),
-        copies=tuple(step.copies),
+        copies=tuple(copies),
         hidden_E=np.asarray(hidden, dtype=np.int64),
     )

@@ -8,15 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from herd.base.errors import ConfigError
 from herd.base.log import get_logger
 from herd.base.memory import available_memory, gib
 from herd.engine.batch import Runner
 from herd.engine.blocks import BlockPool
+from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
 from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
 from herd.engine.runner import CpuRunner
 from herd.engine.scheduler import Scheduler
+from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
 from herd.model.transformer import Transformer
 
@@ -25,9 +28,12 @@ log = get_logger(__name__)
 _DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
 
 
-def plan_for(model: Transformer, config: EngineConfig) -> MemoryPlan:
-    """What serving a loaded model takes. Raises as `plan_memory`."""
-    return plan_memory(model.config, config, dtype=_DTYPES[str(model.dtype)])
+def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
+    """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
+    dtype = _DTYPES[str(model.dtype)]
+    if draft is None:
+        return plan_memory(model.config, config, dtype=dtype)
+    return plan_memory(model.config, config, dtype=dtype, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
 
 
 def build_engine(
@@ -35,6 +41,7 @@ def build_engine(
     config: EngineConfig | None = None,
     *,
     vocab_size: int | None = None,
+    draft: Transformer | None = None,
     threaded: bool = False,
     grammars: Callable[[], GrammarCompiler] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -45,25 +52,52 @@ def build_engine(
         model: the weights; they are packed for the runner, so the model itself may be let go of.
         config: the sizes.
         vocab_size: ids that the tokenizer has, where the model has rows to spare: those are never drawn.
+        draft: a smaller model of the same vocabulary that guesses tokens for this one to verify; the answers stay the same.
         threaded: give the engine a thread of its own.
         grammars: makes the compiler of grammars, at first use.
         clock: seconds, for the scheduler's metrics.
 
     Raises:
         DoesNotFitError: the memory limit leaves no room for one sequence of the context.
-        ConfigError: sizes that contradict each other.
+        ConfigError: sizes that contradict each other, a draft model of another vocabulary.
     """
     config = _with_context(model, config or EngineConfig())
-    plan = plan_for(model, config)
+    if draft is not None:
+        _check_vocabularies(model, draft, vocab_size)
+    plan = plan_for(model, config, draft)
     runner = _runner(model, config, plan, vocab_size)
+    key = secrets.token_bytes(32)
     scheduler = Scheduler(
-        BlockPool(plan.num_blocks, config.block_size, key=secrets.token_bytes(32)),
+        BlockPool(plan.num_blocks, config.block_size, key=key),
         token_budget=config.token_budget,
         max_sequences=config.max_sequences,
         max_context=plan.context,
         clock=clock,
     )
-    return Engine(runner, scheduler, context=plan.context, threaded=threaded, num_draft=config.num_draft, grammars=grammars, clock=clock)
+    guesser = _guesser(draft, config, plan, vocab_size, key)
+    return Engine(runner, scheduler, context=plan.context, threaded=threaded, guesser=guesser, grammars=grammars, clock=clock)
+
+
+def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int | None) -> None:
+    """Raises ConfigError where the draft model has other token ids. Rows beyond `vocab_size` stand for no token."""
+    sizes = [min(vocab_size or one.config.vocab_size, one.config.vocab_size) for one in (model, draft)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the draft model has {sizes[1]:,} token ids, the model {sizes[0]:,}",
+            hint="take a smaller model of the same family: both need the same tokenizer",
+        )
+
+
+def _guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None, key: bytes) -> Guesser | None:
+    if draft is None:
+        return PromptLookup(config.num_draft) if config.num_draft else None
+    return DraftModel(
+        _runner(draft, config, plan, vocab_size),
+        BlockPool(plan.num_blocks, config.block_size, key=key),
+        num_draft=config.num_draft or DEFAULT_NUM_DRAFT,
+        token_budget=config.token_budget,
+        context=draft.config.max_position_embeddings,
+    )
 
 
 def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:

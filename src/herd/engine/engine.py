@@ -19,6 +19,7 @@ from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.sampler import check_ids, named_ids
 from herd.engine.scheduler import Scheduler
+from herd.engine.speculation import Guesser
 from herd.engine.stepper import Stepper
 from herd.engine.stream import Emit, TokenRequest, TokenStream
 
@@ -39,7 +40,7 @@ class Engine:
         context: the most tokens that a prompt and its continuation may have together.
         threaded: take steps on a thread of its own, as a server needs; else nothing runs but while someone waits for an event, and then
             everything does.
-        num_draft: tokens guessed at once by prompt lookup; 0 guesses none.
+        guesser: guesses tokens for the model to verify; None guesses none.
         grammars: makes the compiler of grammars at the first request that has one; without it such requests are refused.
         clock: seconds, for metrics.
     """
@@ -51,11 +52,11 @@ class Engine:
         *,
         context: int,
         threaded: bool = False,
-        num_draft: int = 0,
+        guesser: Guesser | None = None,
         grammars: Callable[[], GrammarCompiler] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.stepper = Stepper(runner, scheduler, num_draft=num_draft, clock=clock)
+        self.stepper = Stepper(runner, scheduler, guesser=guesser, clock=clock)
         self.context = context
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()

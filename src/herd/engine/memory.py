@@ -31,7 +31,8 @@ class EngineConfig:
         num_blocks: cache blocks; None fills `memory_bytes`, or takes what `max_sequences` contexts need, up to `DEFAULT_CACHE_BYTES`.
         memory_bytes: what everything together may take.
         cache_dtype: of keys and values; None takes the weights'.
-        num_draft: tokens guessed at once by prompt lookup; 0 guesses none.
+        num_draft: tokens guessed at once, by a draft model if there is one, else by prompt lookup; 0 guesses none, with a draft model
+            `DEFAULT_NUM_DRAFT`.
     """
 
     context: int | None = None
@@ -62,7 +63,10 @@ DEFAULT_CACHE_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """Bytes by item, and what they buy: `num_blocks` cache blocks, or `cache_tokens` tokens of cached context over all sequences."""
+    """Bytes by item, and what they buy: `num_blocks` cache blocks, or `cache_tokens` tokens of cached context over all sequences.
+
+    `draft_bytes` is all that a draft model takes: weights, activations, scores and a cache of as many blocks.
+    """
 
     weights_bytes: int
     cache_bytes: int
@@ -72,11 +76,12 @@ class MemoryPlan:
     num_blocks: int
     cache_tokens: int
     context: int
+    draft_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Everything."""
-        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.score_bytes + self.overhead_bytes
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.score_bytes + self.overhead_bytes + self.draft_bytes
 
 
 def activation_bytes(config: ModelConfig, num_tokens: int, dtype_bytes: int) -> int:
@@ -99,6 +104,8 @@ def plan_memory(
     weights_bytes: int | None = None,
     score_bytes: int | None = None,
     buffer_bytes: int = 0,
+    draft: ModelConfig | None = None,
+    draft_dtype: str | None = None,
 ) -> MemoryPlan:
     """What serving `config` takes; `parallel.plan` calls it for each rank's share of a model.
 
@@ -109,6 +116,7 @@ def plan_memory(
         weights_bytes: what the weights take, where that is not their count times their width.
         score_bytes: what scores take, where those are not of the whole vocabulary once.
         buffer_bytes: what is allocated for exchange with other processes; counted as activations.
+        draft: a model that guesses for this one, of `draft_dtype` or else `dtype`.
 
     Raises:
         ConfigError: a context over the model's.
@@ -121,14 +129,16 @@ def plan_memory(
             f"the context of {context:,} tokens is over the model's {config.max_position_embeddings:,}",
             hint=f"set a context of {config.max_position_embeddings} or less",
         )
-    step_bytes = activation_bytes(config, engine.token_budget, wide) + engine.score_rows * config.hidden_size * 4
-    fixed = {
-        "weights_bytes": config.num_parameters * wide if weights_bytes is None else weights_bytes,
-        "activation_bytes": step_bytes + buffer_bytes,
-        "score_bytes": engine.score_rows * config.vocab_size * 4 if score_bytes is None else score_bytes,
-        "overhead_bytes": OVERHEAD_BYTES,
-    }
-    block_bytes = config.kv_bytes_per_token(_CACHE_BYTES[engine.cache_dtype or dtype]) * engine.block_size
+    fixed = _step_bytes(config, engine, wide) | {"overhead_bytes": OVERHEAD_BYTES}
+    fixed["weights_bytes"] = config.num_parameters * wide if weights_bytes is None else weights_bytes
+    fixed["activation_bytes"] += buffer_bytes
+    if score_bytes is not None:
+        fixed["score_bytes"] = score_bytes
+    own_block_bytes = block_bytes = _block_bytes(config, engine, dtype)
+    if draft is not None:
+        kind = draft_dtype or dtype
+        block_bytes += _block_bytes(draft, engine, kind)
+        fixed["draft_bytes"] = draft.num_parameters * _CACHE_BYTES[kind] + sum(_step_bytes(draft, engine, _CACHE_BYTES[kind]).values())
     for_one = 1 + -(-context // engine.block_size)
     num_blocks = engine.num_blocks or _blocks(engine, sum(fixed.values()), block_bytes, for_one)
     total = sum(fixed.values()) + num_blocks * block_bytes
@@ -140,13 +150,27 @@ def plan_memory(
             f"{gib(for_one * block_bytes)} of cache), the limit is {gib(limit)}",
             hint=f"raise the limit, or set a context below {context:,}",
         )
+    if draft is not None:
+        fixed["draft_bytes"] += num_blocks * (block_bytes - own_block_bytes)
     return MemoryPlan(
         **fixed,
-        cache_bytes=num_blocks * block_bytes,
+        cache_bytes=num_blocks * own_block_bytes,
         num_blocks=num_blocks,
         cache_tokens=(num_blocks - 1) * engine.block_size,
         context=context,
     )
+
+
+def _step_bytes(config: ModelConfig, engine: EngineConfig, wide: int) -> dict[str, int]:
+    """The arenas of a step."""
+    return {
+        "activation_bytes": activation_bytes(config, engine.token_budget, wide) + engine.score_rows * config.hidden_size * 4,
+        "score_bytes": engine.score_rows * config.vocab_size * 4,
+    }
+
+
+def _block_bytes(config: ModelConfig, engine: EngineConfig, dtype: str) -> int:
+    return config.kv_bytes_per_token(_CACHE_BYTES[engine.cache_dtype or dtype]) * engine.block_size
 
 
 def _blocks(engine: EngineConfig, fixed_bytes: int, block_bytes: int, for_one: int) -> int:

@@ -1,4 +1,5 @@
-"""The CPU runner: embedding, packed layers over a paged cache, scores.
+"""The CPU runner: embedding, packed layers over a paged cache and scores, by the kernels of `herd.kernels`: in one call of C where it can,
+else op by op (`layers`).
 
 Built from a `Transformer`'s config and parameters; rounding points are the model's, and a parity test holds the two together. Everything is
 allocated here, once: packed weights, cache, activations, scores. A row's scores are the same whatever else is in the batch (kernels' law).
@@ -7,7 +8,7 @@ Shapes: T tokens, D model dim, R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from herd.engine.batch import RaggedBatch
 from herd.engine.layers import PackedLayers
+from herd.kernels.forward import Forward
 from herd.kernels.linear import linear, pack_linear
 from herd.kernels.norm import rms_norm
 from herd.model.transformer import Transformer
@@ -47,21 +49,57 @@ class CpuRunner:
             block_size=block_size,
             max_tokens=max_tokens,
         )
-        self._norm = model.model.norm.weight.detach()
+        self._norm = model.model.norm.weight.detach().to(model.dtype)
         self._head = pack_linear(model.head_weight[: self.vocab_size])
         self._embedding = None if config.tie_word_embeddings else model.model.embed_tokens.weight.detach()
         self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32)
         self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32)
+        self._forward = self._whole()
+
+    def _whole(self) -> Forward | None:
+        """All blocks in one call, where C knows the shapes."""
+        config = self.config
+        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        if not Forward.fits(self._head, self._embedding, num_heads=heads, kv_heads=kv_heads, head_dim=head_dim):
+            return None
+        return Forward(
+            self._layers.blocks,
+            norm=self._norm,
+            head=self._head,
+            embedding=self._embedding,
+            rope=self._layers.rope,
+            num_heads=heads,
+            eps=config.rms_norm_eps,
+            arenas=self._layers.arenas,
+            scores=self._scores,
+        )
 
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`: the batch has been computed when this returns."""
-        with torch.inference_mode():
-            self._layers.copy(batch.copies)
-            hidden = self._hidden(batch)[torch.from_numpy(batch.rows_R)]
-            return self._score(rms_norm(hidden, self._norm, self.config.rms_norm_eps))
+        self._layers.copy(batch.copies)
+        if self._forward is None or not self._forward.available or len(batch.hidden_E):
+            return self._by_ops(batch)
+        places = {"first_S": batch.first_S, "starts": batch.starts, "block_table_SW": batch.block_table_SW}
+        self._forward(batch.tokens_T, rows_R=batch.rows_R, **places)
+        return self._chunks(len(batch.rows_R), self._forward.score)
+
+    @torch.inference_mode()
+    def _by_ops(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        hidden = self._hidden(batch)[torch.from_numpy(batch.rows_R)]
+        normed_RD = rms_norm(hidden, self._norm, self.config.rms_norm_eps)
+
+        @torch.inference_mode()
+        def score(first: int, count: int) -> NDArray[np.float32]:
+            return linear(normed_RD[first : first + count], self._head, out=self._scores[:count]).numpy()
+
+        return self._chunks(len(normed_RD), score)
+
+    def _chunks(self, num_rows: int, score: Callable[[int, int], NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for first in range(0, num_rows, len(self._scores)):
+            yield first, score(first, min(num_rows - first, len(self._scores)))
 
     def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """See `batch.Runner.hidden`: the residual stream of the last batch is still in its arena."""
+        """See `batch.Runner.hidden`: the residual stream of the last batch, run op by op, is still in its arena."""
         rows = torch.from_numpy(batch.hidden_E)
         for first in range(0, len(rows), len(self._states)):
             with torch.inference_mode():
@@ -78,10 +116,3 @@ class CpuRunner:
 
     def _embed(self, tokens_T: Tensor) -> Tensor:
         return self._head.rows(tokens_T) if self._embedding is None else self._embedding[tokens_T]
-
-    def _score(self, normed_RD: Tensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for first in range(0, len(normed_RD), len(self._scores)):
-            with torch.inference_mode():
-                rows = normed_RD[first : first + len(self._scores)]
-                scores = linear(rows, self._head, out=self._scores[: len(rows)])
-            yield first, scores.numpy()

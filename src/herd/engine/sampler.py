@@ -25,6 +25,12 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
+_LIKELY = (1e-3, 1e-4)
+"""Probabilities that few tokens have: at most a thousand, and ten thousand."""
+_MARGIN = 1e-9
+"""More than sums of probabilities can be off by rounding."""
+
+
 @dataclass(slots=True)
 class Seen:
     """The tokens of a sequence that penalties look at: which stand in the prompt, and how often each was written."""
@@ -55,18 +61,43 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
-def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, position: int, mask: Mask | None = None) -> int:
-    """The id of the next token, which will stand at `position` of its sequence.
+def seed_of(seed: int, index: int) -> int:
+    """The seed of the index-th continuation of one request; the first keeps the request's own."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def best_ids(scores_RV: Scores) -> list[int]:
+    """The id of the highest score of each row, the lowest among equals; -1 where a row's scores are not finite numbers."""
+    best_R = scores_RV.argmax(axis=1)  # of a row with a NaN: its place
+    highest_R = scores_RV[np.arange(len(best_R)), best_R]
+    return np.where(np.isfinite(highest_R), best_R, -1).tolist()
+
+
+def sample(
+    scores_V: Scores,
+    params: TokenParams,
+    seen: Seen | None = None,
+    *,
+    position: int,
+    mask: Mask | None = None,
+    best: int | None = None,
+) -> int:
+    """The id of the next token, which will stand at `position` of its sequence. `best` is what `best_ids` says of the row, if known.
 
     `mask` has a bit for each id that a grammar allows, 32 to a word; it is above bans and `min_tokens`: where they leave nothing of it,
     they are passed over. Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
     """
-    best = float(scores_V.max())
-    if not math.isfinite(best):
+    if best is None:
+        [best] = best_ids(scores_V[None])
+    if best < 0:
         raise CheckpointError(
             f"the model's scores for token {position} are not finite numbers",
             hint="its weights are damaged (herd verify MODEL), or its dtype is too narrow for them: try --dtype float32",
         )
+    if params.temperature == 0.0 and mask is None and not params.bends_scores:
+        return best
     raw = scores_V
     if params.bends_scores:
         scores_V = bent(scores_V, params, seen)
@@ -77,8 +108,8 @@ def sample(scores_V: Scores, params: TokenParams, seen: Seen | None = None, *, p
     ids, probs = distribution(scores_V, params)
     cumulative = np.cumsum(probs)
     place = int(np.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], side="right"))
-    last = int(np.flatnonzero(probs)[-1])
-    return int(ids[min(place, last)])
+    # Where the sum steps over the mark, a probability is over 0; behind the end, which rounding can reach, the last such token is meant.
+    return int(ids[place] if place < ids.size else ids[np.flatnonzero(probs)[-1]])
 
 
 def _masked(scores_V: Scores, raw_V: Scores, mask: Mask) -> Scores:
@@ -126,7 +157,7 @@ def distribution(scores_V: Scores, params: TokenParams) -> tuple[Ids, Floats]:
     # The largest score becomes 0 before the division, so that no temperature overflows.
     scores = (scores - scores.max()) / params.temperature
     ids = _top_k(scores, params.top_k)
-    probs = _normal(np.exp(scores[ids]))
+    probs = _normal(np.exp(scores if ids.size == scores.size else scores[ids]))
     if params.typical_p < 1.0:
         ids, probs = _kept(ids, probs, _typical(probs, params.typical_p))
     if params.top_p < 1.0:
@@ -147,7 +178,7 @@ def _kept(ids: Ids, probs: Floats, places: Ids) -> tuple[Ids, Floats]:
 def _top_k(scores: Floats, k: int) -> Ids:
     """Ids of the k highest scores, ascending; of equals at the limit the lowest ids. Banned tokens never count."""
     if not 0 < k < scores.size:
-        return np.flatnonzero(scores > -np.inf)
+        return np.arange(scores.size) if scores.min() > -np.inf else np.flatnonzero(scores > -np.inf)
     limit = np.partition(scores, scores.size - k)[scores.size - k]
     above, equal = np.flatnonzero(scores > limit), np.flatnonzero(scores == limit)
     chosen = np.concatenate((above, equal[: k - above.size]))
@@ -156,11 +187,20 @@ def _top_k(scores: Floats, k: int) -> Ids:
 
 def _top_p(probs: Floats, p: float) -> Ids:
     """Places, ascending, of the tokens before which lies a mass of at most p. Only tokens that can be among them are sorted."""
-    # All tokens below (1 - p) / V together weigh less than 1 - p, so a mass over p lies before each of them.
-    candidates = np.flatnonzero(probs >= (1.0 - p) / probs.size)
+    candidates = _candidates(probs, p)
     order = candidates[np.argsort(-probs[candidates], kind="stable")]
     before = np.cumsum(probs[order]) - probs[order]
     return np.sort(order[before <= p])
+
+
+def _candidates(probs: Floats, p: float) -> Ids:
+    """Places, ascending, among which are all tokens before which lies a mass of at most p."""
+    for least in _LIKELY:
+        candidates = np.flatnonzero(probs >= least)
+        if float(probs[candidates].sum()) > p + _MARGIN:
+            return candidates
+    # All tokens below (1 - p) / V together weigh less than 1 - p, so a mass over p lies before each of them.
+    return np.flatnonzero(probs >= (1.0 - p) / probs.size)
 
 
 def _typical(probs: Floats, p: float) -> Ids:

@@ -6,7 +6,6 @@ it. Knows token ids and who is to be told; nothing of threads, which are `engine
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,18 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
-from herd.engine.batch import RaggedBatch, RowReader, Runner, ragged_batch
+from herd.engine.batch import RaggedBatch, RowReader, Runner, block_table
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
 from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
-from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample
+from herd.engine.rows import Rows, ScoreReader
+from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample, seed_of
 from herd.engine.scheduler import Scheduler
-from herd.engine.speculation import NgramDrafter
+from herd.engine.speculation import Due, Guesser
 from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+
+_NOTHING = StepResult(accepted=[])
+"""Of an item in the middle of a prompt."""
 
 
 @dataclass(slots=True)
@@ -40,18 +43,18 @@ class _Live:
     params: TokenParams
     seen: Seen | None
     emit: Emit
-    drafter: NgramDrafter | None = None
     state: GrammarState | None = None
     pooler: Pooler | None = None
     admitted: bool = False
     num_told: int = 0
+    plain: bool = False  # the best id is the next token, and nothing but the token is told
 
 
 class Stepper:
-    """Requests over one runner. Calls come from one thread at a time. `num_draft` tokens are guessed at once, 0 for none."""
+    """Requests over one runner. Calls come from one thread at a time. Without a `guesser` nothing is guessed."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, *, num_draft: int, clock: Callable[[], float]) -> None:
-        self.runner, self.scheduler, self.num_draft = runner, scheduler, num_draft
+    def __init__(self, runner: Runner, scheduler: Scheduler, *, guesser: Guesser | None, clock: Callable[[], float]) -> None:
+        self.runner, self.scheduler, self.guesser = runner, scheduler, guesser
         self._clock = clock
         self._ids = itertools.count(1)
         self._live: dict[int, _Live] = {}
@@ -81,10 +84,13 @@ class Stepper:
                 reuse_prefix=request.reuse_prefix and embed != "mean" and (params.prompt_logprobs is None or scored > 0),
                 reuse_limit=None if params.prompt_logprobs is None else scored,
             )
-            own = replace(params, seed=_seed_of(params.seed, index))
-            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit, self._drafter(request))
+            own = replace(params, seed=seed_of(params.seed, index))
+            live = _Live(sequence, number, index, own, None if seen is None else Seen(seen), emit)
             live.state = None if grammar is None else grammar.state()
             live.pooler = None if embed is None else Pooler(embed)
+            silent = own.logprobs is None and own.prompt_logprobs is None and embed is None
+            greedy = own.temperature == 0.0 and not own.bends_scores
+            live.plain = greedy and silent and live.state is None and self.guesser is None
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -94,19 +100,12 @@ class Stepper:
             self._drop(number)
             emit(Failed(error=error))
 
-    def _drafter(self, request: TokenRequest) -> NgramDrafter | None:
-        if not self.num_draft or request.embed:
-            return None
-        drafter = NgramDrafter(self.num_draft)
-        drafter.extend(request.prompt)
-        return drafter
-
     def cancel(self, number: int, index: int | None = None) -> None:
         """End a request, or one of its continuations; its blocks are free on return. One that has ended already is left alone."""
         for sequence_id in self._members.get(number, ()):
             live = self._live.get(sequence_id)
             if live is not None and index in (None, live.index):
-                del self._live[sequence_id]
+                self._forget(sequence_id)
                 self.scheduler.cancel(sequence_id)
                 live.emit(Tokens(index=live.index, ids=(), finish="cancelled"))
         self._forget_request(number)
@@ -118,7 +117,12 @@ class Stepper:
 
     def _drop(self, number: int) -> None:
         for sequence_id in self._members.pop(number, ()):
-            self._live.pop(sequence_id, None)
+            self._forget(sequence_id)
+
+    def _forget(self, sequence_id: int) -> _Live | None:
+        if self.guesser is not None:
+            self.guesser.forget(sequence_id)
+        return self._live.pop(sequence_id, None)
 
     def fail_all(self, error: HerdError) -> None:
         """Tell every request in flight that it failed, and forget them. Safe in the middle of a step that was broken off."""
@@ -143,7 +147,8 @@ class Stepper:
         masks = self._start_masks(step)
         results: dict[int, StepResult] = {}
         for item, rows, states in self._scores(step):
-            results[item.sequence.id] = self._outcome(item, rows, states, masks.get(item.sequence.id))
+            number = item.sequence.id
+            results[number] = self._outcome(item, rows, states, masks.get(number))
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -159,10 +164,17 @@ class Stepper:
             emit(event)
 
     def _guess(self) -> None:
+        """Have guesses made for those that draw their next token in the coming step."""
+        if self.guesser is None:
+            return
+        due: list[Due] = []
         for live in self._live.values():
-            sequence = live.sequence
-            if live.drafter is not None and sequence.num_computed == sequence.num_tokens - 1:
-                sequence.draft = live.drafter.propose(live.params.max_tokens - len(sequence.output) - 1)
+            sequence, limit = live.sequence, live.params.max_tokens - len(live.sequence.output) - 1
+            if sequence.blocks and sequence.num_computed == sequence.num_tokens - 1 and live.pooler is None and limit > 0:
+                due.append(Due(sequence=sequence, params=live.params, seen=live.seen, limit=limit))
+        guesses = self.guesser.guess(due) if due else {}
+        for one in due:
+            one.sequence.draft = guesses.get(one.sequence.id, [])
 
     def _tell_admitted(self, step: Step) -> None:
         for item in step.items:
@@ -182,76 +194,92 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, NDArray[np.float32], NDArray[np.float32]]]:
+    def _scores(self, step: Step) -> Iterator[tuple[StepItem, Rows, NDArray[np.float32] | None]]:
         """Run the step; for each item the scores and the states of the rows it needs, none where its end was not reached."""
         batch, wanted = self._batch(step)
-        scores = RowReader(self.runner.run(batch))
+        scores = ScoreReader(self.runner.run(batch), self.runner.vocab_size)
         states = RowReader(self.runner.hidden(batch) if len(batch.hidden_E) else iter(()))
         for item, num_scores, num_states in wanted:
-            yield item, scores.take(num_scores), states.take(num_states)
+            yield item, scores.take(num_scores), states.take(num_states) if num_states else None
 
     def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int, int]]]:
-        rows, hidden = list[int](), list[int]()
+        tokens: list[int] = []
+        starts, rows, hidden = [0], list[int](), list[int]()
         wanted: list[tuple[StepItem, int, int]] = []
-        start = 0
+        begin = 0
         for item in step.items:
-            first, end = item.first_position, item.first_position + item.num_tokens
-            chosen, pooler = self._rows(item), self._live[item.sequence.id].pooler
-            pooled = range(0) if pooler is None else pooler.rows(first, end, is_last=bool(item.num_sampled))
-            rows += [start + place - first for place in chosen]
-            hidden += [start + place - first for place in pooled]
-            wanted.append((item, len(chosen), len(pooled)))
-            start += item.num_tokens
-        return ragged_batch(step, rows, hidden), wanted
+            sequence, num_tokens, first, num_sampled = item
+            end, pooler = first + num_tokens, self._live[sequence.id].pooler
+            tokens += sequence.tokens(first, end)
+            count = self._num_scores(item)
+            pooled = range(0) if pooler is None else pooler.rows(first, end, is_last=bool(num_sampled))
+            hidden += [begin + place - first for place in pooled]
+            begin += num_tokens
+            rows += range(begin - count, begin)
+            wanted.append((item, count, len(pooled)))
+            starts.append(begin)
+        batch = RaggedBatch(
+            tokens_T=np.asarray(tokens, dtype=np.int32),
+            first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
+            starts=np.asarray(starts, dtype=np.int32),
+            block_table_SW=block_table([item.sequence.blocks for item in step.items]),
+            rows_R=np.asarray(rows, dtype=np.int64),
+            copies=tuple(step.copies),
+            hidden_E=np.asarray(hidden, dtype=np.int64),
+        )
+        return batch, wanted
 
-    def _rows(self, item: StepItem) -> range:
-        """The positions whose scores an item needs: the last known token's and the drafts', or all where the prompt's are reported."""
+    def _num_scores(self, item: StepItem) -> int:
+        """How many last rows of an item want scores: the last known token's and the drafts', or more where the prompt's are reported."""
         sequence = item.sequence
-        if self._live[sequence.id].pooler is not None:
-            return range(0)
-        end = item.first_position + item.num_tokens
-        if self._live[sequence.id].params.prompt_logprobs is not None and item.first_position < len(sequence.prompt):
-            first = max(item.first_position, self._live[sequence.id].params.prompt_logprobs_from - 1)
-            return range(min(first, end - item.num_sampled), end)
-        return range(end - item.num_sampled, end)
+        live = self._live[sequence.id]
+        if live.pooler is not None:
+            return 0
+        if live.params.prompt_logprobs is None or item.first_position >= len(sequence.prompt):
+            return item.num_sampled
+        reported = max(item.first_position, live.params.prompt_logprobs_from - 1)
+        return max(item.first_position + item.num_tokens - reported, item.num_sampled)
 
-    def _outcome(self, item: StepItem, rows: NDArray[np.float32], states: NDArray[np.float32], mask: Future[Mask] | None) -> StepResult:
+    def _outcome(self, item: StepItem, rows: Rows, states: NDArray[np.float32] | None, mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
+        if live.plain and item.num_tokens == item.num_sampled == 1 and (best := rows.best[rows.begin]) >= 0:
+            return self._tell(live, [best], self._end(live, best, 1))
         if live.pooler is not None:
             return self._pool(live, live.pooler, item, states)
-        known = sequence.num_tokens
-        end = item.first_position + item.num_tokens
-        first_row = end - len(rows)
+        first_row = item.first_position + item.num_tokens - rows.num_rows
         try:
             if live.params.prompt_logprobs is not None and first_row < len(sequence.prompt):
-                self._report_prompt(live, rows, first_row)
+                self._report_prompt(live, rows.scores, first_row)
             if not item.num_sampled:
-                return StepResult(accepted=[], finish=None)
-            return self._draw(live, rows[known - 1 - first_row :], known, None if mask is None else mask.result())
+                return _NOTHING
+            drawn = Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
+            return self._draw(live, drawn, sequence.num_tokens, None if mask is None else mask.result())
         except HerdError as error:
             self._outbox.append((live.emit, Failed(error=error)))
             self._unsound.append(live.request)
             return StepResult(accepted=[], finish="failed")
 
-    def _pool(self, live: _Live, pooler: Pooler, item: StepItem, states: NDArray[np.float32]) -> StepResult:
+    def _pool(self, live: _Live, pooler: Pooler, item: StepItem, states: NDArray[np.float32] | None) -> StepResult:
         """Take in the states of a chunk; at the prompt's end tell the vector and finish without a token."""
-        pooler.add(item.first_position, states)
+        if states is not None:
+            pooler.add(item.first_position, states)
         if not item.num_sampled:
-            return StepResult(accepted=[], finish=None)
+            return _NOTHING
         self._outbox.append((live.emit, Embedded(vector=tuple(pooler.vector().tolist()))))
         self._outbox.append((live.emit, Tokens(index=live.index, ids=(), finish="stop")))
         return StepResult(accepted=[], finish="stop")
 
-    def _draw(self, live: _Live, rows: NDArray[np.float32], known: int, mask: Mask | None) -> StepResult:
+    def _draw(self, live: _Live, rows: Rows, known: int, mask: Mask | None) -> StepResult:
         sequence, params = live.sequence, live.params
         accepted: list[int] = []
         reported: list[TokenLogprobs] = []
         finish: Finish | None = None
-        for number, row in enumerate(rows):
+        for number, place in enumerate(range(rows.begin, rows.end)):
             if live.state is not None and number:
                 mask = live.state.mask()
-            token_id = sample(row, params, live.seen, position=known + number, mask=mask)
+            row = rows.chunk[place]
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place])
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)
@@ -259,19 +287,25 @@ class Stepper:
                 live.seen.add(token_id)
             if params.logprobs is not None:
                 reported.append(logprobs(row, token_id, params.logprobs))
-            if token_id in params.stop_ids:
-                finish = "stop"
-            elif len(sequence.output) + len(accepted) >= params.max_tokens:
-                finish = "length"
+            finish = self._end(live, token_id, len(accepted))
             if finish is not None or number >= len(sequence.draft) or sequence.draft[number] != token_id:
                 break
-        if live.drafter is not None:
-            self.num_guessed += len(rows) - 1
-            self.num_guesses_accepted += len(accepted) - 1
-            live.drafter.observe(len(rows) - 1, len(accepted) - 1)
-            live.drafter.extend(accepted)
-        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(accepted), logprobs=tuple(reported), finish=finish)))
-        return StepResult(accepted=accepted, finish=finish)
+        if self.guesser is not None:
+            self.num_guessed += rows.num_rows - 1
+            self.num_guesses_accepted += sum(guess == token_id for guess, token_id in zip(sequence.draft, accepted, strict=False))
+            self.guesser.learn(sequence.id, rows.num_rows - 1, accepted)
+        return self._tell(live, accepted, finish, tuple(reported))
+
+    @staticmethod
+    def _end(live: _Live, token_id: int, num_new: int) -> Finish | None:
+        """Whether a sequence ends with a token, the last of so many new ones."""
+        if token_id in live.params.stop_ids:
+            return "stop"
+        return "length" if len(live.sequence.output) + num_new >= live.params.max_tokens else None
+
+    def _tell(self, live: _Live, ids: list[int], finish: Finish | None, reported: tuple[TokenLogprobs, ...] = ()) -> StepResult:
+        self._outbox.append((live.emit, Tokens(index=live.index, ids=tuple(ids), logprobs=reported, finish=finish)))
+        return StepResult(accepted=ids, finish=finish)
 
     def _report_prompt(self, live: _Live, rows: NDArray[np.float32], first_row: int) -> None:
         """The rows score the tokens after them; of n continuations only the first reports, and after a preemption only what is new."""
@@ -290,7 +324,7 @@ class Stepper:
         for sequence_id, result in results.items():
             if result.finish is None:
                 continue
-            live = self._live.pop(sequence_id, None)
+            live = self._forget(sequence_id)
             if live is not None:
                 self._forget_request(live.request)
         while self._unsound:
@@ -300,10 +334,3 @@ class Stepper:
         """Let go of the threads for masks."""
         if self._mask_pool is not None:
             self._mask_pool.close()
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """The seed of the index-th continuation; the first keeps the request's own."""
-    if index == 0:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little") >> 1

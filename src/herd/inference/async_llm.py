@@ -55,10 +55,11 @@ class AsyncLLM:
         device: torch.device | str | None = None,
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
+        draft: Transformer | str | Path | None = None,
         tp: int = 1,
         pp: int = 1,
     ) -> None:
-        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, threaded=True, tp=tp, pp=pp)
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=True, tp=tp, pp=pp)
         self.name, self.tokenizer, self.engine, self._loaded = loaded.name, loaded.tokenizer, loaded.engine, loaded
         self._prompt_format = prompt_format
         self._bound: tuple[asyncio.AbstractEventLoop, AsyncModel] | None = None

@@ -45,11 +45,14 @@ class LLM:
         device: "cpu", "cuda", ...; None takes a GPU where there is one.
         prompt_format: how conversations are rendered.
         engine: the engine's sizes: context, cache, memory limit.
+        draft: what guesses tokens for the model to verify, so that several come in a step; the answers stay the same. "ngram" looks
+            them up in the prompt, a smaller model of the same vocabulary (a `Transformer`, a path, a name) writes them.
         tp, pp: processes that share every layer, and stages that have the layers behind one another: the model is spread over tp x pp
             processes on the CPU, this one among them.
 
     Raises:
-        ConfigError: the model cannot be split so.
+        ConfigError: a draft of another vocabulary; a model that cannot be split so.
+        UsageError: a draft model together with tp or pp, which takes "ngram" alone.
         DoesNotFitError: the engine's memory limit leaves no room for one sequence of the context.
     """
 
@@ -62,10 +65,11 @@ class LLM:
         device: torch.device | str | None = None,
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
+        draft: Transformer | str | Path | None = None,
         tp: int = 1,
         pp: int = 1,
     ) -> None:
-        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, threaded=False, tp=tp, pp=pp)
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=False, tp=tp, pp=pp)
         self.name, self._loaded = loaded.name, loaded
         self.inference = LocalModel(loaded.engine, loaded.tokenizer, prompt_format=prompt_format)
 

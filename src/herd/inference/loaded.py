@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from herd.base.errors import UsageError
+from herd.base.errors import ConfigError, UsageError
 from herd.checkpoint.load import load_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.engine.build import build_engine
+from herd.engine.draft_model import DEFAULT_NUM_DRAFT
 from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
 from herd.inference.prepare import grammar_compiler
@@ -20,6 +21,8 @@ from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "cria"
+NGRAM = "ngram"
+"""The draft that is no model but prompt lookup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +50,7 @@ def load(
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     engine: EngineConfig | None,
+    draft: Transformer | str | Path | None,
     threaded: bool,
     tp: int = 1,
     pp: int = 1,
@@ -59,16 +63,39 @@ def load(
     else:
         model = resolve_model(model)
         tokenizer = tokenizer or load_checkpoint_tokenizer(model)
-    size = tokenizer.vocab_size
+    config, size = engine or EngineConfig(), tokenizer.vocab_size
+    if draft == NGRAM:
+        config, draft = replace(config, num_draft=config.num_draft or DEFAULT_NUM_DRAFT), None
     grammars = partial(grammar_compiler, tokenizer, size)
     if (tp, pp) != (1, 1):
-        if device is not None and torch.device(device).type != "cpu":
-            raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
+        _check_spread(device, draft)
         from herd.engine.parallel.build import build_parallel_engine
 
-        spread = build_parallel_engine(model, engine, tp=tp, pp=pp, dtype=dtype, vocab_size=size, grammars=grammars)
+        spread = build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, vocab_size=size, grammars=grammars)
         return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread)
     if isinstance(model, Path):
         model = load_model(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    built = build_engine(model, engine, vocab_size=size, threaded=threaded, grammars=grammars)
+    if isinstance(draft, str | Path):
+        draft = _load_draft(draft, tokenizer, dtype=dtype, device=model.device)
+    built = build_engine(model, config, vocab_size=size, draft=draft, threaded=threaded, grammars=grammars)
     return Loaded(name=name, weights=model, config=model.config, tokenizer=tokenizer, engine=built)
+
+
+def _check_spread(device: torch.device | str | None, draft: object) -> None:
+    """Raises UsageError for what a model over several processes cannot have."""
+    if device is not None and torch.device(device).type != "cpu":
+        raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
+    if draft is not None:
+        raise UsageError("a draft model needs tp=1 and pp=1", hint="leave out tp and pp, or pass draft='ngram', which needs no model")
+
+
+def _load_draft(draft: str | Path, tokenizer: Tokenizer, *, dtype: torch.dtype | str | None, device: torch.device) -> Transformer:
+    """A draft model from a checkpoint. Names of special tokens may differ, ids and bytes of the others may not."""
+    path = resolve_model(draft)
+    theirs = load_checkpoint_tokenizer(path)
+    if theirs.ranks != tokenizer.ranks or theirs.vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"the draft model {str(draft)!r} has another tokenizer ({theirs.vocab_size:,} ids, the model {tokenizer.vocab_size:,})",
+            hint="take a smaller model of the same family, or draft='ngram', which needs no model",
+        )
+    return load_model(path, dtype=dtype, device=device)

@@ -53,7 +53,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "avx512bf16": (*_AVX512, "-mavx512bf16"),
 }
 LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "read.c")
-COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c")
+COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c", "forward.c")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,14 +14,14 @@ import torch
 from herd.base.errors import DoesNotFitError
 from herd.kernels.build import LEVELS
 
-ABI = 1
+ABI = 2
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 STORE, ADD, SWIGLU = 0, 1, 2
 CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NO_MEMORY = 1
+_NO_MEMORY, BAD_BATCH = 1, 3
 
 _POINTER_THEN_STRIDE = (c_void_p, c_int64)
 _PROTOTYPES: dict[str, tuple[type, ...]] = {
@@ -41,6 +41,7 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
         *(*_POINTER_THEN_STRIDE, c_int, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int, c_int64),
         *(*_POINTER_THEN_STRIDE, c_void_p, c_void_p, c_int64, *_POINTER_THEN_STRIDE),
     ),
+    "herd_forward": (c_void_p, c_void_p),
     "herd_read": (c_void_p, c_int64),
     "herd_pool_stress": (c_int64, c_int64),
     "herd_isa_built": (c_int,),
@@ -74,6 +75,7 @@ class Library:
         self.swiglu = loaded.herd_swiglu
         self.rope_write = loaded.herd_rope_write
         self.attention = loaded.herd_attention
+        self.forward = loaded.herd_forward
         self.read = loaded.herd_read
         self.pool_stress = loaded.herd_pool_stress
         self.set_spin = loaded.herd_set_spin

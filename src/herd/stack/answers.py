@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import math
 import secrets
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -58,17 +60,37 @@ def chat_logprob(found: TokenLogprob) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(tokens: Sequence[tuple[bytes, TokenLogprob | None]], offset: int) -> dict[str, Any]:
-    """Tokens of a completion, each with its bytes, in the older shape; `offset` is where their text begins."""
-    offsets: list[int] = []
-    for data, _ in tokens:
-        offsets.append(offset)
-        offset += len(data.decode("utf-8", "replace"))
+@dataclass(frozen=True, slots=True)
+class CompletionToken:
+    """A token of a completion or of its prompt; special ones are no part of the text."""
+
+    data: bytes
+    special: bool
+    found: TokenLogprob | None
+
+
+class TextOffsets:
+    """Where in a text each token begins, the text coming token by token. Half a character has the place of the whole one."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._place = 0
+
+    def next(self, token: CompletionToken) -> int:
+        """The place of the next token."""
+        place = self._place
+        if not token.special:
+            self._place += len(self._decoder.decode(token.data))
+        return place
+
+
+def completion_logprobs(tokens: Sequence[CompletionToken], offsets: TextOffsets) -> dict[str, Any]:
+    """Tokens in the older shape."""
     return {
-        "tokens": [token_text(data) for data, _ in tokens],
-        "token_logprobs": [None if found is None else finite(found.logprob) for _, found in tokens],
-        "top_logprobs": [None if found is None else _top(found) for _, found in tokens],
-        "text_offset": offsets,
+        "tokens": [token_text(token.data) for token in tokens],
+        "token_logprobs": [None if token.found is None else finite(token.found.logprob) for token in tokens],
+        "top_logprobs": [None if token.found is None else _top(token.found) for token in tokens],
+        "text_offset": [offsets.next(token) for token in tokens],
     }
 
 

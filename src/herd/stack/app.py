@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from herd.base.errors import HerdError, did_you_mean
+from herd.base.errors import HerdError
 from herd.stack.answers import dumps
+from herd.stack.batch_runner import BatchRunner
+from herd.stack.batches import batch_routes
 from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
+from herd.stack.embeddings import embedding_routes
 from herd.stack.errors import RequestError, body_of, headers_of, status_of
+from herd.stack.files import file_routes
 from herd.stack.guard import Context, Guard
+from herd.stack.invalid import readable
 from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.service import Service
-from herd.stack.types import ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
+from herd.stack.storage import Storage
 from herd.version import __version__
 
-_FIELDS = {
-    "/v1/chat/completions": ChatBody,
-    "/v1/completions": CompletionBody,
-    "/v1/embeddings": EmbeddingBody,
-    "/tokenize": TokenizeBody,
-    "/detokenize": DetokenizeBody,
-}
 
-
-def create_app(service: Service) -> Guard:
-    """The ASGI application of a service. Its engine has to be started by whoever runs it."""
+def create_app(service: Service, storage: Storage | None = None, batches: BatchRunner | None = None) -> Guard:
+    """The ASGI application of a service. Its engine has to be started by whoever runs it, and so have its batches."""
     app = FastAPI(
         title="herd",
         version=__version__,
@@ -43,8 +39,13 @@ def create_app(service: Service) -> Guard:
     guard = Guard(app, service.config, observe=service.metrics.answered)
     app.include_router(chat_routes(service))
     app.include_router(completion_routes(service))
+    app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operation_routes(service, guard))
+    if storage is not None:
+        app.include_router(file_routes(storage, service.config))
+    if storage is not None and batches is not None:
+        app.include_router(batch_routes(storage, batches, max_open=service.config.caps.open_batches))
     app.add_exception_handler(HerdError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -81,27 +82,4 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    return _response(request, _readable(request.url.path, cast("RequestValidationError", error).errors()))
-
-
-def _readable(path: str, problems: Sequence[Mapping[str, Any]]) -> RequestError:
-    """The first thing that is wrong, by the field's name; where a field may be of several kinds, all that it may be."""
-    first = problems[0]
-    place = [str(step) for step in first["loc"] if step != "body"]
-    kind = str(first["type"])
-    if kind == "json_invalid":
-        return RequestError("format", "the body is not JSON", hint="check its quotes and commas")
-    if not place:
-        return RequestError("format", "the body is no JSON object", hint="send JSON with Content-Type: application/json")
-    name = place[0]
-    if kind == "extra_forbidden":
-        known = _FIELDS[path].model_fields if len(place) == 1 and path in _FIELDS else ()
-        hint = did_you_mean(place[-1], list(known), otherwise="leave it out")
-        return RequestError("usage", f"there is no field {'.'.join(place)!r:.200}", hint=hint, param=name)
-    same = [problem for problem in problems if problem["loc"][: 1 + len(place[:1])] == first["loc"][: 1 + len(place[:1])]]
-    wants = list(dict.fromkeys(str(problem["msg"]) for problem in same))
-    deepest = max(same, key=lambda problem: len(problem["loc"]))
-    told = ".".join(str(step) for step in deepest["loc"] if step != "body") if len(same) == 1 else name
-    value = repr(deepest.get("input"))[:80] if len(same) == 1 and kind != "missing" else ""
-    message = f"{told[:200]}: {'; or '.join(wants[:4])[:500]}" + (f"; it is {value}" if value else "")
-    return RequestError("usage", message, param=name)
+    return _response(request, readable(request.url.path, cast("RequestValidationError", error).errors()))

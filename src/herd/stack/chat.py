@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from herd.inference.port import Finished, Part, TokenLogprob, TokensDone
 from herd.stack.answers import chat_logprob, dumps, json_response, new_id, reason_fields, unless_gone, usage
+from herd.stack.deltas import Deltas, Sum
 from herd.stack.errors import body_of
 from herd.stack.guard import Context
 from herd.stack.receipts import make_receipt
@@ -20,8 +20,6 @@ from herd.stack.service import Job, Service
 from herd.stack.sse import DONE, EventStream, event
 from herd.stack.translate import chat_request, check_model
 from herd.stack.types import ChatBody
-from herd.text.messages import ToolCall
-from herd.text.reply import CallDone, TextDelta
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -31,24 +29,39 @@ def chat_routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat(body: ChatBody, request: Request) -> Response:
         context: Context = request.scope["herd"]
-        check_model(body.model, service.config.model_name)
-        caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
-        asked = chat_request(body, service.config.caps, caller)
-        job = await unless_gone(request, service.chat(asked, context))
         if body.stream:
+            job = await unless_gone(request, _start(service, body, context))
             writer = _ChunkWriter(service, job, body, context)
             return EventStream(
                 writer.chunks(), job.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
             )
-        return json_response(await unless_gone(request, _whole(service, job, body)))
+        return json_response(await unless_gone(request, answer_chat(service, body, context)))
 
     return router
 
 
+async def answer_chat(service: Service, body: ChatBody, context: Context) -> dict[str, Any]:
+    """The whole answer of a body. Raises HerdError."""
+    return await _whole(service, await _start(service, body, context), body)
+
+
+async def _start(service: Service, body: ChatBody, context: Context) -> Job:
+    check_model(body.model, service.config.model_name)
+    caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
+    return await service.chat(chat_request(body, service.config.caps, caller), context)
+
+
 async def _whole(service: Service, job: Job, body: ChatBody) -> dict[str, Any]:
     """The answers, once all are there."""
-    answers = await job.answers()
-    choices = [_choice(index, answers[index], body) for index in sorted(answers)]
+    answers: dict[int, Finished] = {}
+    told = [Deltas(sure=job.request.grammar is not None) for _ in range(job.request.n)]
+    sums = [Sum() for _ in told]
+    async for part in job.events():
+        for delta in told[part.index].of(part.event):
+            sums[part.index].add(delta)
+        if isinstance(part.event, Finished):
+            answers[part.index] = part.event
+    choices = [_choice(index, answers[index], sums[index].message(), body) for index in sorted(answers)]
     data: dict[str, Any] = {
         "id": new_id("chatcmpl-"),
         "object": "chat.completion",
@@ -75,12 +88,7 @@ def _extras(service: Service, job: Job, body: ChatBody, answers: dict[int, Finis
     return extras
 
 
-def _choice(index: int, finished: Finished, body: ChatBody) -> dict[str, Any]:
-    calls = [_call(call) for call in finished.message.tool_calls]
-    text = finished.message.text if calls else finished.text
-    message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
-    if calls:
-        message["tool_calls"] = calls
+def _choice(index: int, finished: Finished, message: dict[str, Any], body: ChatBody) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None, **reason_fields(finished)}
     if body.logprobs:
         choice["logprobs"] = {"content": [chat_logprob(found) for found in finished.logprobs], "refusal": None}
@@ -89,17 +97,12 @@ def _choice(index: int, finished: Finished, body: ChatBody) -> dict[str, Any]:
     return choice
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)}
-    return {"id": call.id or new_id("call_"), "type": "function", "function": function}
-
-
 class _Choice:
-    """What is kept of one answer while it streams: calls that were told, log-probabilities that were not."""
+    """What is kept of one answer while it streams: what was told, and log-probabilities that were not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sure: bool) -> None:
         self.begun = False
-        self.num_calls = 0
+        self.deltas = Deltas(sure=sure)
         self.logprobs: list[TokenLogprob] = []
 
 
@@ -151,25 +154,27 @@ class _ChunkWriter:
         texts: list[str] = []
         last = -1
         for part in parts:
-            if part.index != last or not isinstance(part.event, TextDelta | TokensDone):
+            if part.index != last:
                 self._flush(out, last, texts)
             last = part.index
             choice = self._choice(last, out)
-            if isinstance(part.event, TextDelta):
-                texts.append(part.event.text)
-            elif isinstance(part.event, TokensDone):
+            for delta in choice.deltas.of(part.event):
+                if "content" in delta:
+                    texts.append(delta["content"])
+                else:
+                    self._flush(out, last, texts)
+                    out.append(self._chunk(last, delta))
+            if isinstance(part.event, TokensDone):
                 choice.logprobs += part.event.logprobs
-            elif isinstance(part.event, CallDone):
-                out.append(self._chunk(last, {"tool_calls": [{"index": choice.num_calls, **_call(part.event.call)}]}))
-                choice.num_calls += 1
             elif isinstance(part.event, Finished):
+                self._flush(out, last, texts)
                 self._answers[last] = part.event
                 out.append(self._chunk(last, {}, part.event))
         self._flush(out, last, texts)
         return b"".join(out)
 
     def _choice(self, index: int, out: list[bytes]) -> _Choice:
-        choice = self._choices.setdefault(index, _Choice())
+        choice = self._choices.setdefault(index, _Choice(sure=self._job.request.grammar is not None))
         if not choice.begun:
             choice.begun = True
             out.append(self._chunk(index, {"role": "assistant", "content": ""}))

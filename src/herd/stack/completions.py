@@ -12,8 +12,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from herd.inference.port import CompletionRequest, Finished, Part, PromptRead, TokenLogprob, TokensDone
-from herd.stack.answers import completion_logprobs, dumps, json_response, new_id, reason_fields, unless_gone, usage
+from herd.inference.port import Finished, Part, PromptRead, TokenLogprob, TokensDone
+from herd.stack.answers import (
+    CompletionToken,
+    TextOffsets,
+    completion_logprobs,
+    dumps,
+    json_response,
+    new_id,
+    reason_fields,
+    unless_gone,
+    usage,
+)
 from herd.stack.chat import fingerprint
 from herd.stack.errors import body_of
 from herd.stack.guard import Context
@@ -25,8 +35,6 @@ from herd.stack.types import CompletionBody
 from herd.text.reply import TextDelta
 from herd.text.tokenizer import Tokenizer
 
-_Tokens = list[tuple[bytes, TokenLogprob | None]]
-
 
 def completion_routes(service: Service) -> APIRouter:
     """The route."""
@@ -35,12 +43,9 @@ def completion_routes(service: Service) -> APIRouter:
     @router.post("/v1/completions", summary="Go on with a text", response_model=None)
     async def complete(body: CompletionBody, request: Request) -> Response:
         context: Context = request.scope["herd"]
-        check_model(body.model, service.config.model_name)
-        caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
-        asked = completion_requests(body, service.config.caps, caller)
-        jobs = await unless_gone(request, _start(service, asked, context))
         if not body.stream:
-            return json_response(await unless_gone(request, _whole(service, jobs, body)))
+            return json_response(await unless_gone(request, answer_completion(service, body, context)))
+        jobs = await unless_gone(request, _start(service, body, context))
         writer = _ChunkWriter(service, jobs, body, context)
         return EventStream(
             writer.chunks(), writer.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
@@ -49,8 +54,16 @@ def completion_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _start(service: Service, asked: Sequence[CompletionRequest], context: Context) -> list[Job]:
+async def answer_completion(service: Service, body: CompletionBody, context: Context) -> dict[str, Any]:
+    """The whole answer of a body. Raises HerdError."""
+    return await _whole(service, await _start(service, body, context), body)
+
+
+async def _start(service: Service, body: CompletionBody, context: Context) -> list[Job]:
     """Start all prompts or none."""
+    check_model(body.model, service.config.model_name)
+    caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
+    asked = completion_requests(body, service.config.caps, caller)
     jobs: list[Job] = []
     try:
         for request in asked:
@@ -125,22 +138,29 @@ def _best(result: _Result, n: int) -> list[int]:
     return sorted(sorted(result.answers), key=mean, reverse=True)[:n]
 
 
+def _token(tokenizer: Tokenizer, token_id: int, found: TokenLogprob | None) -> CompletionToken:
+    return CompletionToken(tokenizer.token_bytes(token_id), tokenizer.special_name(token_id) is not None, found)
+
+
+def _read(tokenizer: Tokenizer, prompt: PromptRead) -> list[CompletionToken]:
+    return [_token(tokenizer, token_id, found) for token_id, found in zip(prompt.token_ids, prompt.logprobs, strict=True)]
+
+
 def _choice(tokenizer: Tokenizer, job: Job, result: _Result, place: int, index: int, body: CompletionBody) -> dict[str, Any]:
     finished = result.answers[place]
     drop = body.max_tokens == 0
     text = "" if drop else finished.text
-    tokens: _Tokens = [] if drop else [(found.data, found) for found in finished.logprobs]
+    tokens = [] if drop else [_token(tokenizer, found.token_id, found) for found in finished.logprobs]
     if body.echo:
         prompt = tokenizer.decode(job.request.prompt, skip_special=True)
         text = prompt + text
         if result.prompt is not None:
-            read = zip(result.prompt.token_ids, result.prompt.logprobs, strict=True)
-            tokens = [(tokenizer.token_bytes(token_id), found) for token_id, found in read] + tokens
+            tokens = _read(tokenizer, result.prompt) + tokens
     choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, **reason_fields(finished)}
     if drop:
         choice |= {"finish_reason": "length", "stop_reason": None}
     if body.logprobs is not None:
-        choice["logprobs"] = completion_logprobs(tokens, 0)
+        choice["logprobs"] = completion_logprobs(tokens, TextOffsets())
     if body.return_token_ids:
         choice |= {"prompt_token_ids": list(job.request.prompt), "token_ids": [] if drop else list(finished.token_ids)}
     return choice
@@ -162,8 +182,8 @@ class _ChunkWriter:
         }
         self._head = dumps(head)[:-1]
         self._results = [_Result() for _ in jobs]
-        self._offsets: dict[int, int] = {}
-        self._held: dict[int, _Tokens] = {}
+        self._offsets: dict[int, TextOffsets] = {}
+        self._held: dict[int, list[CompletionToken]] = {}
 
     def close(self) -> None:
         """End all."""
@@ -202,7 +222,7 @@ class _ChunkWriter:
         echoed = b"" if index in self._held else self._echo(number, index, shown)
         drop = self._body.max_tokens == 0
         if isinstance(shown, TokensDone) and not drop:
-            self._held[index] += [(found.data, found) for found in shown.logprobs]
+            self._held[index] += [_token(self._service.tokenizer, found.token_id, found) for found in shown.logprobs]
         elif isinstance(shown, TextDelta) and not drop:
             return echoed + self._chunk(index, shown.text)
         elif isinstance(shown, Finished):
@@ -220,8 +240,7 @@ class _ChunkWriter:
             return b""
         tokenizer, read = self._service.tokenizer, self._results[number].prompt
         if read is not None:
-            pairs = zip(read.token_ids, read.logprobs, strict=True)
-            self._held[index] = [(tokenizer.token_bytes(token_id), found) for token_id, found in pairs]
+            self._held[index] = _read(tokenizer, read)
         return self._chunk(index, tokenizer.decode(self._jobs[number].request.prompt, skip_special=True))
 
     def _chunk(self, index: int, text: str, *, finished: Finished | None = None) -> bytes:
@@ -230,10 +249,7 @@ class _ChunkWriter:
             choice |= {"finish_reason": "length", "stop_reason": None} if self._body.max_tokens == 0 else reason_fields(finished)
         held = self._held[index]
         if self._body.logprobs is not None and held:
-            offset = self._offsets.get(index, 0)
-            told = completion_logprobs(held, offset)
-            self._offsets[index] = told["text_offset"][-1] + len(held[-1][0].decode("utf-8", "replace"))
-            choice["logprobs"] = told
+            choice["logprobs"] = completion_logprobs(held, self._offsets.setdefault(index, TextOffsets()))
             held.clear()
         return event(self._head + b',"choices":[' + dumps(choice) + (b'],"usage":null}' if self._with_usage else b"]}"))
 

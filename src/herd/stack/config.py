@@ -34,6 +34,8 @@ class Caps:
         tools: tools on offer.
         messages: of a conversation.
         sequences: n x prompts of one call.
+        stored_bytes: of all files of one key.
+        open_batches: of one key.
     """
 
     body_bytes: int = 16 * MIB
@@ -46,6 +48,8 @@ class Caps:
     tools: int = 128
     messages: int = 10_000
     sequences: int = 4096
+    stored_bytes: int = 8192 * MIB
+    open_batches: int = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,10 +19,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.stack.app import create_app
+from herd.stack.batch_runner import BatchRunner
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import Guard
 from herd.stack.service import Service
+from herd.stack.storage import Storage
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -104,17 +107,24 @@ class Server:
         sock = listen(self.config.host, self.config.port)
         self.port = sock.getsockname()[1]
         engine = EngineProcess(self.spec)
+        storage = None
         try:
+            storage = None if self.config.state_dir is None else Storage(Path(self.config.state_dir))
             with self._handled():
                 await engine.start()
-                await self._serve(engine, sock, on_ready)
+                await self._serve(engine, storage, sock, on_ready)
         finally:
             await engine.stop()
             sock.close()
+            if storage is not None:
+                storage.close()
 
-    async def _serve(self, engine: EngineProcess, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None) -> None:
+    async def _serve(
+        self, engine: EngineProcess, storage: Storage | None, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None
+    ) -> None:
         service = Service(self.config, engine, self._tokenizer, self._prompt_format)
-        self._guard = create_app(service)
+        batches = None if storage is None else BatchRunner(service, storage)
+        self._guard = create_app(service, storage, batches)
         protocol = type("Protocol", (_Protocol,), {"header_timeout_s": self.config.header_timeout_s})
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -139,9 +149,13 @@ class Server:
                 await asyncio.sleep(0.01)
             if on_ready is not None and not serving.done():
                 on_ready(self, engine)
+            if batches is not None:
+                await batches.start()
             await serving
         finally:
             learner.cancel()
+            if batches is not None:
+                await batches.stop()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:

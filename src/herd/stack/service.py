@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -11,10 +10,12 @@ from functools import partial
 from typing import TypeVar
 
 from herd.engine.stream import TokenRequest
-from herd.inference.aio import LONG_PROMPT, AsyncModel, Stream
+from herd.inference.aio import AsyncModel, Stream, aside
 from herd.inference.answer import AnswerReader
+from herd.inference.embed import EmbedReader
 from herd.inference.port import Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead
 from herd.inference.prepare import Prepared
+from herd.inference.reading import Reader
 from herd.stack.admission import Admission, Ticket
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess
@@ -28,7 +29,7 @@ from herd.text.tokenizer import Tokenizer
 LONGEST_TOKEN = 128
 """Bytes of a token at most in Llama's vocabularies: a text of more bytes than that for each token of the context cannot fit."""
 
-_Request = TypeVar("_Request", ChatRequest, CompletionRequest)
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True, eq=False)
@@ -43,14 +44,6 @@ class Job:
         """What comes, as it comes. Close it when it is left early."""
         return self.call.watch(self.stream)
 
-    async def answers(self) -> dict[int, Finished]:
-        """All answers, once they are there, by continuation."""
-        found: dict[int, Finished] = {}
-        async for part in self.events():
-            if isinstance(part.event, Finished):
-                found[part.index] = part.event
-        return found
-
     async def events(self) -> AsyncGenerator[Part, None]:
         """The parts one by one; the request ends with the generator."""
         try:
@@ -60,6 +53,28 @@ class Job:
                         yield part
         finally:
             self.close()
+
+    def close(self) -> None:
+        """End it now, if it still runs."""
+        self.stream.close()
+        self.call.end()
+
+
+@dataclass(slots=True, eq=False)
+class EmbedJob:
+    """A text that is made a vector."""
+
+    request: TokenRequest
+    reader: EmbedReader
+    stream: Stream
+    call: Call
+
+    async def vector(self) -> tuple[float, ...]:
+        """The pooled hidden states."""
+        async with aclosing(self.call.watch(self.stream)) as ticks:
+            async for _ in ticks:
+                pass
+        return self.reader.result()
 
     def close(self) -> None:
         """End it now, if it still runs."""
@@ -148,25 +163,35 @@ class Service:
     async def chat(self, request: ChatRequest, context: Context) -> Job:
         """Answer a conversation. Raises HerdError before anything has begun."""
         size = sum(len(message.text) for message in request.messages)
-        return await self._start(await self._prepare(self.model.preparer.chat, request, size), context)
+        return await self._start(await self.aside(partial(self.model.preparer.chat, request), size), context)
 
     async def complete(self, request: CompletionRequest, context: Context) -> Job:
         """Go on with a text. Raises HerdError before anything has begun."""
-        return await self._start(await self._prepare(self.model.preparer.complete, request, len(request.prompt)), context)
+        return await self._start(await self.aside(partial(self.model.preparer.complete, request), len(request.prompt)), context)
 
-    async def _prepare(self, prepare: Callable[[_Request], Prepared], request: _Request, size: int) -> Prepared:
+    async def embed(self, request: TokenRequest, context: Context) -> EmbedJob:
+        """Make a text a vector. Raises HerdError before anything has begun."""
+        reader = EmbedReader()
+        stream, call = await self._submit(request, reader, context)
+        return EmbedJob(request, reader, stream, call)
+
+    async def aside(self, prepare: Callable[[], _Result], size: int) -> _Result:
+        """Do work on so many characters of a prompt, on a thread where they are many. Raises RequestError where they cannot fit."""
         if self.engine.state != "ready":
             raise RequestError("engine_down", "the engine is not ready", hint="ask again in a few seconds", retry_after_s=2.0)
         most = self.engine.context * LONGEST_TOKEN
         if size > most:
             message = f"the prompt has {size:,} characters, more than any {self.engine.context:,} tokens hold"
             raise RequestError("context_overflow", message, hint="shorten the prompt; nothing was cut", param="prompt")
-        if size < LONG_PROMPT:
-            return prepare(request)
-        return await asyncio.to_thread(partial(prepare, request))
+        return await aside(prepare, size)
 
     async def _start(self, prepared: Prepared, context: Context) -> Job:
         tokens = prepared.tokens
+        stream, call = await self._submit(tokens, AnswerReader(prepared.builders, self.tokenizer, tokens), context)
+        return Job(tokens, stream, call)
+
+    async def _submit(self, tokens: TokenRequest, reader: Reader, context: Context) -> tuple[Stream, Call]:
+        """Admit a request and hand it to the engine."""
         quota = self._take_quota(context, len(tokens.prompt))
         try:
             ticket = self.admission.take(len(tokens.prompt), tokens.n)
@@ -176,16 +201,15 @@ class Service:
                 quota.end()
             raise
         call = Call(self, ticket, quota, context, tokens)
-        stream = Stream(AnswerReader(prepared.builders, self.tokenizer, tokens))
         try:
-            stream.handle = await self.engine.submit(tokens, stream.emit)
+            stream = await self.model.submit(tokens, reader)
         except BaseException:
             call.end()
             raise
         self.metrics.prompt_tokens.inc(len(tokens.prompt))
         self.metrics.prompt_sizes.observe(len(tokens.prompt))
         self.metrics.params_n.observe(tokens.n)
-        return Job(tokens, stream, call)
+        return stream, call
 
     def _take_quota(self, context: Context, num_prompt: int) -> Quota | None:
         if context.key is None:

@@ -231,6 +231,15 @@ class EmbeddingBody(Wire):
     user: str | None = Field(default=None, max_length=512, description="Taken, and changes nothing.")
 
 
+class BatchBody(Wire):
+    """POST /v1/batches."""
+
+    input_file_id: str = Field(max_length=100, description="A file that was uploaded with purpose `batch`.")
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"] = Field(description="What every line asks for.")
+    completion_window: str = Field(pattern=r"^[1-9][0-9]{0,3}h$", description="Hours until it ends, done or not, such as 24h.")
+    metadata: Metadata | None = Field(default=None, max_length=16, description="Kept and told.")
+
+
 class TokenizeBody(Wire):
     """POST /tokenize: a text, or a conversation as the model sees it."""
 

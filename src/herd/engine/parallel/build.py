@@ -28,6 +28,7 @@ from herd.engine.parallel.plan import plan_ranks, resolved, with_context
 from herd.engine.parallel.rank import RankSpec, make_pool, make_runner, schedule_sizes
 from herd.engine.parallel.replica import LeadScheduler
 from herd.engine.parallel.workers import Workers
+from herd.engine.speculation import PromptLookup
 from herd.kernels.dispatch import num_threads, set_num_threads
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
@@ -136,7 +137,7 @@ def _start(
             plans=plans,
             on_close=partial(set_num_threads, threads),
             context=plans[0].context,
-            num_draft=spec.sizes.num_draft,
+            guesser=PromptLookup(spec.sizes.num_draft) if spec.sizes.num_draft else None,
             grammars=grammars,
             clock=clock,
         )

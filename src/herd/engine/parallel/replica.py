@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from herd.engine.batch import RaggedBatch, ragged_batch
+import numpy as np
+
+from herd.engine.batch import Piece, RaggedBatch, ragged
 from herd.engine.blocks import BlockPool
 from herd.engine.engine import EngineError
 from herd.engine.request import Sequence
 from herd.engine.scheduler import Scheduler
-from herd.engine.step import Step, StepResult
+from herd.engine.step import Step, StepItem, StepResult
 
 Call = list[Any]
 """A scheduler's call as JSON: its name and arguments."""
@@ -53,6 +56,11 @@ def frames(calls: list[Call], rows: list[int], hidden: list[int]) -> Iterator[di
             yield {"calls": calls[begin:end]}
             begin = end
     yield {"calls": calls[begin:], "rows": rows, "hidden": hidden}
+
+
+def _piece(item: StepItem) -> Piece:
+    first, end = item.first_position, item.first_position + item.num_tokens
+    return Piece(item.sequence.tokens(first, end), first, item.sequence.blocks)
 
 
 class LeadScheduler(Scheduler):
@@ -121,7 +129,9 @@ class Follower:
         if "rows" not in frame:
             return None
         assert step is not None, "rows without a step"
-        return ragged_batch(step, frame["rows"], frame["hidden"])
+        batch = ragged([_piece(item) for item in step.items], step.copies)
+        rows, hidden = (np.asarray(frame[name], dtype=np.int64) for name in ("rows", "hidden"))
+        return replace(batch, rows_R=rows, hidden_E=hidden)
 
     def _call(self, name: str, arguments: list[Any]) -> None:
         scheduler, argument = self.scheduler, arguments[0]

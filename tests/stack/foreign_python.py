@@ -1,0 +1,35 @@
+"""Clients that herd does not depend on, in a Python of their own: `HERD_CLIENTS_PYTHON`, or the one that runs the tests if it has them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@cache
+def python_with(package: str) -> str:
+    """The interpreter. Skips the test where it lacks the package."""
+    python = os.environ.get("HERD_CLIENTS_PYTHON", sys.executable)
+    found = subprocess.run(
+        [python, "-c", f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"], check=False
+    )
+    if found.returncode:
+        pytest.skip(f"needs {package}, which {python} has not (set HERD_CLIENTS_PYTHON to a Python that has)")
+    return python
+
+
+def run_foreign(command: list[str], folder: Path, variables: Mapping[str, str]) -> str:
+    """Run to the end, away from herd's own packages; what it printed."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env={**kept, **offline, **variables}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return done.stdout
