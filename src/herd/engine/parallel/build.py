@@ -135,6 +135,7 @@ def _start(
             scheduler,
             model_config=model_config,
             plans=plans,
+            dtype=spec.dtype,
             on_close=partial(set_num_threads, threads),
             context=plans[0].context,
             guesser=PromptLookup(spec.sizes.num_draft) if spec.sizes.num_draft else None,

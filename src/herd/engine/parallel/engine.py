@@ -56,7 +56,7 @@ class LeadRunner:
 
 class ParallelEngine(Engine):
     """An `Engine` on a thread of its own, for `build.build_parallel_engine` to make. `plans` has what each rank allocated,
-    `model_config` the whole model.
+    `model_config` the whole model, `dtype` its weights' kind by name.
 
     Where a rank is lost, what is in flight fails with an EngineError that names it, later requests are refused with it, and every process
     has ended.
@@ -70,11 +70,12 @@ class ParallelEngine(Engine):
         *,
         model_config: ModelConfig,
         plans: list[MemoryPlan],
+        dtype: str,
         on_close: Callable[[], None],
         **options: Any,
     ) -> None:
         super().__init__(LeadRunner(shard, scheduler, workers), scheduler, threaded=True, **options)
-        self.workers, self.model_config, self.plans, self._on_close = workers, model_config, plans, on_close
+        self.workers, self.model_config, self.plans, self.dtype, self._on_close = workers, model_config, plans, dtype, on_close
         atexit.register(self.close)
         workers.on_loss = self._lose
         if workers.lost is not None:
