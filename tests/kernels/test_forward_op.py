@@ -78,8 +78,8 @@ def test_the_bits_of_the_ops_one_by_one(dtype: torch.dtype, tied: bool, cache_dt
         assert [len(chunk) for chunk in found] == [len(chunk) for chunk in expected]
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert torch.equal(whole._keys, apart._keys)
-    assert torch.equal(whole._values, apart._values)
+    assert torch.equal(whole._layers.keys, apart._layers.keys)
+    assert torch.equal(whole._layers.values, apart._layers.values)
 
 
 def changed(batch: RaggedBatch, **arrays: np.ndarray) -> RaggedBatch:
@@ -101,10 +101,10 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_batch_is_refused_and_leaves_no_trace(name: str) -> None:
     made = runner(torch.float32, tied=False, whole=True)
-    keys = made._keys.clone()
+    keys = made._layers.keys.clone()
     with pytest.raises(ConfigError):
         scores(made, WRONG[name])
-    assert torch.equal(made._keys, keys)
+    assert torch.equal(made._layers.keys, keys)
     fresh = runner(torch.float32, tied=False, whole=True)
     for one, other in zip(scores(made, BASE), scores(fresh, BASE), strict=True):
         np.testing.assert_array_equal(one, other)

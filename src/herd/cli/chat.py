@@ -17,10 +17,12 @@ from herd.cli.load import (
     DtypeOption,
     MaxTokensOption,
     ModelOption,
+    PpOption,
     SeedOption,
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    TpOption,
     load_llm,
 )
 
@@ -57,6 +59,8 @@ def chat(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    tp: TpOption = 1,
+    pp: PpOption = 1,
 ) -> None:
     """Talk to a model. /help lists what can be said besides messages.
 
@@ -75,7 +79,7 @@ def chat(
     )
 
     def load(name: str | None) -> LLM:
-        return load_llm(name, device=device, dtype=dtype, threads=threads)
+        return load_llm(name, device=device, dtype=dtype, threads=threads, tp=tp, pp=pp)
 
     llm = load(model)
     session = Session(llm, params, _Terminal(), system=system, load=load)
@@ -92,7 +96,7 @@ def chat(
 def _greet(llm: LLM) -> None:
     from herd.cli.output import dim, note
 
-    size = f"{llm.model.config.num_parameters:,} parameters, context {llm.context:,} tokens"
+    size = f"{llm.config.num_parameters:,} parameters, context {llm.context:,} tokens"
     note(dim(f"{llm.name}: {size}. /help lists commands, Ctrl-D leaves."))
 
 

@@ -18,6 +18,8 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="auto, float32, bfloat16 or float16. [variable: HERD_DTYPE; default: auto, as stored]")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads. [variable: HERD_THREADS; default: all cores]")]
+TpOption = Annotated[int, typer.Option("--tp", help="Processes on the CPU that share every layer of the model.")]
+PpOption = Annotated[int, typer.Option("--pp", help="Stages, each a process, that have the layers behind one another.")]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
@@ -37,7 +39,9 @@ _DEVICES = ("auto", "cpu", "cuda")
 _MAX_THREADS = 1024
 
 
-def load_llm(model: str | None, *, device: str | None = None, dtype: str | None = None, threads: int | None = None) -> LLM:
+def load_llm(
+    model: str | None, *, device: str | None = None, dtype: str | None = None, threads: int | None = None, tp: int = 1, pp: int = 1
+) -> LLM:
     """The model that flags and settings name, refused before loading if its weights do not fit in memory."""
     from herd.checkpoint.resolve import resolve_model
     from herd.cli.fits import check_fits
@@ -50,9 +54,11 @@ def load_llm(model: str | None, *, device: str | None = None, dtype: str | None 
     chosen = settings.value("model", model)
     kind = settings.value("dtype", dtype)
     place = choose_device(settings.value("device", device))
+    if (tp, pp) != (1, 1) and device is None:
+        place = "cpu"
     path = resolve_model(chosen)
     check_fits(path, dtype=None if kind == "auto" else kind, device=place)
-    llm = LLM(path, dtype=None if kind == "auto" else kind, device=place)
+    llm = LLM(path, dtype=None if kind == "auto" else kind, device=place, tp=tp, pp=pp)
     llm.name = chosen
     return llm
 

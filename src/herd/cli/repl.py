@@ -203,10 +203,9 @@ class Session:
         if name:
             if self._load is None:
                 raise UsageError("this session has one model", hint="leave, and begin with another --model")
-            self.llm = self._load(name)
-        self.screen.remark(
-            f"model: {self.llm.name}, {self.llm.model.config.num_parameters:,} parameters, context {self.llm.context:,} tokens"
-        )
+            before, self.llm = self.llm, self._load(name)
+            before.close()
+        self.screen.remark(f"model: {self.llm.name}, {self.llm.config.num_parameters:,} parameters, context {self.llm.context:,} tokens")
 
     def _do_system(self, text: str) -> None:
         self.system = text or None

@@ -13,10 +13,12 @@ from herd.cli.load import (
     JsonOption,
     MaxTokensOption,
     ModelOption,
+    PpOption,
     SeedOption,
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    TpOption,
     load_llm,
 )
 
@@ -41,6 +43,8 @@ def run(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    tp: TpOption = 1,
+    pp: PpOption = 1,
 ) -> None:
     """Answer one prompt, or with --raw go on with it as plain text. The answer streams to stdout.
 
@@ -64,7 +68,7 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    _answer(load_llm(model, device=device, dtype=dtype, threads=threads), text, params, raw=raw, system=system, as_json=json)
+    _answer(load_llm(model, device=device, dtype=dtype, threads=threads, tp=tp, pp=pp), text, params, raw=raw, system=system, as_json=json)
 
 
 def _answer(llm: LLM, text: str, params: SamplingParams, *, raw: bool, system: str | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from herd.base import settings
-from herd.cli.load import DeviceOption, DtypeOption, ThreadsOption
+from herd.cli.load import DeviceOption, DtypeOption, PpOption, ThreadsOption, TpOption
 
 if TYPE_CHECKING:
     from herd.stack.config import ServerConfig
@@ -51,6 +51,8 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    tp: TpOption = 1,
+    pp: PpOption = 1,
 ) -> None:
     """Serve a model over OpenAI's API.
 
@@ -89,12 +91,16 @@ def serve(
         memory_bytes=None if memory is None else parse_size(memory),
     )
     kind = settings.value("dtype", dtype)
+    if (tp, pp) != (1, 1) and device is None:
+        device = "cpu"
     spec = EngineSpec(
         model=chosen,
         dtype=None if kind == "auto" else kind,
         device=_device(settings.value("device", device)),
         threads=settings.value("threads", threads),
         engine=engine,
+        tp=tp,
+        pp=pp,
         hang_s=engine_timeout,
     )
     _serve(config, spec)

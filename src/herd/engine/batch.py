@@ -106,7 +106,7 @@ class Piece(NamedTuple):
     tokens: list[int]
     first: int
     blocks: Sequence[int]
-    rows: range
+    rows: range = range(0)
     hidden: range = range(0)
 
 

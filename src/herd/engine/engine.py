@@ -179,8 +179,14 @@ class Engine:
             self._drain()
             return self.stepper.step() or self._await_disk()
         except BaseException as error:
-            told = EngineError(f"the engine stopped: {type(error).__name__}: {error}", hint="make a new one; --log-level debug tells more")
-            told.__cause__ = error
+            told = (
+                error
+                if isinstance(error, EngineError)
+                else EngineError(
+                    f"the engine stopped: {type(error).__name__}: {error}", hint="make a new one; --log-level debug tells more"
+                )
+            )
+            told.__cause__ = None if told is error else error
             if self._thread is None or not isinstance(error, Exception):
                 self.stepper.fail_all(told)
                 raise

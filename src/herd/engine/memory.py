@@ -105,22 +105,31 @@ def cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
     return config.kv_bytes_per_token(1) + 2 * config.num_hidden_layers * config.num_key_value_heads * 4
 
 
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of a value."""
+    return _BYTES[dtype]
+
+
 def plan_memory(
     config: ModelConfig,
     engine: EngineConfig,
     *,
     dtype: str,
     weights_bytes: int | None = None,
+    score_bytes: int | None = None,
+    buffer_bytes: int = 0,
     draft: ModelConfig | None = None,
     draft_dtype: str | None = None,
 ) -> MemoryPlan:
-    """What serving `config` takes.
+    """What serving `config` takes; `parallel.plan` calls it for each rank's share of a model.
 
     Args:
         config: the model.
         engine: the sizes.
         dtype: of weights and activations.
         weights_bytes: what the weights take, where that is not their count times their width.
+        score_bytes: what scores take, where those are not of the whole vocabulary once.
+        buffer_bytes: what is allocated for exchange with other processes; counted as activations.
         draft: a model that guesses for this one, of `draft_dtype` or else `dtype`.
 
     Raises:
@@ -136,6 +145,9 @@ def plan_memory(
         )
     fixed = _step_bytes(config, engine, wide) | {"overhead_bytes": OVERHEAD_BYTES + (READ_BYTES + WRITE_BYTES if engine.prefix_dir else 0)}
     fixed["weights_bytes"] = config.num_parameters * wide if weights_bytes is None else weights_bytes
+    fixed["activation_bytes"] += buffer_bytes
+    if score_bytes is not None:
+        fixed["score_bytes"] = score_bytes
     own_block_bytes = block_bytes = _block_bytes(config, engine, dtype)
     if draft is not None:
         kind = draft_dtype or dtype

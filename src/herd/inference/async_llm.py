@@ -31,6 +31,7 @@ from herd.inference.port import Event, Finished, Part, ToolChoice
 from herd.inference.reading import Reading
 from herd.inference.requests import Prompts, chat_request, check_prompts, completion_requests
 from herd.inference.score import Score, ScoreReader, pairs, score_request
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.text.messages import Message, ToolDefinition
 from herd.text.prompt import PromptFormat
@@ -55,9 +56,11 @@ class AsyncLLM:
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
         draft: Transformer | str | Path | None = None,
+        tp: int = 1,
+        pp: int = 1,
     ) -> None:
-        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=True)
-        self.name, self.model, self.tokenizer, self.engine = loaded.name, loaded.model, loaded.tokenizer, loaded.engine
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=True, tp=tp, pp=pp)
+        self.name, self.tokenizer, self.engine, self._loaded = loaded.name, loaded.tokenizer, loaded.engine, loaded
         self._prompt_format = prompt_format
         self._bound: tuple[asyncio.AbstractEventLoop, AsyncModel] | None = None
 
@@ -70,6 +73,16 @@ class AsyncLLM:
     async def close(self) -> None:
         """Stop the engine and its thread. What is in flight fails."""
         await asyncio.to_thread(self.engine.close)
+
+    @property
+    def model(self) -> Transformer:
+        """The weights. Raises UsageError where they are spread over several processes."""
+        return self._loaded.model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's numbers."""
+        return self._loaded.config
 
     @property
     def context(self) -> int:
@@ -183,7 +196,7 @@ class AsyncLLM:
         many = check_prompts(texts)
         requests = await aside(lambda: [embed_request(self.tokenizer, text, pooling) for text in many], sum(map(len, many)))
         vectors = await self._read([(request, EmbedReader()) for request in requests])
-        return as_array(vectors, normalize=normalize, width=self.model.config.hidden_size)
+        return as_array(vectors, normalize=normalize, width=self.config.hidden_size)
 
     async def score(self, prompts: str | Prompts, continuations: Prompts) -> list[Score]:
         """How likely continuations are; see `LLM.score`."""

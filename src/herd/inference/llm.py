@@ -26,6 +26,7 @@ from herd.inference.params import SamplingParams
 from herd.inference.port import Event, ToolChoice
 from herd.inference.requests import Prompts, chat_request, check_prompts, completion_requests
 from herd.inference.score import Score, ScoreReader, pairs, score_request
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.text.messages import Message, ToolDefinition
 from herd.text.prompt import PromptFormat
@@ -46,9 +47,12 @@ class LLM:
         engine: the engine's sizes: context, cache, memory limit.
         draft: what guesses tokens for the model to verify, so that several come in a step; the answers stay the same. "ngram" looks
             them up in the prompt, a smaller model of the same vocabulary (a `Transformer`, a path, a name) writes them.
+        tp, pp: processes that share every layer, and stages that have the layers behind one another: the model is spread over tp x pp
+            processes on the CPU, this one among them.
 
     Raises:
-        ConfigError: a draft of another vocabulary.
+        ConfigError: a draft of another vocabulary; a model that cannot be split so.
+        UsageError: a draft model together with tp or pp, which takes "ngram" alone.
         DoesNotFitError: the engine's memory limit leaves no room for one sequence of the context.
     """
 
@@ -62,10 +66,22 @@ class LLM:
         prompt_format: PromptFormat | None = None,
         engine: EngineConfig | None = None,
         draft: Transformer | str | Path | None = None,
+        tp: int = 1,
+        pp: int = 1,
     ) -> None:
-        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=False)
-        self.name, self.model = loaded.name, loaded.model
+        loaded = load(model, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, draft=draft, threaded=False, tp=tp, pp=pp)
+        self.name, self._loaded = loaded.name, loaded
         self.inference = LocalModel(loaded.engine, loaded.tokenizer, prompt_format=prompt_format)
+
+    @property
+    def model(self) -> Transformer:
+        """The weights. Raises UsageError where they are spread over several processes."""
+        return self._loaded.model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's numbers."""
+        return self._loaded.config
 
     def close(self) -> None:
         """Stop the engine and let go of its thread. What is in flight fails."""
@@ -207,7 +223,7 @@ class LLM:
         """
         requests = [embed_request(self.tokenizer, text, pooling) for text in check_prompts(texts)]
         vectors = self.inference.read([(request, EmbedReader()) for request in requests])
-        return as_array(vectors, normalize=normalize, width=self.model.config.hidden_size)
+        return as_array(vectors, normalize=normalize, width=self.config.hidden_size)
 
     def score(self, prompts: str | Prompts, continuations: Prompts) -> list[Score]:
         """How likely each continuation is after its prompt; one text as `prompts` goes before all of them.

@@ -16,6 +16,7 @@ from herd.engine.draft_model import DEFAULT_NUM_DRAFT
 from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
 from herd.inference.prepare import grammar_compiler
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
 
@@ -29,9 +30,17 @@ class Loaded:
     """The parts."""
 
     name: str
-    model: Transformer
+    weights: Transformer | None
+    config: ModelConfig
     tokenizer: Tokenizer
     engine: Engine
+
+    @property
+    def model(self) -> Transformer:
+        """The weights. Raises UsageError where they are spread over several processes."""
+        if self.weights is None:
+            raise UsageError("this model's weights are spread over several processes", hint="leave out tp and pp to have them here")
+        return self.weights
 
 
 def load(
@@ -43,6 +52,8 @@ def load(
     engine: EngineConfig | None,
     draft: Transformer | str | Path | None,
     threaded: bool,
+    tp: int = 1,
+    pp: int = 1,
 ) -> Loaded:
     """Load what is not loaded yet and start an engine. Raises DoesNotFitError, NotFoundError, UsageError, ConfigError."""
     name = "model" if isinstance(model, Transformer) else str(model)
@@ -50,18 +61,32 @@ def load(
         if tokenizer is None:
             raise UsageError("a Transformer came without its tokenizer", hint="pass tokenizer=herd.load_tokenizer(path)")
     else:
-        path = resolve_model(model)
-        tokenizer = tokenizer or load_checkpoint_tokenizer(path)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(path, dtype=dtype, device=device)
+        model = resolve_model(model)
+        tokenizer = tokenizer or load_checkpoint_tokenizer(model)
     config, size = engine or EngineConfig(), tokenizer.vocab_size
     if draft == NGRAM:
         config, draft = replace(config, num_draft=config.num_draft or DEFAULT_NUM_DRAFT), None
-    elif isinstance(draft, str | Path):
-        draft = _load_draft(draft, tokenizer, dtype=dtype, device=model.device)
     grammars = partial(grammar_compiler, tokenizer, size)
+    if (tp, pp) != (1, 1):
+        _check_spread(device, draft)
+        from herd.engine.parallel.build import build_parallel_engine
+
+        spread = build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, vocab_size=size, grammars=grammars)
+        return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread)
+    if isinstance(model, Path):
+        model = load_model(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(draft, str | Path):
+        draft = _load_draft(draft, tokenizer, dtype=dtype, device=model.device)
     built = build_engine(model, config, vocab_size=size, draft=draft, threaded=threaded, grammars=grammars)
-    return Loaded(name=name, model=model, tokenizer=tokenizer, engine=built)
+    return Loaded(name=name, weights=model, config=model.config, tokenizer=tokenizer, engine=built)
+
+
+def _check_spread(device: torch.device | str | None, draft: object) -> None:
+    """Raises UsageError for what a model over several processes cannot have."""
+    if device is not None and torch.device(device).type != "cpu":
+        raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
+    if draft is not None:
+        raise UsageError("a draft model needs tp=1 and pp=1", hint="leave out tp and pp, or pass draft='ngram', which needs no model")
 
 
 def _load_draft(draft: str | Path, tokenizer: Tokenizer, *, dtype: torch.dtype | str | None, device: torch.device) -> Transformer:

@@ -51,7 +51,8 @@ class EngineSpec:
         model: path, hub name or alias.
         dtype, device: None and "cpu" by default.
         threads: CPU threads, 0 for all cores.
-        engine: the sizes.
+        engine: the sizes; a memory limit is each process's own.
+        tp, pp: processes that share every layer, and stages that have the layers behind one another.
         hang_s: seconds without a step, while there is work, after which the process is taken for hung.
         silence_s: seconds without a word, after which it is too: it tells its counters four times a second.
         log_level: of the process.
@@ -62,6 +63,8 @@ class EngineSpec:
     device: str = "cpu"
     threads: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
+    tp: int = 1
+    pp: int = 1
     hang_s: float = 120.0
     silence_s: float = 20.0
     log_level: str | None = None

@@ -36,6 +36,7 @@ def make_receipt(model: str, info: Mapping[str, Any], request: TokenRequest, ans
         "model": model,
         "weights_sha256": info["weights_digest"],
         **{name: info[name] for name in _MACHINE},
+        "tp": info.get("tp", 1),
         # Neither changes a token; both are the server's own business.
         "request": request_to_dict(replace(request, tenant="", salt=b"", priority=0)),
         "answers": told,
@@ -68,7 +69,7 @@ def read_receipt(data: Any) -> Receipt:
         return Receipt(
             model=str(data["model"]),
             weights_sha256=str(data["weights_sha256"]),
-            machine={name: data[name] for name in _MACHINE},
+            machine={name: data[name] for name in _MACHINE} | {"tp": int(data.get("tp", 1))},
             herd=str(data["herd"]),
             request=request_from_dict(data["request"]),
             answers=answers,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from herd.base.errors import GateError
@@ -46,11 +45,9 @@ class Replay:
 
 def replay_receipt(receipt: Receipt, model: str | None = None) -> Replay:
     """Run the request of a receipt on its model, or on the one that is named. Raises GateError where the weights are others."""
-    from herd.checkpoint.load import load_model
-    from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
-    from herd.engine.build import build_engine
+    from herd.checkpoint.resolve import resolve_model
     from herd.engine.memory import EngineConfig
-    from herd.inference.prepare import grammar_compiler
+    from herd.inference.loaded import load
     from herd.stack.worker import kernels_in_use, weights_digest
     from herd.version import __version__
 
@@ -61,13 +58,12 @@ def replay_receipt(receipt: Receipt, model: str | None = None) -> Replay:
             f"the weights at {path} have the digest {digest[:16]}..., the receipt's {receipt.weights_sha256[:16]}...",
             hint="name the checkpoint that the server had with --model",
         )
-    tokenizer = load_checkpoint_tokenizer(path)
-    loaded = load_model(path, dtype=receipt.machine["dtype"], device=receipt.machine["device"])
     request = receipt.request
     context = len(request.prompt) + request.params.max_tokens
-    size = tokenizer.vocab_size
     config = EngineConfig(context=max(context, 2), max_sequences=max(1, min(64, request.n)))
-    engine = build_engine(loaded, config, vocab_size=size, grammars=partial(grammar_compiler, tokenizer, size))
+    where = {name: receipt.machine[name] for name in ("dtype", "device", "tp")}
+    loaded = load(path, tokenizer=None, engine=config, draft=None, threaded=False, **where)
+    engine, tokenizer = loaded.engine, loaded.tokenizer
     ids: dict[int, list[int]] = {index: [] for index in range(request.n)}
     scores: dict[int, list[float]] = {index: [] for index in range(request.n)}
     try:

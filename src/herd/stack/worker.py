@@ -16,8 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,34 +203,39 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
     """The engine of a spec, and what the server tells of it."""
     import torch
 
-    from herd.checkpoint.load import load_model
-    from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
-    from herd.engine.build import build_engine, plan_for
-    from herd.inference.prepare import grammar_compiler
+    from herd.checkpoint.resolve import resolve_model
+    from herd.engine.build import plan_for
+    from herd.engine.parallel.engine import ParallelEngine
+    from herd.inference import loaded
     from herd.kernels.dispatch import set_num_threads
 
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
         set_num_threads(spec["threads"])
-    path = resolve_model(spec["model"])
-    tokenizer = load_checkpoint_tokenizer(path)
-    model = load_model(path, dtype=spec["dtype"], device=spec["device"])
+    path, tp, pp = resolve_model(spec["model"]), spec["tp"], spec["pp"]
     names = {field.name for field in fields(EngineConfig)}
     config = EngineConfig(**{name: value for name, value in spec["engine"].items() if name in names})
-    size = tokenizer.vocab_size
-    engine = build_engine(model, config, vocab_size=size, threaded=True, grammars=partial(grammar_compiler, tokenizer, size))
-    plan = plan_for(model, EngineConfig(**{**spec["engine"], "context": engine.context}))
+    kind = {"dtype": spec["dtype"], "device": spec["device"]}
+    parts = loaded.load(path, tokenizer=None, engine=config, draft=None, threaded=True, tp=tp, pp=pp, **kind)
+    engine = parts.engine
+    if isinstance(engine, ParallelEngine):
+        plans, dtype, device = engine.plans, engine.dtype, "cpu"
+    else:
+        plans = [plan_for(parts.model, replace(config, context=engine.context))]
+        dtype, device = str(parts.model.dtype).removeprefix("torch."), str(parts.model.device)
     info = {
         "context": engine.context,
         "vocab_size": engine.vocab_size,
-        "num_parameters": model.config.num_parameters,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "num_parameters": parts.config.num_parameters,
+        "dtype": dtype,
+        "device": device,
+        "tp": tp,
+        "pp": pp,
         "block_size": config.block_size,
-        "num_blocks": plan.num_blocks,
+        "num_blocks": plans[0].num_blocks,
         "token_budget": config.token_budget,
         "max_sequences": config.max_sequences,
-        "total_bytes": plan.total_bytes,
+        "total_bytes": sum(plan.total_bytes for plan in plans),
         "weights_digest": weights_digest(path),
         "kernels": kernels_in_use(),
     }

@@ -1,0 +1,123 @@
+"""The blocks of a model, or a run of them, over packed weights and a paged cache, by the kernels of `herd.kernels`.
+
+Knows no embedding and no scores: a residual stream goes in and comes out. Everything is allocated here, once. A row's result is the same
+whatever else is in the batch (kernels' law). Where each of several processes has a share of every block, `whole` makes of their parts of a
+sum the sum. Shapes: T tokens, D model dim, N query heads, K KV heads, H head dim, F ffn dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from herd.engine.batch import RaggedBatch
+from herd.kernels.attention import paged_attention
+from herd.kernels.batch import Batch, plan_batch
+from herd.kernels.forward import Block
+from herd.kernels.linear import linear, linear_swiglu, pack_gate_up, pack_linear
+from herd.kernels.norm import add_rms_norm, rms_norm
+from herd.kernels.rope import RopeTable, make_cache, rope_write
+from herd.model.block import Block as DecoderBlock
+from herd.model.config import ModelConfig
+from herd.model.rope import rope_frequencies
+
+Whole = Callable[[Tensor], object]
+"""Replaces a part of a sum by the sum, in place."""
+
+
+def _packed(block: nn.Module, keys: Tensor, values: Tensor) -> Block:
+    assert isinstance(block, DecoderBlock)
+    attention, mlp = block.self_attn, block.mlp
+    dtype = attention.q_proj.weight.dtype
+    return Block(
+        norm=block.input_layernorm.weight.detach().to(dtype),
+        qkv=pack_linear([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+        out=pack_linear(attention.o_proj.weight),
+        ffn_norm=block.post_attention_layernorm.weight.detach().to(dtype),
+        gate_up=pack_gate_up(mlp.gate_proj.weight, mlp.up_proj.weight),
+        down=pack_linear(mlp.down_proj.weight),
+        keys=keys,
+        values=values,
+    )
+
+
+def _nothing(part: Tensor) -> None:
+    """The part is the sum."""
+
+
+class PackedLayers:
+    """Blocks with their cache and their arena of activations. `config` has the heads and the ffn dim that these blocks have."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        blocks: Iterable[nn.Module],
+        *,
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype,
+        num_blocks: int,
+        block_size: int,
+        max_tokens: int,
+    ) -> None:
+        self.config, self.num_blocks, self.block_size = config, num_blocks, block_size
+        self.rope = RopeTable(rope_frequencies(config))
+        self.keys, self.values = make_cache(
+            num_layers=config.num_hidden_layers,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            dtype=cache_dtype,
+        )
+        self.blocks = [_packed(*block) for block in zip(blocks, self.keys, self.values, strict=True)]
+        query, keyvalue = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self._split = (query, keyvalue, keyvalue)
+        hidden, ffn = config.hidden_size, config.intermediate_size
+        widths = {"residual": hidden, "normed": hidden, "qkv": query + 2 * keyvalue, "mixed": query, "ffn": ffn, "delta": hidden}
+        self.arenas = {name: torch.empty(max_tokens, width, dtype=dtype) for name, width in widths.items()}
+        self.residual = self.arenas["residual"]
+
+    @torch.inference_mode()
+    def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """Copy cache blocks, (from, to), before anything of a step is written."""
+        if copies:
+            source, target = torch.tensor(copies).t()
+            for cache in (self.keys, self.values):
+                cache[:, target] = cache[:, source]
+
+    def plan(self, batch: RaggedBatch) -> Batch:
+        """The batch as the kernels want it."""
+        return plan_batch(
+            batch.block_table_SW,
+            first=batch.first_S,
+            lengths=np.diff(batch.starts),
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+        )
+
+    def run(self, x_TD: Float[Tensor, "T D"], plan: Batch, whole: Whole = _nothing) -> Float[Tensor, "T D"]:
+        """The residual stream after the last block, in place of the one before the first."""
+        count, eps = plan.num_tokens, self.config.rms_norm_eps
+        normed, delta, ffn = (self.arenas[name][:count] for name in ("normed", "delta", "ffn"))
+        rms_norm(x_TD, self.blocks[0].norm, eps, out=normed)
+        for number, block in enumerate(self.blocks):
+            whole(linear(self._attend(block, normed, plan), block.out, out=delta))
+            add_rms_norm(x_TD, delta, block.ffn_norm, eps, out=normed)
+            product = linear_swiglu(normed, block.gate_up, out=ffn)
+            whole(linear(product, block.down, out=delta))
+            if number + 1 < len(self.blocks):
+                add_rms_norm(x_TD, delta, self.blocks[number + 1].norm, eps, out=normed)
+        return x_TD.add_(delta)
+
+    def _attend(self, block: Block, normed_TD: Tensor, plan: Batch) -> Tensor:
+        count, head_dim = plan.num_tokens, self.config.head_dim
+        qkv = linear(normed_TD, block.qkv, out=self.arenas["qkv"][:count])
+        q, k, v = (part.view(count, -1, head_dim) for part in qkv.split(self._split, dim=-1))
+        rope_write(q, k, v, self.rope, block.keys, block.values, plan)
+        mixed = self.arenas["mixed"][:count]
+        paged_attention(q, block.keys, block.values, plan, out=mixed.view(count, -1, head_dim))
+        return mixed

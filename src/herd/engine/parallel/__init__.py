@@ -1,0 +1,1 @@
+"""One model over several processes: tensor parallel within a stage, pipeline parallel between stages."""
