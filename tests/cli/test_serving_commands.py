@@ -32,7 +32,7 @@ def test_a_new_key_is_a_line_of_a_key_file(herd: HerdCommand, tmp_path: Path) ->
         ("", "has no keys"),
         ("anna short", "line 1: the key has 5 characters, the least is 16"),
         ("anna 0123456789abcdef rpm=many", "line 1: rpm is 'many'"),
-        ("anna 0123456789abcdef tmp=3", "line 1: cannot read 'tmp'"),
+        ("anna 0123456789abcdef tmp=3", "line 1: 3 words besides the limits"),
         ("anna 0123456789abcdef\nbob 0123456789abcdef", "two lines have the same key"),
         ("anna 0123456789abcdef\nanna 1123456789abcdef", "two lines have the same name"),
         ("anna 0123456789abcdef concurrent=0", "concurrent is 0, it must be at least 1"),
@@ -48,6 +48,11 @@ def test_a_wrong_key_file_is_refused_by_line_and_without_the_key(herd: HerdComma
 def test_the_world_is_not_let_in_without_keys(herd: HerdCommand) -> None:
     message, hint = herd("serve", "--host", "0.0.0.0").refusal(1)
     assert "0.0.0.0 without keys" in message and "--api-key-file" in hint
+
+
+def test_guesses_without_a_guesser_are_refused(herd: HerdCommand) -> None:
+    message, hint = herd("serve", "--num-draft", "4").refusal(2)
+    assert message == "--num-draft 4 goes with --draft" and "--draft ngram" in hint
 
 
 def test_a_server_of_a_model_that_is_not_there_is_refused(herd: HerdCommand, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parallel_helpers import all_gone, checkpoint, is_gone, parallel_engine  # pyright: ignore[reportMissingImports]
@@ -120,11 +121,12 @@ def damaged(path: Path, folder: Path) -> Path:
         ({"tp": 4}, ConfigError, "tp 4 does not divide num_key_value_heads 2"),
         ({"pp": 5}, ConfigError, "pp 5 is over the model's 4 layers"),
         ({"tp": 0}, ConfigError, "tp is 0, it must be at least 1"),
+        ({"tp": 2, "prefix_dir": "prefixes"}, ConfigError, "keeps no prefixes on disk"),
         ({"pp": 2, "num_blocks": None, "memory_bytes": 400 * 2**20}, DoesNotFitError, "rank 0 of 2 does not fit: one sequence of 640"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
-    path: Path, changes: dict[str, int], kind: type[Exception], match: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, changes: dict[str, Any], kind: type[Exception], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_process(*arguments: object, **options: object) -> None:
         pytest.fail("a process was started")

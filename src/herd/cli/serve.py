@@ -23,7 +23,11 @@ PrefixDirOption = Annotated[
     Path | None, typer.Option(help="Folder in which prompts' keys and values outlive a restart; whoever reads it learns the prompts.")
 ]
 PrefixSizeOption = Annotated[str, typer.Option(help="What the files in --prefix-dir may take.")]
-DraftOption = Annotated[int, typer.Option(help="Tokens guessed at once by prompt lookup; 0 guesses none. The answers stay the same.")]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(help="What guesses tokens to be verified at once: ngram (prompt lookup) or a smaller model. Answers stay the same."),
+]
+NumDraftOption = Annotated[int, typer.Option(help="Tokens guessed at once. [default: 4 with --draft]", show_default=False)]
 
 
 def serve(
@@ -38,7 +42,8 @@ def serve(
     max_sequences: SequencesOption = 64,
     token_budget: BudgetOption = 512,
     kv_dtype: CacheOption = None,
-    num_draft: DraftOption = 0,
+    draft: DraftOption = None,
+    num_draft: NumDraftOption = 0,
     prefix_dir: PrefixDirOption = None,
     prefix_dir_size: PrefixSizeOption = "4GiB",
     ttft_target: Annotated[float, typer.Option(help="Seconds to the first token that are promised; else 429.")] = 60.0,
@@ -58,6 +63,7 @@ def serve(
 
     Without keys it listens on this machine alone. `herd keys new` makes a key.
     """
+    from herd.base.errors import UsageError
     from herd.base.memory import parse_size
     from herd.base.paths import server_dir
     from herd.engine.memory import EngineConfig
@@ -65,6 +71,8 @@ def serve(
     from herd.stack.engine_process import EngineSpec
     from herd.stack.keys import read_keys
 
+    if num_draft and draft is None:
+        raise UsageError(f"--num-draft {num_draft} goes with --draft", hint="add --draft ngram, or --draft MODEL")
     chosen = settings.value("model", model)
     file = api_key_file or settings.value("api_key_file")
     config = ServerConfig(
@@ -99,6 +107,7 @@ def serve(
         device=_device(settings.value("device", device)),
         threads=settings.value("threads", threads),
         engine=engine,
+        draft=draft,
         tp=tp,
         pp=pp,
         hang_s=engine_timeout,

@@ -83,7 +83,9 @@ def build_engine(
     )
     guesser = _guesser(draft, config, plan, vocab_size, key)
     common: dict[str, Any] = {"guesser": guesser, "grammars": grammars, "clock": clock, "disk": disk}
-    return Engine(runner, scheduler, context=plan.context, threaded=threaded, **common)
+    engine = Engine(runner, scheduler, context=plan.context, threaded=threaded, **common)
+    engine.plans = [plan]
+    return engine
 
 
 def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int | None) -> None:

@@ -18,6 +18,7 @@ from herd.engine.batch import Runner
 from herd.engine.disk.cache import DiskCache
 from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from herd.engine.grammar.spec import Grammar
+from herd.engine.memory import MemoryPlan
 from herd.engine.sampler import check_ids, named_ids
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser
@@ -61,6 +62,7 @@ class Engine:
     ) -> None:
         self.stepper = Stepper(runner, scheduler, guesser=guesser, clock=clock, disk=disk)
         self.context = context
+        self.plans: list[MemoryPlan] = []
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
         if disk is not None:

@@ -52,6 +52,7 @@ class EngineSpec:
         dtype, device: None and "cpu" by default.
         threads: CPU threads, 0 for all cores.
         engine: the sizes; a memory limit is each process's own.
+        draft: a model that guesses for this one, or `ngram` for prompt lookup; None guesses nothing.
         tp, pp: processes that share every layer, and stages that have the layers behind one another.
         hang_s: seconds without a step, while there is work, after which the process is taken for hung.
         silence_s: seconds without a word, after which it is too: it tells its counters four times a second.
@@ -63,6 +64,7 @@ class EngineSpec:
     device: str = "cpu"
     threads: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
+    draft: str | None = None
     tp: int = 1
     pp: int = 1
     hang_s: float = 120.0

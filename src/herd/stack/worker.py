@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,6 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
     import torch
 
     from herd.checkpoint.resolve import resolve_model
-    from herd.engine.build import plan_for
     from herd.engine.parallel.engine import ParallelEngine
     from herd.inference import loaded
     from herd.kernels.dispatch import set_num_threads
@@ -216,12 +215,12 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
     names = {field.name for field in fields(EngineConfig)}
     config = EngineConfig(**{name: value for name, value in spec["engine"].items() if name in names})
     kind = {"dtype": spec["dtype"], "device": spec["device"]}
-    parts = loaded.load(path, tokenizer=None, engine=config, draft=None, threaded=True, tp=tp, pp=pp, **kind)
+    parts = loaded.load(path, tokenizer=None, engine=config, draft=spec["draft"], threaded=True, tp=tp, pp=pp, **kind)
     engine = parts.engine
+    plans = engine.plans
     if isinstance(engine, ParallelEngine):
-        plans, dtype, device = engine.plans, engine.dtype, "cpu"
+        dtype, device = engine.dtype, "cpu"
     else:
-        plans = [plan_for(parts.model, replace(config, context=engine.context))]
         dtype, device = str(parts.model.dtype).removeprefix("torch."), str(parts.model.device)
     info = {
         "context": engine.context,

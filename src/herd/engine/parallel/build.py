@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from herd.base.errors import ConfigError
 from herd.base.log import LEVELS
 from herd.checkpoint.hf import main_dtype
 from herd.checkpoint.hf_config import DTYPE_NAMES
@@ -69,6 +70,8 @@ def build_parallel_engine(
         DoesNotFitError: a rank's memory limit leaves no room for one sequence of the context.
         EngineError: a process died or hung at its start.
     """
+    if config is not None and config.prefix_dir is not None:
+        raise ConfigError("a model over several processes keeps no prefixes on disk", hint="leave out prefix_dir, or tp and pp")
     folder = Path(tempfile.mkdtemp(prefix="herd-ranks-"))
     try:
         if isinstance(model, Transformer):
