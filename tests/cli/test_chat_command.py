@@ -121,7 +121,7 @@ def test_another_model_is_loaded_with_the_same_flags(herd: HerdCommand, says: An
     monkeypatch.setattr("herd.cli.chat.load_llm", load)
     flags = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
     assert herd("chat", "-m", "first", *flags, stdin="/model second\n").code == 0
-    options = {"device": "cpu", "dtype": "float32", "threads": 1}
+    options = {"device": "cpu", "dtype": "float32", "threads": 1, "tp": 1, "pp": 1}
     assert loaded == [("first", options), ("second", options)]
 
 

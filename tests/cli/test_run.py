@@ -207,7 +207,7 @@ def test_a_prompt_over_the_context_ends_with_4_and_both_numbers(herd: HerdComman
 
 def test_weights_that_do_not_fit_are_refused_before_loading(herd: HerdCommand, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("herd.cli.fits.available_memory", lambda: 1000)
-    monkeypatch.setattr("herd.inference.llm.load_model", lambda *_, **__: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr("herd.inference.loaded.load_model", lambda *_, **__: pytest.fail("the weights were loaded"))
     message, hint = herd("run", "-m", tiny_folder, "Hello").refusal(4)
     assert f"the weights of {tiny_folder} take 0.2 MiB and cpu has 0.0 MiB free" in message and "smaller model" in hint
 

@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, says: Any) -> dict[str, Any]:
     """What `herd run` asks with: model, place and parameters."""
     seen: dict[str, Any] = {}
 
-    def load(path: Path, *, dtype: Any = None, device: Any = None) -> Any:
+    def load(path: Path, *, dtype: Any = None, device: Any = None, tp: int = 1, pp: int = 1) -> Any:
         llm = says("ok")
         seen.update(path=path, dtype=dtype, device=device)
         stream = llm.inference.chat

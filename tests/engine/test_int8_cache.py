@@ -132,7 +132,7 @@ def test_the_plan_is_what_is_allocated(model: Transformer, cache_dtype: str | No
     sizes = {"num_blocks": plan.num_blocks, "block_size": config.block_size, "score_rows": 4, "cache_dtype": cache_dtype}
     runners = CpuRunner(model, max_tokens=8, **sizes), TorchRunner(model, **sizes)
     for runner in runners:
-        assert runner._keys.nbytes + runner._values.nbytes == plan.cache_bytes
+        assert runner.block_bytes * runner.num_blocks == plan.cache_bytes
 
 
 def test_a_token_of_the_8b_model_takes_66_kib() -> None:
