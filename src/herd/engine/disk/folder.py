@@ -26,6 +26,8 @@ MINUTE_NS = 60 * 10**9
 _MOMENT_NS = 100_000
 _STATE = re.compile(r"[0-9a-f]{32}")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.kv")
+_PARTS = itertools.count()
+"""Numbers of this process's parts: several engines of one process may write to one folder."""
 _PART = re.compile(r"[0-9a-f]{64}\.\d+-\d+\.tmp")
 _PART_S = 600
 """A part that is older was left behind by a process that died."""
@@ -62,7 +64,6 @@ class BlockFolder:
     def __init__(self, root: Path, state: str, format: BlockFormat, *, max_bytes: int) -> None:
         assert _STATE.fullmatch(state), f"{state!r} is no name of a state"
         self._root, self._home, self._format, self.max_bytes = root, root / state, format, max_bytes
-        self._parts = itertools.count()
         self._total: int | None = None
         self._since = 0
         self.num_damaged = self.num_evicted = 0
@@ -115,10 +116,14 @@ class BlockFolder:
         if not self._make_room(self._format.file_bytes):
             return False
         self._home.mkdir(mode=0o700, exist_ok=True)
-        part = self._home / f"{digest.hex()}.{os.getpid()}-{next(self._parts)}.tmp"
+        part = self._home / f"{digest.hex()}.{os.getpid()}-{next(_PARTS)}.tmp"
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return False  # a process of another machine or container with this number writes the same block: the file is its own
         try:
             # Not flushed to the disk: a file that a crash leaves half written fails its checksum and costs nothing but the block.
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+            with open(descriptor, "wb", buffering=0) as file:
                 for piece in self._format.encode(digest, content):
                     _write_all(file.fileno(), piece)
             os.utime(part, ns=(used_ns, used_ns))
