@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from herd.base.errors import UsageError
 from herd.engine.grammar.spec import Grammar
@@ -55,8 +55,7 @@ class TokenRequest:
             raise UsageError("an embedding has no continuations", hint="leave n, grammar and prompt_logprobs out")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """What one step added to continuation `index`; several ids where drafts were accepted. `finish` comes with the last."""
 
     index: int
