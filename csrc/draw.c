@@ -145,10 +145,12 @@ static void draw_task(void *job_pointer, uint32_t row) {
     }
     float *weights = (float *)(buckets + BUCKETS);
     uint32_t *keys = (uint32_t *)(weights + padded);
-    vf high = vf_set1(highest), temperature = vf_set1((float)p->temperature);
+    /* Far from both ends of float32, so that no quotient is 0 / 0 or infinity / infinity. */
+    float heat = p->temperature < 1e-30 ? 1e-30f : p->temperature > 1e30 ? 1e30f : (float)p->temperature;
+    vf high = vf_set1(highest), temperature = vf_set1(heat);
     int64_t i = 0;
     for (; i + W <= count; i += W) vf_store(weights + i, vf_exp(vf_div(vf_sub(vf_load(scores + i), high), temperature)));
-    for (; i < count; i++) weights[i] = exp_one((scores[i] - highest) / (float)p->temperature);
+    for (; i < count; i++) weights[i] = exp_one((scores[i] - highest) / heat);
     for (; i < padded; i++) weights[i] = 0.0f;
     if (p->top_k > 0 && p->top_k < count) {
         for (i = 0; i < count; i++) keys[i] = order_of(scores[i]);

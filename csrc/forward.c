@@ -4,7 +4,7 @@
    result is wanted go on, and none where a prompt is cut in the middle: rows depend on themselves alone.
 
    A batch is walked as one part, its operators shared out between the threads; or, where the weights are small enough to lie in the cache
-   that the cores share, as one part of whole sequences for each thread, which then meet once instead of twelve times a block. */
+   that the cores share, as a few parts of whole sequences for each thread, which then meet once instead of twelve times a block. */
 #include "internal.h"
 
 #include <string.h>
@@ -162,9 +162,10 @@ static int64_t weight_bytes(const herd_model *m) {
 
 /* Cut a batch into parts of whole sequences, about as long as each other; one part where that is not to be had or does not pay. */
 static int64_t cut(const herd_model *m, const herd_batch *b, part *parts) {
-    int64_t total = b->starts[b->num_sequences], wanted = herd_min(herd_min(herd_num_threads(), MAX_PARTS), total / PART_TOKENS);
+    int64_t total = b->starts[b->num_sequences], threads = herd_num_threads(), wanted = herd_min(total / PART_TOKENS, MAX_PARTS);
+    wanted -= wanted > threads ? wanted % threads : 0; /* as many for each thread, and small: one that loses its core holds up little */
     parts[0] = (part){.model = m, .batch = b, .num_sequences = b->num_sequences, .num_tokens = total, .num_rows = b->num_rows};
-    if (wanted < 2 || weight_bytes(m) > CACHED_BYTES) return 1;
+    if (threads < 2 || wanted < 2 || weight_bytes(m) > CACHED_BYTES) return 1;
     part whole = parts[0], *p = parts;
     int64_t sequence = 0, row = 0;
     for (int64_t number = 0; number < wanted; number++, p++) {
