@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
+from herd.stack import tracing
 from herd.stack.app import create_app
 from herd.stack.batch_runner import BatchRunner
 from herd.stack.config import ServerConfig
@@ -129,6 +130,7 @@ class Server:
 
     async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
         """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
+        tracing.configure()
         sock = listen(self.config.host, self.config.port)
         self.port = sock.getsockname()[1]
         engine = EngineProcess(self.spec)
@@ -141,6 +143,7 @@ class Server:
         finally:
             await engine.stop(at_once=self._signals > 1)
             sock.close()
+            tracing.flush()
             if storage is not None:
                 storage.close()
 

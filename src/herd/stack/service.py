@@ -23,6 +23,7 @@ from herd.stack.errors import RequestError
 from herd.stack.guard import Context
 from herd.stack.keys import Quota
 from herd.stack.metrics import Metrics
+from herd.stack.tracing import Tracing
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -121,6 +122,18 @@ class Call:
 
     def _finish(self, finished: Finished, decode_s: float, whole_s: float) -> None:
         metrics, count = self._service.metrics, finished.usage.completion_tokens
+        now = time.monotonic()
+        self._service.tracing.generated(
+            self._context.span,
+            model=self._service.config.model_name,
+            num_prompt=finished.usage.prompt_tokens,
+            num_cached=finished.usage.cached_tokens,
+            num_answer=count,
+            reason=finished.reason,
+            started=now - whole_s,
+            first=now - decode_s,
+            ended=now,
+        )
         metrics.finished(finished.reason)
         metrics.generation_tokens.inc(count)
         metrics.answer_sizes.observe(count)
@@ -150,6 +163,7 @@ class Service:
         self.config, self.engine, self.tokenizer = config, engine, tokenizer
         self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
         self.metrics = Metrics(engine, config.model_name)
+        self.tracing = Tracing()
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
         self.quotas = {key.name: Quota(key) for key in config.keys}
         self.created = int(time.time())

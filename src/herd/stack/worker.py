@@ -333,7 +333,7 @@ def serve(connection: socket.socket) -> int:
     spec = _receive(connection, buffer)
     if spec is None:
         return 0
-    configure(spec.get("log_level"))
+    configure()
     outbox = Outbox(connection)
     try:
         engine, info = load(spec)
