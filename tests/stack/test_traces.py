@@ -66,7 +66,7 @@ def collector() -> Iterator[Collector]:
 def ended(collector: Collector) -> tuple[CommandServer, dict[str, Any]]:
     """A server that answered one request and was stopped, with the answer."""
     variables = {"HERD_LOG_FORMAT": "json", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    server = CommandServer("--tool-style", "function", **variables).wait_ready()
+    server = CommandServer("--tool-style", "function", model=None, **variables).wait_ready()
     try:
         with server.client(headers={"traceparent": f"00-{TRACE_ID}-{PARENT}-01", "x-request-id": "mine-1"}) as client:
             body = {

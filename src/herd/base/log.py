@@ -36,13 +36,13 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        fields = getattr(record, "fields", None)
-        line = {
+        fields: dict[str, object] = getattr(record, "fields", {})
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **(fields if isinstance(fields, dict) else {}),
+            **fields,
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
