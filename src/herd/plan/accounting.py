@@ -37,8 +37,8 @@ class Power:
 class Account:
     """What was used. `device_hours` x `watts` is `device_kwh`; `energy_kwh` has the building's part too."""
 
-    device_hours: float
-    device_kwh: float
+    device_hours: float | int
+    device_kwh: float | int
     energy_kwh: float
     carbon_kg: float
     cost: float | None = None
@@ -49,14 +49,14 @@ class Account:
         return self.carbon_kg / 1000
 
 
-def account(device_hours: float, power: Power, *, price_per_hour: float | None = None) -> Account:
+def account(device_hours: float | int, power: Power, *, price_per_hour: float | None = None) -> Account:
     """The account of so many hours of devices, by the nameplate. Raises ConfigError for hours below 0."""
     if not 0 <= device_hours < math.inf:
         raise ConfigError(f"device hours are {device_hours}, they must be 0 or more", hint="hours x devices")
     return account_energy(device_hours * power.watts / 1000, power, device_hours=device_hours, price_per_hour=price_per_hour)
 
 
-def account_energy(device_kwh: float, power: Power, *, device_hours: float, price_per_hour: float | None = None) -> Account:
+def account_energy(device_kwh: float | int, power: Power, *, device_hours: float | int, price_per_hour: float | None = None) -> Account:
     """The account of energy that was measured at the devices."""
     energy = device_kwh * power.pue
     return Account(

@@ -37,6 +37,8 @@ class Assumptions:
         network_latency_us: of a hop between nodes.
         synchronisation: what a step on several nodes loses to the slowest of them: jitter, hot boards, congestion.
         reserve_gb: memory of a device that is not for tensors: its driver's context, buffers of the collectives, gaps of the allocator.
+        activations: what the implementation keeps for the backward pass over what fused kernels would. 1 is a fused one; herd's plain block
+            under autocast on a CPU keeps 2.5 times as much, since its residual stream, norms and rotation are float32.
         loss_rows: tokens whose logits exist at once; herd's loss never holds more.
     """
 
@@ -53,7 +55,8 @@ class Assumptions:
     network_latency_us: float = 10.0
     synchronisation: float = 0.02
     reserve_gb: float = 4.0
-    loss_rows: int = 1024
+    activations: float = 1.0
+    loss_rows: int = 512
 
     def __post_init__(self) -> None:
         for name in _SHARES:
@@ -65,8 +68,10 @@ class Assumptions:
         for name in ("half_width", "link_latency_us", "network_latency_us", "synchronisation", "reserve_gb"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"assumption {name} is {getattr(self, name)}, it must be 0 or more", hint="0 leaves it out")
+        if not self.activations > 0:
+            raise ConfigError(f"assumption activations is {self.activations}, it must be over 0", hint="1 is a fused implementation")
         if self.loss_rows < 1:
-            raise ConfigError(f"assumption loss_rows is {self.loss_rows}, it must be at least 1", hint="herd's default is 1024")
+            raise ConfigError(f"assumption loss_rows is {self.loss_rows}, it must be at least 1", hint="herd's loss takes 512")
 
     def to_dict(self) -> dict[str, Any]:
         """Names and values."""
@@ -79,6 +84,14 @@ def default_assumptions(device: Device) -> Assumptions:
     if device.kind == "gpu":
         return replace(plain, matmul=0.85, memory=0.9) if device.measured else plain
     cpu = replace(
-        plain, attention=0.15, link=0.5, network=0.7, reserve_gb=0.5, half_width=64.0, link_latency_us=20.0, network_latency_us=60.0
+        plain,
+        attention=0.15,
+        link=0.5,
+        network=0.7,
+        reserve_gb=0.5,
+        half_width=64.0,
+        activations=2.5,
+        link_latency_us=20.0,
+        network_latency_us=60.0,
     )
     return replace(cpu, matmul=0.8, memory=0.9) if device.measured else replace(cpu, matmul=0.5, memory=0.7)

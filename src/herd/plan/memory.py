@@ -93,7 +93,7 @@ def stage_memory(config: ModelConfig, mesh: Mesh, batch: Batch, stage: Stage, as
     whole, held = stage_parameters(config, stage, mesh), in_flight(mesh, stage.rank, batch.num_micro_batches(mesh))
     sliced = _slice(whole, mesh.shard)
     kept = layer_bytes(config, batch.recompute, tokens=tokens, tp=tp, bytes_per_value=wide)
-    activations = held * stage.num_layers * kept // len(stage.chunks)
+    activations = int(held * stage.num_layers * kept * assumptions.activations) // len(stage.chunks)
     hidden = tokens * config.hidden_size * wide // tp
     logits = 0
     if stage.has_head:
@@ -132,3 +132,12 @@ def train_memory(config: ModelConfig, mesh: Mesh, batch: Batch, assumptions: Ass
     """Every pipeline rank's memory. Raises ConfigError for a mesh or batch that cannot be."""
     mesh.check(config)
     return tuple(stage_memory(config, mesh, batch, stage, assumptions) for stage in stages(config, mesh))
+
+
+def fullest_bytes(config: ModelConfig, mesh: Mesh, batch: Batch, assumptions: Assumptions) -> int:
+    """What the fullest rank takes: of stages with as many layers the first, since it has the most in flight; or one of the ends."""
+    mesh.check(config)
+    parts = stages(config, mesh)
+    chosen = {part.num_layers: part for part in reversed(parts)}
+    ends = {part.rank: part for part in (parts[0], parts[-1], *chosen.values())}
+    return max(stage_memory(config, mesh, batch, part, assumptions).total for part in ends.values())

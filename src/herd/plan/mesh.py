@@ -19,6 +19,22 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "elementwise", "selective", "full")
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "fp32", "bf16-pure")
 
 
+def as_precision(text: str) -> Precision:
+    """A precision by name. Raises ConfigError for one that is not known."""
+    for known in PRECISIONS:
+        if text == known:
+            return known
+    raise ConfigError(f"precision is {text!r}", hint="choose " + ", ".join(PRECISIONS))
+
+
+def as_recompute(text: str) -> Recompute:
+    """A policy of recomputation by name. Raises ConfigError for one that is not known."""
+    for known in RECOMPUTE:
+        if text == known:
+            return known
+    raise ConfigError(f"recompute is {text!r}", hint="choose " + ", ".join(RECOMPUTE))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mesh:
     """Devices by dimension.
@@ -102,10 +118,6 @@ class Batch:
         for name in ("sequence", "tokens", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 1", hint=f"set {name} to a positive number")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision is {self.precision!r}", hint="choose " + ", ".join(PRECISIONS))
-        if self.recompute not in RECOMPUTE:
-            raise ConfigError(f"recompute is {self.recompute!r}", hint="choose " + ", ".join(RECOMPUTE))
 
     def num_micro_batches(self, mesh: Mesh) -> int:
         """Micro-batches of each replica in a step. Raises ConfigError where they do not come out even."""

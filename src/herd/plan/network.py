@@ -23,17 +23,17 @@ class Link:
     latency_s: float
     crosses_nodes: bool
 
-    def gather_s(self, whole_bytes: float) -> float:
+    def gather_s(self, whole_bytes: float | int) -> float:
         """Seconds of an all-gather, or a reduce-scatter, of tensors that are so large together."""
         if self.ranks == 1:
             return 0.0
         return whole_bytes * (self.ranks - 1) / self.ranks / self.bytes_per_s + (self.ranks - 1) * self.latency_s
 
-    def reduce_s(self, whole_bytes: float) -> float:
+    def reduce_s(self, whole_bytes: float | int) -> float:
         """Seconds of an all-reduce."""
         return 2 * self.gather_s(whole_bytes)
 
-    def send_s(self, size_bytes: float) -> float:
+    def send_s(self, size_bytes: float | int) -> float:
         """Seconds of a message to the next rank."""
         return 0.0 if self.ranks == 1 else size_bytes / self.bytes_per_s + self.latency_s
 

@@ -43,9 +43,9 @@ def _mesh(cp: int, dp: int) -> Mesh:
 
 
 TABLE_4 = (
-    TableRow(devices=8192, mesh=_mesh(1, 64), sequence=8192, batch_per_replica=32, tflops=430),
-    TableRow(devices=16384, mesh=_mesh(1, 128), sequence=8192, batch_per_replica=16, tflops=400),
-    TableRow(devices=16384, mesh=_mesh(16, 8), sequence=131072, batch_per_replica=16, tflops=380),
+    TableRow(devices=8192, mesh=_mesh(1, 64), sequence=8192, batch_per_replica=32, tflops=430.0),
+    TableRow(devices=16384, mesh=_mesh(1, 128), sequence=8192, batch_per_replica=16, tflops=400.0),
+    TableRow(devices=16384, mesh=_mesh(16, 8), sequence=131072, batch_per_replica=16, tflops=380.0),
 )
 """The 128K row's DP is 8: copies of the report that print 4 contradict its 16,384 GPUs and 16M tokens."""
 
@@ -57,9 +57,9 @@ class Comparison:
     group: str
     what: str
     unit: str
-    published: float
-    ours: float
-    tolerance: float
+    published: float | int
+    ours: float | int
+    tolerance: float | int
 
     @property
     def difference(self) -> float:
@@ -123,7 +123,7 @@ def _whole_run() -> list[Comparison]:
     effective = effective_time(16_384, save_s(config, device, 16_384, "bf16"))
     card_days = HOURS_405B / 16_384 / 24
 
-    def row(what: str, unit: str, published: float, ours: float, tolerance: float) -> Comparison:
+    def row(what: str, unit: str, published: float | int, ours: float | int, tolerance: float | int) -> Comparison:
         return Comparison(group="run", what=what, unit=unit, published=published, ours=ours, tolerance=tolerance)
 
     return [
@@ -140,7 +140,7 @@ def _sizes() -> list[Comparison]:
     big = preset("llama-3.1-405b")
     eight = serve_plan(big, "h100-80gb", tp=8, weights="fp8", name="llama-3.1-405b")
 
-    def row(what: str, published: float, ours: float, tolerance: float = 0.0, unit: str = "GB") -> Comparison:
+    def row(what: str, published: float | int, ours: float | int, tolerance: float = 0.0, unit: str = "GB") -> Comparison:
         return Comparison(group="serving", what=what, unit=unit, published=published, ours=ours, tolerance=tolerance)
 
     names = {"8B": "llama-3.1-8b", "70B": "llama-3.1-70b", "405B": "llama-3.1-405b"}

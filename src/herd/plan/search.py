@@ -14,9 +14,9 @@ from herd.base.errors import ConfigError, DoesNotFitError
 from herd.model.config import ModelConfig
 from herd.plan.assumptions import Assumptions
 from herd.plan.hardware import Device
-from herd.plan.memory import train_memory
+from herd.plan.memory import fullest_bytes
 from herd.plan.mesh import RECOMPUTE, Batch, Mesh, Recompute
-from herd.plan.step_time import BOUNDS
+from herd.plan.step_time import BOUNDS, step_time
 from herd.plan.train import TrainPlan, resolve, train_plan
 
 _MICRO_BATCHES = (1, 2, 4, 8)
@@ -65,12 +65,11 @@ def meshes(
         if "zero" in given:
             sharing = (given["zero"],)
         for virtual in chunks if pp > 1 else (1,):
-            for zero in sharing:
-                mesh = Mesh(tp=tp, cp=cp, pp=pp, dp=dp, virtual_stages=virtual, zero=zero)
-                for micro_batch in micro_batches:
-                    load = replace(batch, micro_batch=micro_batch)
-                    if _possible(config, mesh, load):
-                        yield mesh, load
+            for micro_batch in micro_batches:
+                load = replace(batch, micro_batch=micro_batch)
+                made = [Mesh(tp=tp, cp=cp, pp=pp, dp=dp, virtual_stages=virtual, zero=zero) for zero in sharing]
+                if _possible(config, made[0], load):
+                    yield from ((mesh, load) for mesh in made)
 
 
 def _possible(config: ModelConfig, mesh: Mesh, batch: Batch) -> bool:
@@ -89,15 +88,24 @@ def mildest(
     """The batch with the least recomputation that fits; None where none does."""
     for policy in policies:
         load = replace(batch, recompute=policy)
-        if max(rank.total for rank in train_memory(config, mesh, load, assumptions)) <= device.memory_bytes:
+        if fullest_bytes(config, mesh, load, assumptions) <= device.memory_bytes:
             return load
     return None
 
 
-def _standing(plan: TrainPlan) -> tuple[float, int, int, int, int]:
-    mesh = plan.mesh
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """A mesh with its batch, and what it is ordered by."""
+
+    mesh: Mesh
+    batch: Batch
+    standing: tuple[float, int, int, int]
+
+
+def _candidate(config: ModelConfig, mesh: Mesh, batch: Batch, device: Device, assumptions: Assumptions) -> _Candidate:
+    seconds = step_time(config, mesh, batch, device, assumptions).total
     dimensions = sum(size > 1 for size in (mesh.tp, mesh.cp, mesh.pp, mesh.virtual_stages))
-    return (round(plan.step.total, 4), dimensions, mesh.zero, RECOMPUTE.index(plan.batch.recompute), plan.fullest.total)
+    return _Candidate(mesh=mesh, batch=batch, standing=(round(seconds, 4), dimensions, mesh.zero, RECOMPUTE.index(batch.recompute)))
 
 
 def why_slower(best: TrainPlan, other: TrainPlan) -> str:
@@ -153,33 +161,36 @@ def best_meshes(
     if found.num_devices is not None and num_devices > found.num_devices:
         raise ConfigError(f"{num_devices:,} devices are more than the {found.num_devices:,} of {found.name}", hint="choose fewer")
     load = batch or Batch()
-    fastest: dict[tuple[int, int, int, int], TrainPlan] = {}
-    closest: TrainPlan | None = None
+    fastest: dict[tuple[int, int, int, int], _Candidate] = {}
+    crowded: list[tuple[Mesh, Batch]] = []
     policies = RECOMPUTE if recompute is None else (recompute,)
     for mesh, candidate in meshes(config, found, num_devices, load, fixed):
         chosen = mildest(config, mesh, candidate, found, supposed, policies)
         if chosen is None:
-            if closest is None or candidate.micro_batch == 1:
-                worst = train_plan(
-                    config, found, mesh=mesh, batch=replace(candidate, recompute=policies[-1]), assumptions=supposed, name=title
-                )
-                closest = worst if closest is None or worst.fullest.total < closest.fullest.total else closest
+            crowded.append((mesh, replace(candidate, recompute=policies[-1])))
             continue
-        plan = train_plan(config, found, mesh=mesh, batch=chosen, assumptions=supposed, name=title)
-        split = (mesh.tp, mesh.cp, mesh.pp, mesh.dp)
-        if split not in fastest or _standing(plan) < _standing(fastest[split]):
-            fastest[split] = plan
+        one, split = _candidate(config, mesh, chosen, found, supposed), (mesh.tp, mesh.cp, mesh.pp, mesh.dp)
+        if split not in fastest or one.standing < fastest[split].standing:
+            fastest[split] = one
     if not fastest:
-        if closest is None:
-            raise ConfigError(
-                f"no mesh of {num_devices:,} devices makes even batches of {load.tokens:,} tokens in sequences of {load.sequence:,}",
-                hint="choose a number of devices with small divisors, another --batch-tokens, or fewer fixed sizes",
-            )
-        raise DoesNotFitError(
-            f"{title} does not fit {num_devices:,} x {found.name} of {found.memory_gb:g} GB: {closest.mesh} lacks least, and needs "
-            f"{closest.fullest.total / 1e9:.1f} GB a device",
-            hint="add devices, or choose hardware with more memory",
+        raise _none_fits(title, config, found, num_devices, load, crowded, supposed)
+    ranking = sorted(fastest.values(), key=lambda one: one.standing)[:top]
+    plans = [train_plan(config, found, mesh=one.mesh, batch=one.batch, assumptions=supposed, name=title) for one in ranking]
+    return [Found(plan=plan, why=why_best(plan) if plan is plans[0] else why_slower(plans[0], plan)) for plan in plans]
+
+
+def _none_fits(
+    title: str, config: ModelConfig, device: Device, count: int, batch: Batch, crowded: list[tuple[Mesh, Batch]], assumptions: Assumptions
+) -> ConfigError | DoesNotFitError:
+    """Why the search found nothing."""
+    if not crowded:
+        return ConfigError(
+            f"no mesh of {count:,} devices makes even batches of {batch.tokens:,} tokens in sequences of {batch.sequence:,}",
+            hint="choose a number of devices with small divisors, another --batch-tokens, or fewer fixed sizes",
         )
-    ranking = sorted(fastest.values(), key=_standing)[:top]
-    best = ranking[0]
-    return [Found(plan=plan, why=why_best(plan) if plan is best else why_slower(best, plan)) for plan in ranking]
+    needed, mesh = min(((fullest_bytes(config, mesh, load, assumptions), mesh) for mesh, load in crowded), key=lambda pair: pair[0])
+    return DoesNotFitError(
+        f"{title} does not fit {count:,} x {device.name} of {device.memory_gb:g} GB: {mesh} lacks least, and needs "
+        f"{needed / 1e9:.1f} GB a device",
+        hint="add devices, or choose hardware with more memory",
+    )

@@ -26,6 +26,14 @@ CACHE_DTYPES: tuple[CacheDtype, ...] = ("bf16", "fp32", "fp8", "int8")
 _CACHE_BYTES = {"bf16": 2, "fp32": 4, "fp8": 1, "int8": 1}
 
 
+def as_cache_dtype(text: str) -> CacheDtype:
+    """A dtype of keys and values by name, torch's names too. Raises ConfigError for one that is not known."""
+    for known in CACHE_DTYPES:
+        if {"bfloat16": "bf16", "float32": "fp32"}.get(text, text) == known:
+            return known
+    raise ConfigError(f"kv dtype is {text!r}", hint="choose " + ", ".join(CACHE_DTYPES))
+
+
 def cache_bytes_per_token(config: ModelConfig, cache: CacheDtype) -> int:
     """Keys and values of one token in all layers; int8 has a float32 scale for each vector."""
     scales = 2 * config.num_hidden_layers * config.num_key_value_heads * 4 if cache == "int8" else 0
@@ -269,8 +277,6 @@ def serve_plan(
             f"the context of {length:,} tokens is not within the model's {config.max_position_embeddings:,}",
             hint=f"set a context of 1 to {config.max_position_embeddings}",
         )
-    if cache not in CACHE_DTYPES:
-        raise ConfigError(f"kv dtype is {cache!r}", hint="choose " + ", ".join(CACHE_DTYPES))
     for label, value in (("tp", tp), ("pp", pp), ("token_budget", token_budget)):
         if value < 1:
             raise ConfigError(f"{label} is {value}, it must be at least 1", hint=f"leave {label} at its default")

@@ -1,7 +1,7 @@
 """How fast a served model can be at best, by the bounds of the hardware.
 
-A token's time is the longer of reading weights and keys and of computing, in each stage, and what ranks exchange, which does not overlap. What
-a server loses between steps is not in it.
+A token's time is the longer of reading weights and keys and of computing, in each stage, and what ranks exchange, which does not overlap.
+What a server loses between steps is not in it.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class _Layer:
         return self.total - self.forward
 
 
-def product_s(rate: float, half_width: float, *sizes: float) -> float:
+def product_s(rate: float, half_width: float, *sizes: float | int) -> float:
     """Seconds of one product forward and its two backward, of tokens x in x out; narrow ones reach less of the rate."""
     narrowest = min(sizes)
     return 6 * sizes[0] * sizes[1] * sizes[2] / (rate * narrowest / (narrowest + half_width))

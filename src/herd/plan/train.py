@@ -29,7 +29,7 @@ from herd.plan.step_time import StepTime, step_time
 class RunPlan:
     """What training so many tokens takes."""
 
-    tokens: float
+    tokens: float | int
     num_steps: int
     compute_s: float
     wall_s: float
@@ -163,7 +163,7 @@ def train_plan(
     *,
     mesh: Mesh | None = None,
     batch: Batch | None = None,
-    tokens: float | None = None,
+    tokens: float | int | None = None,
     assumptions: Assumptions | None = None,
     power: Power | None = None,
     price_per_hour: float | None = None,
@@ -206,7 +206,9 @@ def train_plan(
     return plan if tokens is None else with_run(plan, tokens, price_per_hour=price_per_hour, reliability=reliability)
 
 
-def with_run(plan: TrainPlan, tokens: float, *, price_per_hour: float | None = None, reliability: Reliability | None = None) -> TrainPlan:
+def with_run(
+    plan: TrainPlan, tokens: float | int, *, price_per_hour: float | None = None, reliability: Reliability | None = None
+) -> TrainPlan:
     """The plan with what training so many tokens takes. Raises ConfigError for no tokens."""
     if not tokens > 0:
         raise ConfigError(f"tokens is {tokens}, it must be over 0", hint="Llama 3.1 405B saw 15.6e12")

@@ -19,6 +19,15 @@ from herd.model.config import ModelConfig
 Format = Literal["bf16", "fp32", "fp8", "fp8-linear", "int8", "int4"]
 FORMATS: tuple[Format, ...] = ("bf16", "fp32", "fp8", "fp8-linear", "int8", "int4")
 _GROUP = 128
+_TORCH_NAMES = {"bfloat16": "bf16", "float32": "fp32"}
+
+
+def as_format(text: str) -> Format:
+    """A format by name, torch's names too. Raises ConfigError for one that is not known."""
+    for known in FORMATS:
+        if _TORCH_NAMES.get(text, text) == known:
+            return known
+    raise ConfigError(f"the format of weights is {text!r}", hint="choose " + ", ".join(FORMATS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +70,7 @@ def layer_range(config: ModelConfig, pp: int, stage: int) -> range:
 
 
 def weight_bytes(config: ModelConfig, kind: Format, *, tp: int = 1, pp: int = 1, stage: int = 0) -> WeightBytes:
-    """What one rank holds; with tp and pp 1, the whole model. Raises ConfigError for a format that is not known or does not divide."""
-    if kind not in FORMATS:
-        raise ConfigError(f"the format of weights is {kind!r}", hint="choose " + ", ".join(FORMATS))
+    """What one rank holds; with tp and pp 1, the whole model. Raises ConfigError for a split that does not come out even."""
     if config.num_key_value_heads % tp or config.intermediate_size % tp:
         raise ConfigError(
             f"tp {tp} does not divide {config.num_key_value_heads} KV heads and {config.intermediate_size:,} ffn columns",
