@@ -53,7 +53,7 @@ def test_a_mesh_that_is_given_whole_is_planned_as_a_table(herd: HerdCommand) -> 
 def test_what_does_not_fit_is_shown_and_ends_with_4(herd: HerdCommand) -> None:
     result = herd("plan", "train", "405b", *PUBLISHED, "--recompute", "none", "--zero", "1")
     message, hint = result.refusal(4)
-    assert "needs 8" in message and "has 80 GB; most of it is activations" in message and "--recompute elementwise" in hint
+    assert "needs 9" in message and "has 80 GB; most of it is activations" in message and "--recompute elementwise" in hint
     assert "does not fit" in result.out and "activations" in result.out
     message, _ = herd("plan", "train", "405b", "--gpus", "8").refusal(4)
     assert "llama-3.1-405b does not fit 8 x h100-80gb" in message
@@ -135,6 +135,12 @@ def test_the_engines_own_plan_stays_what_it_was(herd: HerdCommand, tiny_folder: 
     assert data["total_bytes"] <= 2**30 and data["num_blocks"] > 0
     message, _ = herd("plan", "serve", tiny_folder, "--memory", "1MiB").refusal(4)
     assert "the limit is 1.0 MiB" in message
+
+
+def test_a_published_shape_needs_no_files(herd: HerdCommand) -> None:
+    data = herd("plan", "serve", "llama3.1:8b", "--memory", "24GiB", "--context", "16384", "--json").json
+    assert data["weights_bytes"] == 2 * 8_030_261_248 and data["dtype"] == "bfloat16"
+    assert "absent" in herd("plan", "serve", "absent").refusal(3)[0]
 
 
 def test_hardware_is_listed_and_shown_whole(herd: HerdCommand) -> None:

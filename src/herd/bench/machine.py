@@ -20,13 +20,15 @@ from herd.plan.hardware import HERE, Device, catalogue
 
 _WATTS_A_PROCESSOR = 7.5
 _READ_BYTES = 2**30
+_MEASURED = ("memory_gb", "memory_gb_per_s", "bf16_tflops", "fp32_tflops", "link_gb_per_s")
 
 
 def measure_machine(*, gpu: bool | None = None, watts: float | None = None) -> Device:
     """This machine's row; takes seconds. `gpu` None takes a GPU where there is one."""
     use_gpu = torch.cuda.is_available() if gpu is None else gpu
     measured = _gpu() if use_gpu else _cpu()
-    return measured if watts is None else replace(measured, watts=watts)
+    rounded = {name: float(f"{getattr(measured, name):.4g}") for name in _MEASURED}
+    return replace(measured, **rounded, watts=measured.watts if watts is None else watts)
 
 
 def _processor() -> str:

@@ -264,6 +264,23 @@ def _serve_there(
     plan.require_fit()
 
 
+def _stored(model: str) -> tuple[ModelConfig, str]:
+    """A model's config and the dtype that it is stored in; a published shape that is not here counts as bfloat16."""
+    from herd.base.errors import NotFoundError
+    from herd.checkpoint.open import open_checkpoint
+    from herd.checkpoint.resolve import resolve_model
+    from herd.plan.models import find_shape, preset_name
+
+    try:
+        path = resolve_model(model)
+    except NotFoundError:
+        if preset_name(model) is None:
+            raise
+        return find_shape(model)[1], "bfloat16"
+    with open_checkpoint(path) as source:
+        return source.config, str(next(iter(source.tensors.values())).dtype).removeprefix("torch.")
+
+
 def _serve_here(
     model: str,
     memory: str | None,
@@ -280,8 +297,6 @@ def _serve_here(
     from dataclasses import asdict
 
     from herd.base.memory import gib, parse_size
-    from herd.checkpoint.open import open_checkpoint
-    from herd.checkpoint.resolve import resolve_model
     from herd.cli.output import facts, print_json
     from herd.engine.memory import EngineConfig, plan_memory
 
@@ -293,10 +308,8 @@ def _serve_here(
         prefix_dir=None if prefix_dir is None else str(prefix_dir),
         memory_bytes=None if memory is None else parse_size(memory),
     )
-    with open_checkpoint(resolve_model(model)) as source:
-        config = source.config
-        stored = next(iter(source.tensors.values())).dtype
-    kind = dtype or str(stored).removeprefix("torch.")
+    config, stored = _stored(model)
+    kind = dtype or stored
     plan = plan_memory(config, engine, dtype=kind)
     if json:
         print_json({**asdict(plan), "total_bytes": plan.total_bytes, "dtype": kind})

@@ -18,8 +18,13 @@ _DAY_S = 86_400
 
 
 def gb(size_bytes: float | int) -> str:
-    """Bytes as decimal GB, which is how devices are sold."""
-    return f"{size_bytes / 1e9:,.2f} GB"
+    """Bytes in decimal units, which is how devices are sold."""
+    return f"{size_bytes / 1e9:,.2f} GB" if size_bytes >= 1e8 or not size_bytes else f"{size_bytes / 1e6:,.2f} MB"
+
+
+def amount(value: float | int) -> str:
+    """A number that may be large or small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
 
 
 def seconds(value: float | int) -> str:
@@ -40,9 +45,9 @@ def figure(value: float | int) -> str:
 def show_train(plan: TrainPlan) -> None:
     """A training plan."""
     device, mesh, batch = plan.device, plan.mesh, plan.batch
-    verdict = f"fits: {gb(plan.fullest.total)} of {device.memory_gb:g} GB on the fullest"
+    verdict = f"fits: {gb(plan.fullest.total)} of {device.memory_gb:,.4g} GB on the fullest"
     if not plan.fits:
-        verdict = f"does not fit: {gb(plan.fullest.total)} on the fullest, {device.memory_gb:g} GB are there"
+        verdict = f"does not fit: {gb(plan.fullest.total)} on the fullest, {device.memory_gb:,.4g} GB are there"
     facts(
         {
             "model": f"{plan.model}, {plan.config.num_parameters:,} parameters",
@@ -52,7 +57,7 @@ def show_train(plan: TrainPlan) -> None:
             "micro-batches": f"{plan.num_micro_batches} of {batch.micro_batch} a replica and step",
             "precision": f"{batch.precision}, recomputation: {batch.recompute}",
             "memory": verdict,
-            "speed": f"{plan.tflops:.1f} TFLOPs a device, {plan.mfu:.1%} of its peak; {plan.tokens_per_s:,.0f} tokens/s",
+            "speed": f"{plan.tflops:,.4g} TFLOPs a device, {plan.mfu:.1%} of its peak; {plan.tokens_per_s:,.0f} tokens/s",
             "step": seconds(plan.step.total),
         }
     )
@@ -103,12 +108,16 @@ def show_run(plan: TrainPlan) -> None:
             "saves": f"every {seconds(effective.interval_s)}, {seconds(effective.save_s)} each",
             "effective time": f"{effective.share:.1%} ({lost})",
             "wall time": seconds(run.wall_s),
-            "device hours": f"{used.device_hours:,.0f}",
-            "energy": f"{used.energy_kwh:,.0f} kWh: {power.watts:g} W a device, PUE {power.pue:g}",
-            "carbon": f"{used.carbon_t:,.2f} t CO2eq at {power.grid_kg_per_kwh:g} kg/kWh, location-based",
+            "device hours": amount(used.device_hours),
+            "energy": f"{amount(used.energy_kwh)} kWh: {power.watts:g} W a device, PUE {power.pue:g}",
+            "carbon": f"{_carbon(used)} CO2eq at {power.grid_kg_per_kwh:g} kg/kWh, location-based",
             "cost": _cost(used, plan),
         }
     )
+
+
+def _carbon(used: Account) -> str:
+    return f"{amount(used.carbon_t)} t" if used.carbon_kg >= 1000 else f"{amount(used.carbon_kg)} kg"
 
 
 def _cost(used: Account, plan: TrainPlan) -> str:
@@ -116,7 +125,7 @@ def _cost(used: Account, plan: TrainPlan) -> str:
         return "no price is known: set --price"
     rate = used.cost / used.device_hours if used.device_hours else 0.0
     dated = f", an assumption of {plan.device.price_date}" if rate == plan.device.price_per_hour else ""
-    return f"{used.cost:,.0f} USD at {rate:g} a device and hour{dated}"
+    return f"{amount(used.cost)} USD at {rate:g} a device and hour{dated}"
 
 
 def show_found(found: Sequence[Found]) -> None:
@@ -139,7 +148,7 @@ def show_serve(plan: ServePlan, *, prompt: int, sequences: int) -> None:
         "cache": f"{plan.cache_bytes_per_token:,} bytes a token in {plan.cache}",
         "a sequence": f"{gb(plan.context * plan.cache_bytes_per_token)} for {plan.context:,} tokens",
         "with one sequence": gb(plan.model_bytes_with_one),
-        "on the fullest device": f"{gb(rank.total)} of {plan.device.memory_gb:g} GB: {gb(rank.weights + rank.scales)} weights, "
+        "on the fullest device": f"{gb(rank.total)} of {plan.device.memory_gb:,.4g} GB: {gb(rank.weights + rank.scales)} weights, "
         f"{gb(rank.cache_per_sequence)} cache, {gb(rank.activations + rank.scores)} arenas, {gb(rank.reserve)} reserve",
     }
     if not plan.fits:

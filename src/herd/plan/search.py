@@ -190,7 +190,7 @@ def _none_fits(
         )
     needed, mesh = min(((fullest_bytes(config, mesh, load, assumptions), mesh) for mesh, load in crowded), key=lambda pair: pair[0])
     return DoesNotFitError(
-        f"{title} does not fit {count:,} x {device.name} of {device.memory_gb:g} GB: {mesh} lacks least, and needs "
+        f"{title} does not fit {count:,} x {device.name} of {device.memory_gb:,.4g} GB: {mesh} lacks least, and needs "
         f"{needed / 1e9:.1f} GB a device",
         hint="add devices, or choose hardware with more memory",
     )

@@ -125,7 +125,7 @@ class ServePlan:
         cache = f"{rank.cache_per_sequence / 1e9:.1f} GB for {self.context:,} tokens"
         raise DoesNotFitError(
             f"{self.model} ({whole}) needs {rank.total / 1e9:.1f} GB on each of {self.num_devices} x {device.name}, {cache} among it; "
-            f"a device has {device.memory_gb:g} GB",
+            f"a device has {device.memory_gb:,.4g} GB",
             hint=self._remedy(),
         )
 

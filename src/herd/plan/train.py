@@ -100,7 +100,7 @@ class TrainPlan:
         largest = max(rank.items(), key=lambda name: rank.items()[name])
         raise DoesNotFitError(
             f"pipeline rank {rank.rank} of {self.mesh} needs {rank.total / 1e9:.1f} GB, {self.device.name} has "
-            f"{self.device.memory_gb:g} GB; most of it is {largest}, {rank.items()[largest] / 1e9:.1f} GB",
+            f"{self.device.memory_gb:,.4g} GB; most of it is {largest}, {rank.items()[largest] / 1e9:.1f} GB",
             hint=_remedy(largest, self),
         )
 
