@@ -11,7 +11,7 @@ import pytest
 from herd.plan.assumptions import Assumptions
 from herd.plan.mesh import Mesh
 from herd.plan.published import HOURS_405B, TABLE_4, Comparison, comparisons, compute_days, table_plan
-from herd.plan.train import train_plan, with_run
+from herd.plan.train import Measured, train_plan, with_run
 
 ALL = comparisons()
 
@@ -86,3 +86,11 @@ def test_a_plan_of_a_step_alone_has_no_run() -> None:
     plan = train_plan("8b", "h200", mesh=Mesh(dp=8, zero=3))
     assert plan.run is None and plan.to_dict()["run"] is None
     assert plan.to_dict()["mesh"]["devices"] == 8 and plan.to_dict()["bound"] == "products"
+
+
+def test_a_plan_stands_beside_what_a_run_measured() -> None:
+    plan = train_plan("8b", "h200", mesh=Mesh(dp=8, zero=3))
+    rows = {one.what: one for one in plan.beside(Measured(tokens_per_s=plan.tokens_per_s / 2, peak_bytes=plan.fullest.total))}
+    assert set(rows) == {"tokens_per_s", "tflops_per_device", "peak_bytes"}
+    assert rows["tokens_per_s"].difference == pytest.approx(1.0) == rows["tflops_per_device"].difference
+    assert rows["peak_bytes"].difference == 0.0 and plan.beside(Measured()) == ()

@@ -127,6 +127,16 @@ def test_sharing_more_takes_less() -> None:
     assert ranks[2].parameters == 2 * count and ranks[3].parameters == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "largest"), [("llama-3.1-8b", 128_256 * 4096), ("llama-3.2-1b", 128_256 * 2048), ("llama-3.1-405b", 3_187_703_808)]
+)
+def test_gathering_takes_two_of_the_largest_parts(name: str, largest: int) -> None:
+    config, batch = preset(name), Batch(tokens=2**20)
+    two, three = (train_memory(config, Mesh(dp=8, zero=zero), batch, Assumptions())[0] for zero in (2, 3))
+    assert three.buffers - two.buffers == 2 * 2 * largest
+    assert two.gradients == 4 * (-(-config.num_parameters // 8) + 2 * largest)
+
+
 def test_context_parallel_ranks_share_the_state_and_cut_activations() -> None:
     batch = Batch(sequence=131_072, recompute="elementwise")
     short = train_memory(BIG, PUBLISHED, Batch(recompute="elementwise"), Assumptions())

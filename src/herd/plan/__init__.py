@@ -16,15 +16,17 @@ from herd.plan.mesh import Batch, Mesh
 from herd.plan.search import Found, best_meshes
 from herd.plan.serve import ServePlan, serve_plan
 from herd.plan.step_time import StepTime
-from herd.plan.train import RunPlan, TrainPlan, train_plan
+from herd.plan.train import Beside, Measured, RunPlan, TrainPlan, train_plan
 
 __all__ = [
     "Account",
     "Assumptions",
     "Batch",
+    "Beside",
     "Device",
     "Effective",
     "Found",
+    "Measured",
     "Mesh",
     "Power",
     "RankMemory",

@@ -72,6 +72,12 @@ def stage_parameters(config: ModelConfig, stage: Stage, mesh: Mesh) -> int:
     return stage.num_layers * layer_parameters(config, mesh.tp) + end_parameters(config, stage, mesh)
 
 
+def largest_unit(config: ModelConfig, stage: Stage, mesh: Mesh) -> int:
+    """Parameters of the largest part that is gathered or reduced at once: a layer, or a matrix of the ends."""
+    matrix = -(-config.vocab_size // mesh.tp) * config.hidden_size if stage.has_embedding or stage.has_head else 0
+    return max(layer_parameters(config, mesh.tp), matrix)
+
+
 def _slice(count: int, ranks: int) -> int:
     return -(-count // ranks)
 
@@ -80,9 +86,9 @@ def _gradients(config: ModelConfig, stage: Stage, mesh: Mesh, width: int) -> int
     whole = stage_parameters(config, stage, mesh)
     if mesh.zero < 2 or mesh.shard == 1:
         return whole * width
-    layer = layer_parameters(config, mesh.tp)
-    unit = max(stage.chunks) * layer if mesh.pp > 1 else layer
-    unit = max(unit, end_parameters(config, stage, mesh) // (2 if stage.has_embedding and stage.has_head else 1))
+    unit = largest_unit(config, stage, mesh)
+    if mesh.pp > 1:
+        unit = max(unit, max(stage.chunks) * layer_parameters(config, mesh.tp))
     return (_slice(whole, mesh.shard) + min(2 * unit, whole)) * width
 
 
@@ -105,11 +111,7 @@ def stage_memory(config: ModelConfig, mesh: Mesh, batch: Batch, stage: Stage, as
         buffers += 2 * batch.micro_batch * batch.sequence * keyvalue * wide
     parameters = whole * state.parameter
     if mesh.zero == 3 and mesh.shard > 1:
-        unit = max(
-            layer_parameters(config, tp), end_parameters(config, stage, mesh) // (2 if stage.has_embedding and stage.has_head else 1)
-        )
-        gathered = min(2 * unit, whole) * state.parameter
-        buffers += gathered
+        buffers += min(2 * largest_unit(config, stage, mesh), whole) * state.parameter
         parameters = sliced * state.parameter if batch.precision in ("fp32", "bf16-pure") else 0
     if mesh.pp > 1:
         buffers += 4 * hidden

@@ -43,6 +43,29 @@ class RunPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What a run measured, as far as it did: tokens a second of all devices, seconds of a step, peak bytes of the fullest device."""
+
+    tokens_per_s: float | None = None
+    step_s: float | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """A planned figure and the measured one."""
+
+    what: str
+    planned: float
+    measured: float
+
+    @property
+    def difference(self) -> float:
+        """Planned over measured, less 1."""
+        return self.planned / self.measured - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainPlan:
     """A training run, planned. `memory` has a row for every pipeline rank."""
 
@@ -103,6 +126,17 @@ class TrainPlan:
             f"{self.device.memory_gb:,.4g} GB; most of it is {largest}, {rank.items()[largest] / 1e9:.1f} GB",
             hint=_remedy(largest, self),
         )
+
+    def beside(self, measured: Measured) -> tuple[Beside, ...]:
+        """The plan's figures beside what a run measured, for its report; what was not measured is left out."""
+        rate = None if measured.tokens_per_s is None else measured.tokens_per_s * self.flops_per_token / self.mesh.size / 1e12
+        pairs = (
+            ("tokens_per_s", self.tokens_per_s, measured.tokens_per_s),
+            ("tflops_per_device", self.tflops, rate),
+            ("step_s", self.step.total, measured.step_s),
+            ("peak_bytes", float(self.fullest.total), measured.peak_bytes),
+        )
+        return tuple(Beside(what=what, planned=planned, measured=float(found)) for what, planned, found in pairs if found)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON sends it."""
