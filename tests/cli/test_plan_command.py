@@ -72,6 +72,8 @@ def test_what_does_not_fit_is_shown_and_ends_with_4(herd: HerdCommand) -> None:
         (("8b", "--recompute", "most"), 1, "recompute is 'most'"),
         (("8b", "--tp", "2", "--cp", "1", "--pp", "1", "--dp", "2", "--gpus", "8"), 2, "--gpus 8 is not the 4"),
         (("8b", "--tp", "3"), 1, "tp 3 does not divide"),
+        (("8b", "--gpus", "24", "--virtual-stages", "2", "--pp", "1"), 1, "no mesh of 24 devices"),
+        (("405b", *PUBLISHED, "--restart-minutes", "1e6"), 1, "never end"),
         (("8b", "--pue", "0.5", "--tp", "8"), 1, "pue is 0.5"),
     ],
 )
@@ -177,7 +179,8 @@ def test_published_figures_are_shown_beside_ours(herd: HerdCommand, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("15.6T", 15.6e12), ("300M", 3e8), ("1e9", 1e9), ("16_777_216", 2**24), ("2k", 2000), ("7", 7)]
+    ("text", "expected"),
+    [("15.6T", 15.6e12), ("300M", 3e8), ("1e9", 1e9), ("16_777_216", 2**24), ("16Mi", 2**24), ("8ki", 8192), ("2k", 2000), ("7", 7)],
 )
 def test_numbers_of_tokens_are_read_as_people_write_them(text: str, expected: float) -> None:
     assert parse_count(text) == expected

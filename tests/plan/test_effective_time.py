@@ -88,3 +88,5 @@ def test_a_reliability_that_cannot_be_is_refused(change: dict[str, float], messa
         Reliability(**change)
     with pytest.raises(ConfigError, match="a save takes 0"):
         effective_time(8, 0.0)
+    with pytest.raises(ConfigError, match=r"every 10,012 s, restarts of 1,000,000 s and saves of 2 s never end"):
+        effective_time(16_384, 2.4, Reliability(restart_s=1e6))

@@ -82,6 +82,17 @@ def test_numbers_of_devices_that_cannot_be_are_refused(count: int, message: str)
         best_meshes("8b", "meta-24k-roce", 32_768)
 
 
+def test_a_number_that_does_not_come_out_even_is_told_one_that_does() -> None:
+    with pytest.raises(ConfigError, match="no mesh of 24,000 devices makes even batches of 16,777,216 tokens") as caught:
+        best_meshes("405b", H100, 24_000)
+    assert str(caught.value.hint).startswith("16,384 devices do; or choose a batch")
+
+
+def test_chunks_that_are_given_are_kept() -> None:
+    found = best_meshes("8b", H100, 8, batch=Batch(tokens=2**20), fixed={"virtual_stages": 2}, top=20)
+    assert found and all(one.plan.mesh.virtual_stages == 2 and one.plan.mesh.pp > 1 for one in found)
+
+
 def test_two_of_the_same_speed_are_as_fast() -> None:
     plan = train_plan("8b", H100, mesh=Mesh(dp=8, zero=3), batch=Batch(tokens=2**20))
     assert why_slower(plan, plan) == "as fast"

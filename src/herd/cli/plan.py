@@ -28,17 +28,17 @@ AssumeOption = Annotated[
 PueOption = Annotated[float, typer.Option(help="What the building adds to the devices' energy.")]
 GridOption = Annotated[float, typer.Option(help="Carbon intensity of the grid, kg CO2eq a kWh.")]
 PriceOption = Annotated[float | None, typer.Option(help="USD a device and hour. [default: the catalogue's]")]
-_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)", re.IGNORECASE)
-_POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBT]?|[KM]i)", re.IGNORECASE)
+_POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20}
 
 
 def parse_count(text: str) -> float:
-    """Tokens of `15.6T`, `300M` or `1e9`. Raises UsageError."""
+    """Tokens of `15.6T`, `300M`, `16Mi` (2^20 each) or `1e9`. Raises UsageError."""
     from herd.base.errors import UsageError
 
     match = _COUNT.fullmatch(text.strip().replace("_", "").replace(",", ""))
     if match is None:
-        raise UsageError(f"{text!r:.40} is no number of tokens", hint="write 15.6T, 300M or 1000000")
+        raise UsageError(f"{text!r:.40} is no number of tokens", hint="write 15.6T, 300M, 16Mi or 1000000")
     return float(match[1]) * _POWERS[match[2].upper()]
 
 
@@ -78,7 +78,7 @@ def train(
     micro_batch: Annotated[int | None, typer.Option(help="Sequences that a replica computes at once. [default: searched]")] = None,
     recompute: Annotated[str | None, typer.Option(help="none, elementwise, selective or full. [default: the mildest that fits]")] = None,
     sequence: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 8192,
-    batch_tokens: Annotated[str, typer.Option(help="Tokens of a global batch.")] = "16777216",
+    batch_tokens: Annotated[str, typer.Option(help="Tokens of a global batch; Mi are 2^20.")] = "16Mi",
     precision: Annotated[str, typer.Option(help="bf16, fp8, fp32 or bf16-pure.")] = "bf16",
     tokens: Annotated[str, typer.Option(help="Tokens of the whole run, as 15.6T.")] = "15.6T",
     assume: AssumeOption = None,

@@ -71,6 +71,10 @@ class Effective:
     share: float
 
 
+_HOPELESS = 20
+"""Restarts that last so many times as long as machines do succeed once in e^20 tries."""
+
+
 def best_interval_s(save_s: float, mean_s: float) -> float:
     """Seconds of work between saves that lose least, by Daly."""
     if save_s >= 2 * mean_s:
@@ -85,11 +89,18 @@ def wall_factor(interval_s: float, *, save_s: float, restart_s: float, mean_s: f
 
 
 def effective_time(num_devices: int, save_s: float, reliability: Reliability | None = None) -> Effective:
-    """What share of the wall clock trains, with the best interval between saves. Raises ConfigError for a save that takes no time."""
+    """What share of the wall clock trains, with the best interval between saves. Raises ConfigError for a save that takes no time,
+    and where restarts or saves last so much longer than machines that they never end.
+    """
     if not 0 < save_s < math.inf:
         raise ConfigError(f"a save takes {save_s} s, it must be over 0", hint="bytes of the state over the storage's bandwidth")
     kind = reliability or Reliability()
     mean = 3600 / num_devices / (1 / kind.device_hours + 1 / kind.planned_device_hours)
+    if max(save_s, kind.restart_s) > _HOPELESS * mean:
+        raise ConfigError(
+            f"with an interruption every {mean:,.0f} s, restarts of {kind.restart_s:,.0f} s and saves of {save_s:,.0f} s never end",
+            hint="plan with quicker restarts, faster storage or fewer devices",
+        )
     interval = best_interval_s(save_s, mean)
     factor = wall_factor(interval, save_s=save_s, restart_s=kind.restart_s, mean_s=mean)
     share = 1 / factor

@@ -64,6 +64,8 @@ def meshes(
             sharing = (0,)
         if "zero" in given:
             sharing = (given["zero"],)
+        if pp == 1 and chunks[0] > 1:
+            continue
         for virtual in chunks if pp > 1 else (1,):
             for micro_batch in micro_batches:
                 load = replace(batch, micro_batch=micro_batch)
@@ -184,9 +186,12 @@ def _none_fits(
 ) -> ConfigError | DoesNotFitError:
     """Why the search found nothing."""
     if not crowded:
+        fewer = 2 ** (count.bit_length() - 1)
+        some = fewer != count and next(meshes(config, device, fewer, batch), None) is not None
         return ConfigError(
             f"no mesh of {count:,} devices makes even batches of {batch.tokens:,} tokens in sequences of {batch.sequence:,}",
-            hint="choose a number of devices with small divisors, another --batch-tokens, or fewer fixed sizes",
+            hint=(f"{fewer:,} devices do; or choose " if some else "choose a number of devices with small divisors, ")
+            + "a batch that their replicas divide, or fewer fixed sizes",
         )
     needed, mesh = min(((fullest_bytes(config, mesh, load, assumptions), mesh) for mesh, load in crowded), key=lambda pair: pair[0])
     return DoesNotFitError(
