@@ -16,6 +16,19 @@ def test_the_tables_of_the_planning_guide_are_fresh() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_documented_assumptions_are_the_real_ones() -> None:
+    from herd.plan.assumptions import Assumptions
+
+    documented: dict[str, str] = {}
+    for line in (DOCS / "guides" / "planning.md").read_text(encoding="utf-8").partition("| assumption |")[2].splitlines():
+        if line.startswith("| `"):
+            names, values = (cell.split(",") for cell in line.strip("|").split("|")[:2])
+            documented |= {name.strip(" `"): value.strip() for name, value in zip(names, values, strict=True)}
+        elif not line:
+            break
+    assert {name: float(value.replace("true", "1")) for name, value in documented.items()} == Assumptions().to_dict()
+
+
 def test_a_stale_table_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     import plan_tables  # pyright: ignore[reportMissingImports]

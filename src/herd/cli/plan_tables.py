@@ -65,6 +65,9 @@ def show_train(plan: TrainPlan) -> None:
     show_memory(plan)
     line()
     show_step(plan)
+    if plan.mesh.size > 1:
+        line()
+        show_traffic(plan)
     if plan.run is not None:
         line()
         show_run(plan)
@@ -91,6 +94,12 @@ def show_step(plan: TrainPlan) -> None:
     rows = [[BOUNDS[name], seconds(value), f"{value / plan.step.total:.1%}"] for name, value in parts if value > 0]
     rows[0][0] += " (the bound)"
     table(rows, ["a step goes to", "time", "share"])
+
+
+def show_traffic(plan: TrainPlan) -> None:
+    """What a device of the fullest rank sends in a step."""
+    rows = [[row.dimension, f"{row.ranks:,}", f"{row.calls:,}", gb(row.sent_bytes)] for row in plan.traffic(plan.fullest.rank)]
+    table(rows, ("a device sends in a step", "ranks", "calls", "bytes"))
 
 
 def show_run(plan: TrainPlan) -> None:

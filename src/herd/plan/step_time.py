@@ -5,8 +5,7 @@
     data      what of the gradients' reduction and the parameters' gathering does not hide: each layer's may hide behind the next layers'
               work, the last one's never does
     optimizer one pass over its state
-    TP        4 collectives forward (gather before, scatter after attention and ffn), 6 backward (gathered inputs are not kept)
-    CP        keys and values gathered forward and again backward, their gradients scattered: the report's all-gather, not a ring
+    TP, CP    the collectives of `traffic`, none of which hides unless it is assumed to
 Messages between stages are asynchronous and count only as far as they outlast a chunk's work, and in the bubble.
 """
 
@@ -18,11 +17,12 @@ from herd.model.config import ModelConfig
 from herd.plan.activations import moved_values
 from herd.plan.assumptions import Assumptions
 from herd.plan.hardware import Device
-from herd.plan.memory import layer_parameters, stage_parameters
+from herd.plan.memory import stage_parameters
 from herd.plan.mesh import Batch, Mesh
 from herd.plan.network import Links, mesh_links
 from herd.plan.pipeline import Stage, run_length, stages
 from herd.plan.precision import STATE_BYTES
+from herd.plan.traffic import context_calls, hidden_bytes, keyvalue_bytes, num_ends, tensor_calls
 
 BOUNDS = {
     "products": "matrix products",
@@ -113,10 +113,8 @@ def _layer(config: ModelConfig, mesh: Mesh, batch: Batch, device: Device, assump
     attention = 6 * config.num_attention_heads * config.head_dim * batch.sequence * tokens / mesh.tp / attention_rate
     again = {"selective": wide_ffn / 3, "full": (products + attention) / 3}.get(batch.recompute, 0.0)
     memory = moved_values(config, batch.recompute) * tokens * wide / mesh.tp / (device.memory_gb_per_s * 1e9 * assumptions.memory)
-    collectives = 14 if batch.recompute == "full" else 10
-    tensor = collectives * links.tp.gather_s(tokens * config.hidden_size * wide) * (1 - assumptions.tp_overlap)
-    keyvalue = 2 * config.num_key_value_heads * config.head_dim / mesh.tp * batch.micro_batch * batch.sequence * wide
-    context = (4 if batch.recompute == "full" else 3) * links.cp.gather_s(keyvalue) * (1 - assumptions.cp_overlap)
+    tensor = tensor_calls(batch) * links.tp.gather_s(hidden_bytes(config, mesh, batch)) * (1 - assumptions.tp_overlap)
+    context = context_calls(batch) * links.cp.gather_s(keyvalue_bytes(config, mesh, batch)) * (1 - assumptions.cp_overlap)
     return _Layer(
         products=products,
         attention=attention,
@@ -142,7 +140,7 @@ def _data_s(config: ModelConfig, mesh: Mesh, batch: Batch, layer: _Layer, stage:
     if mesh.shard == 1:
         return 0.0
     state, count = STATE_BYTES[batch.precision], batch.num_micro_batches(mesh)
-    units = max(1, round(stage_parameters(config, stage, mesh) / layer_parameters(config, mesh.tp)))
+    units = stage.num_layers + num_ends(config, stage)
     unit = stage_parameters(config, stage, mesh) / units
     gather, scatter = links.shard.gather_s(unit * state.parameter), links.shard.gather_s(unit * state.gradient)
     run = run_length(mesh, count)
@@ -177,22 +175,25 @@ def step_time(config: ModelConfig, mesh: Mesh, batch: Batch, device: Device, ass
     layer = _layer(config, mesh, batch, device, assumptions, links)
     head, head_passes = _head_s(config, mesh, batch, device, assumptions)
 
+    gather = links.tp.gather_s(hidden_bytes(config, mesh, batch)) * (1 - assumptions.tp_overlap)
+
+    def ends(stage: Stage) -> float:
+        return 2 * (int(stage.has_embedding) + int(stage.has_head)) * gather
+
     def work(stage: Stage) -> float:
-        return stage.num_layers * layer.total + (head + head_passes if stage.has_head else 0.0)
+        return stage.num_layers * layer.total + ends(stage) + (head + head_passes if stage.has_head else 0.0)
 
     slowest = max(stages(config, mesh), key=work)
     layers, has_head = slowest.num_layers * count, slowest.has_head
     chunk = work(slowest) / len(slowest.chunks)
-    message = links.pp.send_s(
-        batch.micro_batch * batch.sequence / mesh.cp * config.hidden_size / mesh.tp * STATE_BYTES[batch.precision].activation
-    )
+    message = links.pp.send_s(hidden_bytes(config, mesh, batch) / mesh.tp)
     exposed_messages = 2 * max(0.0, message - chunk / 3) * count * len(slowest.chunks) if mesh.pp > 1 else 0.0
     parts = {
         "products": layers * layer.products + (count * head if has_head else 0.0),
         "attention": layers * layer.attention,
         "elementwise": layers * layer.elementwise + (count * head_passes if has_head else 0.0),
         "recomputation": layers * layer.recomputation,
-        "tensor": layers * layer.tensor,
+        "tensor": layers * layer.tensor + count * ends(slowest),
         "context": layers * layer.context,
         "pipeline": exposed_messages,
         "bubble": (mesh.pp - 1) * (chunk + 2 * message),

@@ -21,8 +21,10 @@ from herd.plan.hardware import Device, find_device
 from herd.plan.memory import RankMemory, train_memory
 from herd.plan.mesh import RECOMPUTE, Batch, Mesh
 from herd.plan.models import find_shape
+from herd.plan.pipeline import stages
 from herd.plan.precision import STATE_BYTES
 from herd.plan.step_time import StepTime, step_time
+from herd.plan.traffic import Traffic, step_traffic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +92,10 @@ class TrainPlan:
         """Whether every rank's memory does."""
         return self.fullest.total <= self.device.memory_bytes
 
+    def traffic(self, rank: int) -> tuple[Traffic, ...]:
+        """Calls and bytes of a device of a pipeline rank in a step, by dimension."""
+        return step_traffic(self.config, self.mesh, self.batch, stages(self.config, self.mesh)[rank])
+
     @property
     def num_micro_batches(self) -> int:
         """Of each replica in a step."""
@@ -152,6 +158,7 @@ class TrainPlan:
                 {"rank": rank.rank, "num_layers": rank.num_layers, "in_flight": rank.in_flight, **rank.items(), "total": rank.total}
                 for rank in self.memory
             ],
+            "traffic": [asdict(row) for row in self.traffic(self.fullest.rank)],
             "step_s": {**self.step.parts(), "total": self.step.total},
             "bound": self.step.bound,
             "flops_per_token": self.flops_per_token,
