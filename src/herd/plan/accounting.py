@@ -21,9 +21,9 @@ from herd.base.errors import ConfigError, NotFoundError, did_you_mean
 class Power:
     """What a device draws, what the building adds (PUE), and what the grid emits."""
 
-    watts: float
-    pue: float = 1.1
-    grid_kg_per_kwh: float = 0.385
+    watts: float | int
+    pue: float | int = 1.1
+    grid_kg_per_kwh: float | int = 0.385
 
     def __post_init__(self) -> None:
         for name, least in (("watts", 0.0), ("pue", 1.0), ("grid_kg_per_kwh", 0.0)):
@@ -41,7 +41,7 @@ class Account:
     device_kwh: float | int
     energy_kwh: float
     carbon_kg: float
-    cost: float | None = None
+    cost: float | int | None = None
 
     @property
     def carbon_t(self) -> float:
@@ -49,14 +49,16 @@ class Account:
         return self.carbon_kg / 1000
 
 
-def account(device_hours: float | int, power: Power, *, price_per_hour: float | None = None) -> Account:
+def account(device_hours: float | int, power: Power, *, price_per_hour: float | int | None = None) -> Account:
     """The account of so many hours of devices, by the nameplate. Raises ConfigError for hours below 0."""
     if not 0 <= device_hours < math.inf:
         raise ConfigError(f"device hours are {device_hours}, they must be 0 or more", hint="hours x devices")
     return account_energy(device_hours * power.watts / 1000, power, device_hours=device_hours, price_per_hour=price_per_hour)
 
 
-def account_energy(device_kwh: float | int, power: Power, *, device_hours: float | int, price_per_hour: float | None = None) -> Account:
+def account_energy(
+    device_kwh: float | int, power: Power, *, device_hours: float | int, price_per_hour: float | int | None = None
+) -> Account:
     """The account of energy that was measured at the devices."""
     energy = device_kwh * power.pue
     return Account(

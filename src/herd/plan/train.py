@@ -48,8 +48,8 @@ class RunPlan:
 class Measured:
     """What a run measured, as far as it did: tokens a second of all devices, seconds of a step, peak bytes of the fullest device."""
 
-    tokens_per_s: float | None = None
-    step_s: float | None = None
+    tokens_per_s: float | int | None = None
+    step_s: float | int | None = None
     peak_bytes: int | None = None
 
 
@@ -207,7 +207,7 @@ def train_plan(
     tokens: float | int | None = None,
     assumptions: Assumptions | None = None,
     power: Power | None = None,
-    price_per_hour: float | None = None,
+    price_per_hour: float | int | None = None,
     reliability: Reliability | None = None,
     name: str | None = None,
 ) -> TrainPlan:
@@ -248,7 +248,7 @@ def train_plan(
 
 
 def with_run(
-    plan: TrainPlan, tokens: float | int, *, price_per_hour: float | None = None, reliability: Reliability | None = None
+    plan: TrainPlan, tokens: float | int, *, price_per_hour: float | int | None = None, reliability: Reliability | None = None
 ) -> TrainPlan:
     """The plan with what training so many tokens takes. Raises ConfigError for no tokens."""
     if not tokens > 0:
