@@ -13,6 +13,7 @@ from pathlib import Path
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
 from herd.model.transformer import Transformer
+from herd.plan.accounting import Power, account
 from herd.recipes.config import RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
@@ -44,9 +45,8 @@ def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Tr
 
 
 def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
-    hours = sum(report.seconds for report in reports) / 3600
-    power = config.power
-    kwh = hours * power.watts * power.pue / 1000
+    power, hours = config.power, sum(report.seconds for report in reports) / 3600
+    used = account(hours, Power(watts=power.watts, pue=power.pue, grid_kg_per_kwh=power.grid_kg_per_kwh))
     flops = sum(
         report.num_tokens * config.model.training_flops_per_token(stage.sequence_length)
         for report, (_, stage) in zip(reports, config.stages(), strict=True)
@@ -56,8 +56,8 @@ def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, 
         "num_parameters": config.model.num_parameters,
         "hours": round(hours, 3),
         "flops": float(flops),
-        "energy_kwh": round(kwh, 4),
-        "carbon_kg_co2eq": round(kwh * power.grid_kg_per_kwh, 4),
+        "energy_kwh": round(used.energy_kwh, 4),
+        "carbon_kg_co2eq": round(used.carbon_kg, 4),
         "machine": reports[0].machine,
         "stages": [
             {
