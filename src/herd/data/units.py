@@ -1,0 +1,63 @@
+"""Words as numbers: what overlap, repetition, near-duplicates and classifiers count. The same text gives the same numbers everywhere.
+
+A word is a run of letters, digits and _ in lower case. Scripts that write vowels as marks (Thai, Devanagari) fall into shorter runs: the
+same ones on both sides of every comparison. An n-gram's number is a polynomial of its words' modulo 2^64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+_WORD = re.compile(r"\w+")
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0xD6E8FEB86659FD93)
+_KNOWN_WORDS = 2**18
+_known: dict[str, int] = {}
+
+
+def stable_hash(text: str) -> int:
+    """64 bits of a text, the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
+@lru_cache(maxsize=2)
+def word_hashes(text: str) -> Hashes:
+    """The number of every word of a text. Kept for the text at hand, since several stages ask for the same."""
+    if len(_known) > _KNOWN_WORDS:
+        _known.clear()
+    words = words_of(text)
+    for word in set(words):
+        if word not in _known:
+            _known[word] = stable_hash(word)
+    hashes = np.fromiter(map(_known.__getitem__, words), dtype=np.uint64, count=len(words))
+    hashes.setflags(write=False)
+    return hashes
+
+
+def ngrams(hashes: Hashes, size: int) -> Hashes:
+    """The number of every run of `size` words; none if there are fewer words."""
+    count = len(hashes) - size + 1
+    if count <= 0:
+        return np.empty(0, dtype=np.uint64)
+    total = hashes[:count].copy()
+    for offset in range(1, size):
+        total *= _BASE
+        total += hashes[offset : offset + count]
+    return total
+
+
+def mixed(hashes: Hashes) -> Hashes:
+    """Numbers whose every bit depends on all bits of the given ones: for taking some of them."""
+    return ((hashes ^ (hashes >> np.uint64(32))) * _MIX) ^ (hashes >> np.uint64(29))
