@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from herd.data.dedup.distribution import TokenDistribution
+from herd.data.dedup.keys import ExactDedup, UrlDedup
+from herd.data.dedup.lines import LineDedup
+from herd.data.dedup.minhash import MinHashDedup
 from herd.data.stages.dirty_words import DirtyWords
 from herd.data.stages.heuristics import Heuristics
 from herd.data.stages.language import LanguageFilter
@@ -31,3 +35,8 @@ RECORD_STAGES: dict[str, Any] = {
     )
 }
 """Each looks at one record at a time."""
+
+CORPUS_STAGES: dict[str, Any] = {stage.kind: stage for stage in (UrlDedup, ExactDedup, MinHashDedup, LineDedup, TokenDistribution)}
+"""Each looks at the whole corpus."""
+
+STAGES = {**RECORD_STAGES, **CORPUS_STAGES}
