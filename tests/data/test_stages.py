@@ -47,7 +47,8 @@ def verdict(stage: Any, text: str, **fields: Any) -> Any:
 
 
 def test_words_and_their_numbers_are_the_same_everywhere() -> None:
-    assert words_of("Die Lamas, 2 Hirten -- und_so") == ["die", "lamas", "2", "hirten", "und_so"]
+    assert words_of("Die Lamas, 2 Hirten -- und_so") == ("die", "lamas", "2", "hirten", "und_so")
+    assert words_of("नमस्ते दुनिया। हाँ।") == ("नमस्ते", "दुनिया", "हाँ"), "marks are of the word, dandas are not"
     assert stable_hash("llama") == 2221678116696888135
     assert list(word_hashes("llama Llama")) == [stable_hash("llama")] * 2
 
@@ -233,8 +234,8 @@ def test_dirty_words_are_counted_against_all() -> None:
         ("Call +49 (0)30 1234 5678 or (555) 123-4567, 555-123-4567", "Call [phone] or [phone], [phone]"),
         ("Tel. 030 / 1234567", "Tel. 030 / 1234567"),
         ("Tel. 0171 123 45 67", "Tel. [phone]"),
-        ("From 8.8.8.8 and 2001:4860:4860::8888", "From [ip] and [ip]"),
-        ("Local 192.168.0.1, 127.0.0.1, version 1.2.3.4.5", "Local 192.168.0.1, 127.0.0.1, version 1.2.3.4.5"),
+        ("From 66.249.64.13 and 2001:4860:4860::8888", "From [ip] and [ip]"),
+        ("Local 192.168.0.1, 127.0.0.1, version 1.2.3.4, 1.12.3.4.5", None),
         ("Konto DE89 3704 0044 0532 0130 00.", "Konto [iban]."),
         ("Konto DE89 3704 0044 0532 0130 01.", "Konto DE89 3704 0044 0532 0130 01."),
         ("Card 4111 1111 1111 1111", "Card [card]"),
@@ -242,7 +243,9 @@ def test_dirty_words_are_counted_against_all() -> None:
         ("On 2023-05-17 at 12:30, 1,234,567 people, ISBN 978-3-16-148410-0, page 12-34", None),
         ("pi is 3.14159265358979, x = 0.0001 and 1000000000", None),
         ("user@localhost, a@b, @handle, 12 @ 3", None),
-        ("C++::vector a::b::c 10:20:30", None),
+        ("C++::vector a::b::c 10:20:30 li[::2]", None),
+        ("01/06/2021 00:00 | 5.12.2020, [+0.2104542553, +1.9779984951]", None),
+        ("archive/06-04-02-0001-0006 and 41 43 45 47 49 51 53 55 57 59 61", None),
     ],
 )
 def test_personal_data_becomes_marks(text: str, expected: str | None) -> None:
@@ -251,7 +254,7 @@ def test_personal_data_becomes_marks(text: str, expected: str | None) -> None:
 
 def test_personal_data_is_counted_and_a_text_full_of_it_goes() -> None:
     found, note = notes()
-    text = "a@b.org c@d.org 8.8.8.8"
+    text = "a@b.org c@d.org 66.249.64.13"
     assert PiiRemoval().apply({"text": text}, note) == {"text": "[email] [email] [ip]"}
     assert found == {"email": 2, "ip": 1}
     assert verdict(PiiRemoval(max_found=2), text) == "full of personal data"

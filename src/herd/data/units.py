@@ -1,7 +1,8 @@
 """Words as numbers: what overlap, repetition, near-duplicates and classifiers count. The same text gives the same numbers everywhere.
 
-A word is a run of letters, digits and _ in lower case. Scripts that write vowels as marks (Thai, Devanagari) fall into shorter runs: the
-same ones on both sides of every comparison. An n-gram's number is a polynomial of its words' modulo 2^64.
+A word is a run of letters, their marks, digits and _ in lower case. Thai, which does not part its words, falls into the shorter runs
+between its marks: the same ones on both sides of every comparison, two or three to a word. An n-gram's number is a polynomial of its
+words' modulo 2^64.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile("[\\w\u0300-\u036f\u0900-\u0963\u0966-\u0dff]+")
+UNPARTED = ("th", "lo", "km", "my", "zh", "ja")
+"""Languages that do not part their words."""
+
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _KNOWN_WORDS = 2**18
@@ -27,9 +31,10 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return _WORD.findall(text.lower())
+@lru_cache(maxsize=2)
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, in lower case. Kept for the text at hand, since several stages ask for the same."""
+    return tuple(_WORD.findall(text.lower()))
 
 
 @lru_cache(maxsize=2)

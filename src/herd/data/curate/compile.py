@@ -20,6 +20,7 @@ from herd.data.stages.registry import CORPUS_STAGES
 
 _STEPS = "herd.data.curate.steps"
 MERGED = "all"
+_BEFORE_TEXT = ("url", "url_dedup")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +62,7 @@ def compile_plan(config: CurateConfig) -> Plan:
         raise ConfigError("the config has no stages", hint="add [[stages]], or take a preset: --preset web")
     if not config.sources:
         raise ConfigError("the config has no sources", hint="name files or folders: sources = [...]")
+    _check_order(config.stages)
     files = expand(config.sources)
     groups = [tuple(files[start : start + config.files_per_shard]) for start in range(0, len(files), config.files_per_shard)]
     names = [f"{number:05d}" for number in range(len(groups))]
@@ -70,6 +72,14 @@ def compile_plan(config: CurateConfig) -> Plan:
         for order, stage in enumerate(part.signs):
             steps.extend(_search_steps(number, order, part, stage))
     return Plan(steps=tuple(steps))
+
+
+def _check_order(stages: tuple[Any, ...]) -> None:
+    """Pages have no text before they are extracted: only their addresses can be judged. Without that stage they are read as text."""
+    kinds = [stage.kind for stage in stages]
+    for kind in kinds[: kinds.index("extract")] if "extract" in kinds else ():
+        if kind not in _BEFORE_TEXT:
+            raise ConfigError(f"stage {kind} comes before extract", hint=f"only {', '.join(_BEFORE_TEXT)} can; move extract up")
 
 
 def _pass_step(config: CurateConfig, number: int, part: _Pass, names: list[str], groups: list[tuple[str, ...]]) -> Step:
@@ -83,6 +93,7 @@ def _pass_step(config: CurateConfig, number: int, part: _Pass, names: list[str],
             "previous": previous,
             "text_field": config.text_field,
             "on_damage": config.on_damage,
+            "extract": all(stage.kind != "extract" for stage in config.stages),
             "applies": [{"stage": stage_to_dict(stage), "result": result} for stage, result in zip(part.applies, results, strict=True)],
             "stages": [stage_to_dict(stage) for stage in part.stages],
             "signs": [stage_to_dict(stage) for stage in part.signs],

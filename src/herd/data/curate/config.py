@@ -100,8 +100,8 @@ def _web() -> tuple[Any, ...]:
     return (
         UrlFilter(),
         ExtractText(),
-        LanguageFilter(),
         Routes(),
+        LanguageFilter(routes=("prose", "maths")),
         UrlDedup(),
         ExactDedup(),
         MinHashDedup(),
@@ -122,8 +122,8 @@ def _clean() -> tuple[Any, ...]:
         Routes(),
         ExactDedup(),
         MinHashDedup(),
-        Heuristics(min_words=10, max_words=1_000_000),
-        Repetition(),
+        Heuristics(min_words=10, max_words=1_000_000, max_symbols_per_word=0.2),
+        Repetition(top=(0.30, 0.27, 0.24), repeated=(0.35, 0.33, 0.31, 0.29, 0.27, 0.25)),
         DirtyWords(),
         PiiRemoval(),
     )

@@ -28,7 +28,7 @@ svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 """
 
 
-def megabytes(size: float) -> str:
+def megabytes(size: int | float) -> str:
     """Bytes as people read them."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
@@ -67,7 +67,7 @@ def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, f
         gone = sum(size for _, size in stage["dropped"].values())
         documents = sum(count for count, _ in stage["dropped"].values())
         share = gone / stage["bytes_in"] if stage["bytes_in"] else 0
-        rows.append((stage["stage"], stage["bytes_in"] - gone, gone, f"-{documents:,} documents, {share:.2%}"))
+        rows.append((stage["stage"], float(stage["bytes_in"] - gone), float(gone), f"-{documents:,} documents, {share:.2%}"))
     return rows
 
 
@@ -97,7 +97,7 @@ def _census(title: str, before: Mapping[str, list[int]], after: Mapping[str, lis
     """Bars of a table's keys: what came out of what went in. A key that a stage gave (a language) may hold more after than before."""
     keys = sorted({*before, *after}, key=lambda key: -max(before.get(key, [0, 0])[1], after.get(key, [0, 0])[1]))[:30]
     rows = [
-        (key, float(after.get(key, [0, 0])[1]), max(0.0, before.get(key, [0, 0])[1] - after.get(key, [0, 0])[1]),
+        (key, float(after.get(key, [0, 0])[1]), max(0.0, float(before.get(key, [0, 0])[1] - after.get(key, [0, 0])[1])),
          f"{after.get(key, [0, 0])[0]:,} documents, {megabytes(after.get(key, [0, 0])[1])}")
         for key in keys
     ]  # fmt: skip

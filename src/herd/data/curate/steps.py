@@ -8,20 +8,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import zstandard
 
 from herd.base.errors import FormatError
+from herd.data.classifier import load_classifier
 from herd.data.curate.config import stage_from_dict
 from herd.data.dedup.corpus_stage import Judge, Signatures, Signer
 from herd.data.executor.plan import Task
 from herd.data.executor.shard_run import read_done
-from herd.data.records import Record, read_raw
+from herd.data.records import Record, read_raw, read_records
+from herd.data.stages.dirty_words import dirty_list
+from herd.data.stages.overlap import overlap_index
 from herd.data.stages.stage import Drop, Note, Tally, size_of
+from herd.data.stages.url import url_lists
+from herd.data.stages.word_list import read_list
 
 RECORDS = "records.jsonl.zst"
 _LEVEL = 3
+_read_files: dict[str, Any] = {}
+"""In this process: the state in which files beside the records were read."""
 
 
 class Census:
@@ -43,6 +50,7 @@ class Census:
 def run_pass(task: Task) -> Mapping[str, Any]:
     """One pass: apply what searches found, run the stages, write what is left and sign it for the searches to come."""
     config = task.config
+    _refresh(config["depends_on"])
     applies = [(stage_from_dict(item["stage"]), task.input(item["result"])) for item in config["applies"]]
     stages = [stage_from_dict(table) for table in config["stages"]]
     signs = [stage_from_dict(table) for table in config["signs"]]
@@ -68,6 +76,15 @@ def run_pass(task: Task) -> Mapping[str, Any]:
         signer.save(folder)
     first = {} if config["previous"] else {"before": before.tables}
     return {"records": num_records, "stages": [tally.to_dict() for tally in tallies], **first, "after": after.tables}
+
+
+def _refresh(depends_on: Mapping[str, Any]) -> None:
+    """Forget lists, indexes and classifiers that were read in this process from files which have changed since."""
+    if any(_read_files.setdefault(file, identity) != identity for file, identity in depends_on.items()):
+        _read_files.clear()
+        _read_files.update(depends_on)
+        for cached in (read_list, url_lists, dirty_list, load_classifier, overlap_index):
+            cached.cache_clear()
 
 
 def _looked_at(stage: Any, record: Record) -> bool:
@@ -105,7 +122,7 @@ def _input(task: Task, tally: Tally) -> Iterator[tuple[int, Record, str]]:
     place = 0
     for file in task.files:
         name = file.rsplit("/", 1)[-1]
-        for number, record in enumerate(_records(file, tally, skip=task.config["on_damage"] == "skip")):
+        for number, record in enumerate(_records(file, tally, task.config)):
             if field != "text" and field in record:
                 record = {**{key: value for key, value in record.items() if key != field}, "text": record[field]}
             kept = tally.run({**record, "from": f"{name}:{number}"}, _usable)
@@ -114,11 +131,11 @@ def _input(task: Task, tally: Tally) -> Iterator[tuple[int, Record, str]]:
                 place += 1
 
 
-def _records(file: str, tally: Tally, *, skip: bool) -> Iterator[Record]:
+def _records(file: str, tally: Tally, config: Mapping[str, Any]) -> Iterator[Record]:
     try:
-        yield from read_raw(file)
+        yield from read_records(file) if config["extract"] else read_raw(file)
     except FormatError as error:
-        if not skip:
+        if config["on_damage"] != "skip":
             raise
         message = error.message
         tally.run({"id": file}, lambda record, note: Drop("damaged file, left from there on", message))
@@ -130,7 +147,7 @@ def _usable(record: Record, note: Note) -> Record | Drop:
     return Drop("no text", f"fields: {', '.join(sorted(record))}")
 
 
-def _write(out: IO[bytes], record: Record) -> None:
+def _write(out: Any, record: Record) -> None:
     out.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n")
 
 

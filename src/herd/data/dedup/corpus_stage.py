@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ Judge = Callable[[int, Record, Note], Record | Drop]
 SHARD_BITS = np.uint64(40)
 
 
+@runtime_checkable
 class Signer(Protocol):
     """Takes the records of a shard one after another and writes what the search needs into a folder."""
 
@@ -51,6 +52,7 @@ class Signatures:
         return mask
 
 
+@runtime_checkable
 class CorpusStage(Protocol):
     """A frozen configuration of such a stage. `parts` searches run side by side; `merge` makes one result of theirs."""
 

@@ -39,7 +39,7 @@ class DirtyWords:
     def apply(self, record: Record, note: Note) -> Record | Drop:
         """By the record's `text`."""
         words = words_of(record["text"])
-        listed = _listed(self)
+        listed = dirty_list(self)
         found = [word for word in words if word in listed]
         if len(found) >= self.min_count and len(found) > self.max_share * len(words):
             return Drop("dirty words", f"{len(found)} of {len(words)} words")
@@ -47,6 +47,7 @@ class DirtyWords:
 
 
 @lru_cache(maxsize=8)
-def _listed(stage: DirtyWords) -> frozenset[str]:
+def dirty_list(stage: DirtyWords) -> frozenset[str]:
+    """All words that count as dirty."""
     given = frozenset(word.lower() for word in stage.words) | (read_list(stage.words_file) if stage.words_file else frozenset())
     return given | (small_lists() if stage.built_in_words else frozenset())

@@ -13,11 +13,10 @@ from typing import ClassVar
 from herd.base.errors import ConfigError
 from herd.data.records import Record
 from herd.data.stages.stage import Drop, Note
-from herd.data.units import words_of
+from herd.data.units import UNPARTED, words_of
 
-_UNPARTED = ("th", "lo", "km", "my", "zh", "ja")
-_MARKS = re.compile(r"(?!\w)[\u0900-\u109f\u1780-\u17ff]")
-"""Vowels and tones that Indic and Thai scripts write as marks: letters to a reader, though not to the pattern of a word."""
+_MARKS = re.compile(r"(?!\w)[\u0e00-\u109f\u1780-\u17ff]")
+"""Vowels and tones that Thai and its neighbours write as marks: letters to a reader, though not to the pattern of a word."""
 _BULLETS = ("-", "*", "•", "‣", "–", "·", "●", "▪")
 
 
@@ -48,8 +47,10 @@ class Heuristics:
         """By the record's `text`; `lang` says how its words are counted."""
         text = record["text"]
         words = words_of(text)
-        letters = sum(map(len, words)) + len(_MARKS.findall(text))
-        parted = record.get("lang") not in _UNPARTED
+        letters = sum(map(len, words))
+        parted = record.get("lang") not in UNPARTED
+        if not parted:
+            letters += len(_MARKS.findall(text))
         count = len(words) if parted else letters // 4
         if count < self.min_words:
             return Drop("too short", f"{count} words")

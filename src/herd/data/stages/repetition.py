@@ -14,7 +14,10 @@ import numpy as np
 from herd.base.errors import ConfigError
 from herd.data.records import Record
 from herd.data.stages.stage import Drop, Note
-from herd.data.units import Hashes, ngrams, word_hashes
+from herd.data.units import UNPARTED, Hashes, ngrams, word_hashes
+
+_RUNS = 3
+"""Runs to a word where words are not parted: an n-gram has that many times as many of them."""
 
 
 def _repeated_share(parts: list[str]) -> float:
@@ -79,11 +82,12 @@ class Repetition:
             if len(parts) > 1 and (share := _repeated_share(parts)) > limit:
                 return Drop(what, f"{share:.0%} of the characters")
         hashes = word_hashes(text)
+        scale = _RUNS if record.get("lang") in UNPARTED else 1
         for size, limit in enumerate(self.top, start=2):
-            if (share := top_coverage(hashes, size)) > limit:
+            if (share := top_coverage(hashes, size * scale)) > limit:
                 return Drop(f"one {size}-gram again and again", f"{share:.0%} of the words")
-        if self.repeated and repeated_coverage(hashes, 5) > min(self.repeated):
+        if self.repeated and repeated_coverage(hashes, 5 * scale) > min(self.repeated):
             for size, limit in enumerate(self.repeated, start=5):
-                if (share := repeated_coverage(hashes, size)) > limit:
+                if (share := repeated_coverage(hashes, size * scale)) > limit:
                     return Drop(f"repeated {size}-grams", f"{share:.0%} of the words")
         return record

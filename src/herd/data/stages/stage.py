@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from herd.data.records import Record
 
@@ -23,6 +23,7 @@ class Drop:
     detail: str = ""
 
 
+@runtime_checkable
 class Stage(Protocol):
     """A pure function of a record. `routes` limits it to records of these routes; empty: all."""
 

@@ -39,7 +39,7 @@ class UrlFilter:
         url = str(record.get("url") or "").lower()
         if not url:
             return record
-        domains, words = _lists(self)
+        domains, words = url_lists(self)
         try:
             host = urlsplit(url if "://" in url else "//" + url).hostname or ""
         except ValueError:
@@ -53,7 +53,8 @@ class UrlFilter:
 
 
 @lru_cache(maxsize=8)
-def _lists(stage: UrlFilter) -> tuple[frozenset[str], frozenset[str]]:
+def url_lists(stage: UrlFilter) -> tuple[frozenset[str], frozenset[str]]:
+    """The domains and the words of a filter."""
     domains = frozenset(domain.lower().strip(".") for domain in stage.domains) | (
         read_list(stage.domains_file) if stage.domains_file else frozenset()
     )
