@@ -30,20 +30,17 @@ def test_a_permutation_is_one(count: int, key: int) -> None:
 
 
 def test_a_permutation_is_the_same_everywhere_and_needs_no_memory() -> None:
-    assert (
-        permuted(key_of(7, "epoch", "web", 0), np.arange(8), 8).tolist() == permuted(key_of(7, "epoch", "web", 0), np.arange(8), 8).tolist()
-    )
-    assert key_of(7, "epoch", "web", 0) == 8297706464962471290
-    assert permuted(5, np.arange(5), 10).tolist() == [6, 1, 0, 2, 8]
+    assert key_of(7, "epoch", "web", 0) == 7808165682347917185
+    assert permuted(5, np.arange(5), 10).tolist() == [7, 1, 9, 2, 3]
     assert permuted(5, np.array([10**15]), 10**16).tolist() != [10**15]
-    assert shuffled(3, np.arange(6)).tolist() == [5, 1, 2, 3, 4, 0]
+    assert shuffled(3, np.arange(6)).tolist() == [4, 1, 0, 5, 3, 2]
 
 
 def test_permutations_of_different_keys_are_unlike_and_even() -> None:
     first = np.zeros((20, 20))
-    for key in range(4000):
+    for key in range(2000):
         first[np.arange(20), permuted(key, np.arange(20), 20)] += 1
-    assert (abs(first - 200) < 75).all(), "every place goes everywhere equally often"
+    assert (abs(first - 100) < 50).all(), "every place goes everywhere equally often"
     assert len({tuple(permuted(key, np.arange(50), 50).tolist()) for key in range(200)}) == 200
     assert len(np.unique(keyed(1, np.arange(10_000, dtype=np.uint64)))) == 10_000
 

@@ -35,7 +35,7 @@ class ShardInfo:
 
 
 class ShardWriter:
-    """Writes one shard, document by document. `close` flushes and returns what the index says of it."""
+    """Writes one shard, document by document. `close` ends it and returns what the index says of it; as a context it closes its files."""
 
     def __init__(self, folder: Path, name: str, *, vocab_size: int, has_counts: bool) -> None:
         self._folder, self._name = folder, name
@@ -53,11 +53,17 @@ class ShardWriter:
         self._end += len(ids)
         self._ends.append(self._end)
 
-    def close(self) -> ShardInfo:
-        """End the shard."""
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._tokens.close()
         if self._counts is not None:
             self._counts.close()
+
+    def close(self) -> ShardInfo:
+        """End the shard."""
+        self.__exit__()
         np.save(self._folder / f"{self._name}.ends.npy", np.array(self._ends, dtype=np.int64))
         return ShardInfo(name=self._name, num_tokens=self._end, num_documents=len(self._ends), digest=_digest(self._folder, self._name))
 

@@ -84,12 +84,12 @@ def tokenise_shard(task: Task) -> Mapping[str, Any]:
     values.pop("tokenizer_digest")
     config = from_dict(TokeniseConfig, values, where="tokenise")
     tokenizer = _tokenizer(config.tokenizer)
-    writer = ShardWriter(task.output, task.name, vocab_size=tokenizer.vocab_size, has_counts=config.answers_only)
-    for file in task.files:
-        for record in read_records(file):
-            if not config.languages or record.get("lang") in config.languages:
-                writer.add(*encode(record, config, tokenizer))
-    return asdict(writer.close())
+    with ShardWriter(task.output, task.name, vocab_size=tokenizer.vocab_size, has_counts=config.answers_only) as writer:
+        for file in task.files:
+            for record in read_records(file):
+                if not config.languages or record.get("lang") in config.languages:
+                    writer.add(*encode(record, config, tokenizer))
+        return asdict(writer.close())
 
 
 def tokenise_plan(sources: Sequence[str | Path], config: TokeniseConfig) -> Plan:
