@@ -97,6 +97,11 @@ class StreamMixture:
         return self._num_samples
 
     @property
+    def sources(self) -> dict[str, RowSource]:
+        """The sources that are read, by name."""
+        return dict(zip(self.names, self._sources, strict=True))
+
+    @property
     def fingerprint(self) -> str:
         """What tells this order of this data from any other."""
         rows = [str(getattr(source, "fingerprint", len(source))) for source in self._sources]
