@@ -23,7 +23,17 @@ UNPARTED = ("th", "lo", "km", "my", "zh", "ja")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _KNOWN_WORDS = 2**18
-_known: dict[str, int] = {}
+
+
+class _Numbers(dict[str, int]):
+    """Words with their numbers, which are made when they are first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = stable_hash(word)
+        return number
+
+
+_known = _Numbers()
 
 
 def stable_hash(text: str) -> int:
@@ -43,9 +53,6 @@ def word_hashes(text: str) -> Hashes:
     if len(_known) > _KNOWN_WORDS:
         _known.clear()
     words = words_of(text)
-    for word in set(words):
-        if word not in _known:
-            _known[word] = stable_hash(word)
     hashes = np.fromiter(map(_known.__getitem__, words), dtype=np.uint64, count=len(words))
     hashes.setflags(write=False)
     return hashes

@@ -122,7 +122,7 @@ def _clean() -> tuple[Any, ...]:
         Routes(),
         ExactDedup(),
         MinHashDedup(),
-        Heuristics(min_words=10, max_words=1_000_000, max_symbols_per_word=0.2),
+        Heuristics(min_words=10, max_words=1_000_000, max_symbols_per_word=0.2, max_broken_lines=0.5),
         Repetition(top=(0.30, 0.27, 0.24), repeated=(0.35, 0.33, 0.31, 0.29, 0.27, 0.25)),
         DirtyWords(),
         PiiRemoval(),

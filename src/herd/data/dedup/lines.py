@@ -22,7 +22,7 @@ from herd.data.stages.stage import Drop, Note
 from herd.data.units import Hashes, stable_hash
 
 _DIGIT = re.compile(r"\d")
-_MARK = re.compile(r"[^\w\s]")
+_MARK = re.compile(r"[^\w\s]+")
 
 
 def plain_line(line: str) -> str:
@@ -32,7 +32,8 @@ def plain_line(line: str) -> str:
 
 def line_hashes(text: str) -> list[int]:
     """The number of every line; 0 for one that is never removed, since it says nothing."""
-    return [stable_hash(plain) | 1 if (plain := plain_line(line)) else 0 for line in text.split("\n")]
+    plain = _DIGIT.sub("0", _MARK.sub("", text.lower()))
+    return [stable_hash(line) | 1 if (line := " ".join(part.split())) else 0 for part in plain.split("\n")]
 
 
 class LineSigner:

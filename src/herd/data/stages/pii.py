@@ -72,10 +72,10 @@ def _is_phone(text: str) -> bool:
 
 
 _AT = re.compile("@")
-_COUNTRY = re.compile(r"[A-Z]{2}\d\d")
-_DOTTED = re.compile(r"\d\.\d{1,3}\.\d")
-_COLONS = re.compile(r"[0-9a-fA-F]:[0-9a-fA-F:]")
-_LONG_NUMBER = re.compile(r"\d(?:[ ()/.-]{0,2}\d){6}")
+_COUNTRY = re.compile(r"[0-9](?<=[A-Z]{2}[0-9])[0-9]")
+_DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
+_COLONS = re.compile(r":[0-9a-fA-F]{0,4}:")
+_LONG_NUMBER = re.compile(r"[0-9](?:[ ()/.-]{0,2}[0-9]){6}")
 
 _KINDS: tuple[tuple[str, re.Pattern[str], re.Pattern[str], Callable[[str], bool]], ...] = (
     ("email", _AT, _EMAIL, lambda text: True),

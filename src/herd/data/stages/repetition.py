@@ -27,26 +27,34 @@ def _repeated_share(parts: list[str]) -> float:
     return 1 - first / total if total else 0.0
 
 
+def most_frequent(grams: Hashes) -> int:
+    """How often the commonest of some n-grams occurs."""
+    if len(grams) == 0:
+        return 0
+    ordered = np.sort(grams)
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    return int(np.diff(edges).max())
+
+
 def top_coverage(hashes: Hashes, size: int) -> float:
     """The share of the words that the commonest n-gram covers; its overlapping copies are counted whole, up to 1."""
-    grams = ngrams(hashes, size)
-    if len(grams) == 0:
-        return 0.0
-    most = int(np.unique(grams, return_counts=True)[1].max())
+    most = most_frequent(ngrams(hashes, size))
     return min(1.0, most * size / len(hashes)) if most > 1 else 0.0
 
 
-def repeated_coverage(hashes: Hashes, size: int) -> float:
-    """The share of the words that lie in an n-gram which has occurred before."""
+def repeated_coverage(hashes: Hashes, size: int, *, at_least: float = 0.0) -> float:
+    """The share of the words that lie in an n-gram which has occurred before; 0 where it must be `at_least` or less."""
     grams = ngrams(hashes, size)
     if len(grams) < 2:
         return 0.0
+    ordered = np.sort(grams)
+    repeats = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+    if repeats == 0 or repeats * size <= at_least * len(hashes):
+        return 0.0
     first = np.zeros(len(grams), dtype=bool)
     first[np.unique(grams, return_index=True)[1]] = True
-    starts = np.flatnonzero(~first)
-    if len(starts) == 0:
-        return 0.0
     edges = np.zeros(len(hashes) + 1, dtype=np.int32)
+    starts = np.flatnonzero(~first)
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + size, -1)
     return float(np.count_nonzero(np.cumsum(edges[:-1]))) / len(hashes)
@@ -83,10 +91,15 @@ class Repetition:
                 return Drop(what, f"{share:.0%} of the characters")
         hashes = word_hashes(text)
         scale = _RUNS if record.get("lang") in UNPARTED else 1
+        most = len(hashes)
         for size, limit in enumerate(self.top, start=2):
-            if (share := top_coverage(hashes, size * scale)) > limit:
+            if most * size * scale <= limit * len(hashes):
+                continue  # a longer n-gram is no commoner than the shorter one that begins it
+            most = most_frequent(ngrams(hashes, size * scale))
+            if most > 1 and (share := min(1.0, most * size * scale / len(hashes))) > limit:
                 return Drop(f"one {size}-gram again and again", f"{share:.0%} of the words")
-        if self.repeated and repeated_coverage(hashes, 5 * scale) > min(self.repeated):
+        lowest = min(self.repeated, default=1.0)
+        if repeated_coverage(hashes, 5 * scale, at_least=lowest) > lowest:
             for size, limit in enumerate(self.repeated, start=5):
                 if (share := repeated_coverage(hashes, size * scale)) > limit:
                     return Drop(f"repeated {size}-grams", f"{share:.0%} of the words")

@@ -15,7 +15,8 @@ from herd.data.stages.stage import Drop, Note
 
 ROUTES = ("prose", "code", "maths")
 
-_LOOK_AT = 20_000
+_LOOK_AT = 8_000
+_LONGEST_LINE = 200
 _STATEMENT = re.compile(
     r"^\s*(?:def |class |import |from \w+ import|return\b|if .*:$|for .*:$|while .*:$|else:|elif |try:|except|with .*:$|#include|public "
     r"|private |static |const |let |var |function\b|fn |use |package |func |impl |struct |enum |SELECT |INSERT |CREATE |<\?php"
@@ -39,6 +40,8 @@ def code_share(text: str) -> float:
 
 
 def _looks_like_code(line: str) -> bool:
+    if len(line) > _LONGEST_LINE:
+        return False
     if _STATEMENT.match(line) or _ASSIGNMENT.match(line):
         return True
     words = line.count(" ")
