@@ -15,6 +15,7 @@ from herd.cli import (
     completion,
     config,
     convert,
+    data,
     doctor,
     keys,
     models,
@@ -83,6 +84,7 @@ app.command("show", rich_help_panel=_MODELS)(show.show)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
+app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)
