@@ -86,7 +86,7 @@ def numbered_shards(lengths: list[list[int]]) -> list[list[list[int]]]:
 LENGTHS = st.lists(st.lists(st.integers(0, 30), max_size=12), min_size=1, max_size=4)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, sequence_length=st.integers(2, 16), split=st.booleans(), window=st.integers(1, 10))
 def test_no_token_is_lost_doubled_or_leaked(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], sequence_length: int, split: bool, window: int
@@ -173,7 +173,7 @@ def test_shares_are_exact_at_the_end_of_every_block(weights: list[float], sample
         assert abs(used[name] - end * weight / sum(weights)) <= 1.0 + 1e-6
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     changes=st.lists(st.integers(1, 300), max_size=3, unique=True).map(sorted),
     limits=st.lists(st.none() | st.integers(0, 200), min_size=3, max_size=3),
@@ -202,7 +202,7 @@ def test_a_sample_is_the_same_however_it_is_asked_for(
     other = make()
     numbers = list(range(end))
     order.shuffle(numbers)
-    for number in numbers[:60]:
+    for number in numbers[:25]:
         one = other.locate(number, 1)
         assert (one[0][0], one[1][0]) == (sources[number], turns[number])
     with pytest.raises(IndexError):
@@ -270,7 +270,7 @@ def test_both_mixtures_offer_batches_and_both_rows_are_sources(tmp_path: Path) -
     assert (tokens.dtype, documents.dtype, counts.dtype) == (np.int32, np.int16, np.bool_) and tokens.shape == (5, 4)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 1000))
 def test_every_row_comes_once_an_epoch(sizes: list[int], seed: int) -> None:
     mixture = mixture_of(sizes, seed=seed)
@@ -302,7 +302,7 @@ def test_neither_workers_nor_ranks_change_the_stream(workers: int, world_size: i
         loader.close()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     before=st.integers(1, 4),
     after=st.integers(1, 4),
