@@ -141,13 +141,14 @@ def _herd(source: Path, output: Path) -> dict[str, Any]:
     from herd.data.stages.repetition import Repetition
 
     if source.is_dir():
-        stages = (*preset("clean"), Decontaminate(against=(str(source / "evals_public"),)))
+        against = Decontaminate(against=(str(source / "evals_public"),))
+        stages = tuple(part for stage in preset("clean") for part in ((against, stage) if stage.kind == "pii" else (stage,)))
         source = source / "corpus"
     else:
         stages = (Repetition(), Heuristics(), MinHashDedup(), PiiRemoval(kinds=("email", "ip")))
     report = curate(CurateConfig(sources=(str(source),), stages=stages), output)
-    kept = [] if source.is_dir() else _ids(output / "documents")
-    return {**report.total, "kept": kept}
+    dropped = {stage["stage"]: stage["dropped"] for stage in report.stages if stage["dropped"]}
+    return {**report.total, "dropped": dropped, "kept": [] if source.is_dir() else _ids(output / "documents")}
 
 
 def _ids(folder: Path) -> list[str]:

@@ -129,6 +129,28 @@ def test_a_run_killed_halfway_ends_in_the_same_bytes(tmp_path: Path, workers: in
     assert all(path.stat().st_mtime_ns == times[path] for path in done), "what was done is not done again"
 
 
+def test_public_text_gives_the_same_bytes_from_one_and_four_workers_and_after_a_kill(tmp_path: Path, shared_data: Path) -> None:
+    full = os.environ.get("HERD_TEST_FULL") == "1"
+    names = ["openstax_es", "tldr_pages", "onestop_english", "ms_courses", "klexikon_de"] if full else ["udhr", "childrens_stories"]
+    files = tuple(str(shared_data / "corpus" / f"{name}.jsonl.zst") for name in names)
+    evals = shared_data / "evals_public"
+    against = Decontaminate(against=(str(evals if full else evals / "mmlu_dev.jsonl.zst"),))
+    config = CurateConfig(sources=files, stages=(*preset("clean")[:7], against, *preset("clean")[7:]))
+    curate(config, tmp_path / "one")
+    plan = prepare(config, tmp_path / "four")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), str(tmp_path / "four"), "4"], env=environment)
+    started = time.monotonic()
+    while len(list((tmp_path / "four").glob("*/[!.]*/done.json"))) < sum(len(step.shards) for step in plan.steps) // 2:
+        assert child.poll() is None and time.monotonic() - started < 500
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    curate(config, tmp_path / "four", workers=4)
+    assert outcome(tmp_path / "four") == outcome(tmp_path / "one")
+
+
 def test_a_changed_stage_redoes_what_depends_on_it_only(tmp_path: Path) -> None:
     place = sources(tmp_path / "in")
     stages = (LanguageFilter(), ExactDedup(), Heuristics(min_words=5))

@@ -50,6 +50,9 @@ def test_a_page_gives_its_main_text_with_formulas_code_and_pictures() -> None:
     assert "A llama on a rock" in text
     assert not any(word in text for word in ("About us", "Copyright", "var x", "color", "#", "**"))
     assert html_to_text("") == ""
+    assert html_to_text('<p>f <math alttext="a"><math alttext="b"><mi>c</mi></math></math></p>') == "f $a$"
+    assert html_to_text("<div>" * 400_000) == "", "nested without end, it would take hours"
+    assert len(html_to_text("<p>a<br>" * 30_000)) > 30_000
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -123,6 +123,8 @@ class StreamMixture:
         """Samples first..first+size-1: tokens, document numbers and loss mask, each [size, T+1]. Raises IndexError past the end."""
         if first < 0 or (self._num_samples is not None and first + size > self._num_samples):
             raise IndexError(f"samples {first} to {first + size - 1} of {self._num_samples}")
+        if size == 0:
+            return self._sources[0].take(np.empty(0, dtype=np.int64))
         sources, rows = self.rows_of(first, size)
         parts: list[RowBatch | None] = [None] * size
         for number, source in enumerate(self._sources):
@@ -196,7 +198,8 @@ class Loader:
         assert self._pool is not None
         start, count = self.part(first, size)
         cuts = [start + count * number // self._workers for number in range(self._workers + 1)]
-        return [self._pool.submit(self._mixture.batch, one, two - one) for one, two in pairwise(cuts) if two > one]
+        pieces = [(one, two - one) for one, two in pairwise(cuts) if two > one] or [(start, 0)]
+        return [self._pool.submit(self._mixture.batch, *piece) for piece in pieces]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint has to keep of the data."""

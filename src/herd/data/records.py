@@ -184,7 +184,7 @@ def read_raw(path: Path | str) -> Iterator[Record]:
 
 def _pages_as_text(records: Iterator[Record]) -> Iterator[Record]:
     for record in records:
-        if "html" in record:
+        if isinstance(record.get("html"), str) and not isinstance(record.get("text"), str):
             from herd.data.web import html_to_text
 
             record["text"] = html_to_text(record.pop("html"))

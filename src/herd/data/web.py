@@ -6,6 +6,7 @@ lines, pictures their alternative text, and no marks of Markdown are put in (sec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,12 @@ from herd.base.errors import FormatError
 from herd.data.records import MAX_LINE_BYTES, Record, opened
 
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
+_MANY_TAGS = 20_000
+_DEEP = 2000
+_TAG = re.compile(r"<(?P<end>/?)(?P<name>[a-zA-Z][a-zA-Z0-9]*)")
+_NO_END = frozenset(
+    ("br", "img", "hr", "meta", "link", "input", "source", "area", "base", "col", "wbr", "p", "li", "td", "tr", "th", "option", "dt", "dd")
+)
 _TEX = ('annotation[encoding="application/x-tex"]', 'annotation[encoding="TeX"]')
 
 
@@ -75,7 +82,12 @@ def read_html(path: Path | str) -> Iterator[Record]:
 
 
 def html_to_text(html: str) -> str:
-    """The main text of a page: paragraphs and code keep their lines, formulas become $TeX$; empty for a page that has none."""
+    """The main text of a page: paragraphs and code keep their lines, formulas become $TeX$; empty for a page that has none.
+
+    A page of very many tags nested without end would take hours, since the time grows with the square of the depth: it has no text either.
+    """
+    if html.count("<") > _MANY_TAGS and _depth(html) > _DEEP:
+        return ""
     tree = HTMLTree.parse(html)
     if "<math" in html or "math/tex" in html:
         _spell_formulas(tree)
@@ -83,10 +95,24 @@ def html_to_text(html: str) -> str:
     return text.encode("utf-8", "replace").decode().strip()
 
 
+def _depth(html: str) -> int:
+    """How deep tags are nested, unclosed ones counted as open to the end, but for those that have no end."""
+    depth = deepest = 0
+    for match in _TAG.finditer(html):
+        if match["end"]:
+            depth = max(0, depth - 1)
+        elif match["name"].lower() not in _NO_END:
+            depth += 1
+            deepest = max(deepest, depth)
+    return deepest
+
+
 def _spell_formulas(tree: HTMLTree) -> None:
     """Put in the place of every formula its TeX: MathML's annotation or alttext, MathJax's script."""
     document: Any = tree.document
     for node in document.query_selector_all("math"):
+        if node.parent_element is not None and node.parent_element.closest("math") is not None:
+            continue  # a formula inside one that has been replaced
         sources = [found for selector in _TEX if (found := node.query_selector(selector)) is not None]
         _replace(tree, node, sources[0].text if sources else node.getattr("alttext") or node.text)
     for node in document.query_selector_all('script[type^="math/tex"]'):

@@ -115,17 +115,20 @@ def _web() -> tuple[Any, ...]:
 
 
 def _clean() -> tuple[Any, ...]:
-    """Collections that people made with care, whose language is known: duplicates, short or repetitive texts and personal data go."""
+    """Collections that people made with care, whose language is known: duplicates, short or repetitive texts and personal data go.
+
+    Duplicates come last: what looks at one record at a time is then one pass, which counts a text's words once.
+    """
     return (
         ExtractText(),
         LanguageFilter(trust_label=True),
         Routes(),
-        ExactDedup(),
-        MinHashDedup(),
         Heuristics(min_words=10, max_words=1_000_000, max_symbols_per_word=0.2, max_broken_lines=0.5),
         Repetition(top=(0.30, 0.27, 0.24), repeated=(0.35, 0.33, 0.31, 0.29, 0.27, 0.25)),
         DirtyWords(),
         PiiRemoval(),
+        ExactDedup(),
+        MinHashDedup(),
     )
 
 

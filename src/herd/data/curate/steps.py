@@ -142,8 +142,10 @@ def _records(file: str, tally: Tally, config: Mapping[str, Any]) -> Iterator[Rec
 
 
 def _usable(record: Record, note: Note) -> Record | Drop:
-    if isinstance(record.get("text"), str) or isinstance(record.get("html"), str):
+    if isinstance(record.get("text"), str):
         return record
+    if isinstance(record.get("html"), str):
+        return {name: value for name, value in record.items() if name != "text"}
     return Drop("no text", f"fields: {', '.join(sorted(record))}")
 
 

@@ -83,8 +83,10 @@ class TokenDistribution:
         return 1
 
     def files(self) -> tuple[str, ...]:
-        """None that can change: a tokenizer is told by its path."""
-        return ()
+        """The tokenizer's, where one is named."""
+        place = Path(self.tokenizer) if self.tokenizer else None
+        names = ("tokenizer.model", "tokenizer.json")
+        return () if place is None else tuple(str(path) for path in (place, *(place / name for name in names)) if path.is_file())
 
     def windows(self, text: str) -> list[list[int]]:
         """The token ids of a text's opening, middle and end, as far as they do not overlap; none for a short text."""

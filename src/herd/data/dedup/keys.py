@@ -124,7 +124,7 @@ def _url_key(record: Record) -> tuple[int, int]:
     if not isinstance(url, str) or not plain_url(url):
         return _NO_KEY, 0
     digits = "".join(_DIGITS.findall(str(record.get("date") or "")))[:14]
-    return stable_hash(plain_url(url)) | 1, int(digits.ljust(14, "0")) if digits else 0
+    return stable_hash(plain_url(url)) or 1, int(digits.ljust(14, "0")) if digits else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,4 +165,4 @@ class ExactDedup:
 
 
 def _text_key(record: Record) -> tuple[int, int]:
-    return stable_hash(" ".join(record["text"].split())) | 1, 0
+    return stable_hash(" ".join(record["text"].split())) or 1, 0

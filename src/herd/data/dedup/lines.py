@@ -33,7 +33,7 @@ def plain_line(line: str) -> str:
 def line_hashes(text: str) -> list[int]:
     """The number of every line; 0 for one that is never removed, since it says nothing."""
     plain = _DIGIT.sub("0", _MARK.sub("", text.lower()))
-    return [stable_hash(line) | 1 if (line := " ".join(part.split())) else 0 for part in plain.split("\n")]
+    return [stable_hash(line) or 1 if (line := " ".join(part.split())) else 0 for part in plain.split("\n")]
 
 
 class LineSigner:

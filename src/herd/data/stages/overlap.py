@@ -55,7 +55,7 @@ class Decontaminate:
         item = index.long_hit(ngrams(hashes, self.long))
         if item is not None:
             return Drop(f"{self.long}-gram of an evaluation set", index.about(item))
-        item = index.short_hit(np.unique(ngrams(hashes, self.short)), self.min_share)
+        item = index.short_hit(ngrams(hashes, self.short), self.min_share)
         if item is not None:
             return Drop(f"{self.short}-grams of an evaluation text", index.about(item))
         return record
@@ -70,6 +70,20 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for member in cast("list[Any]", value):
             yield from _strings(member)
+
+
+class _Sieve:
+    """Which n-grams can be in a set at all, by a table of their upper bits: nearly all of a document's cannot, and are not looked for."""
+
+    def __init__(self, grams: Hashes) -> None:
+        bits = max(10, (16 * len(grams)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(2**bits, dtype=np.bool_)
+        self._table[grams >> self._shift] = True
+
+    def left(self, grams: Hashes) -> Hashes:
+        """Those that may be in the set, in their order."""
+        return grams[self._table[grams >> self._shift]]
 
 
 class OverlapIndex:
@@ -91,6 +105,7 @@ class OverlapIndex:
         self.long, self.long_items = _sorted_grams(long, stage.max_items, once=True)
         self.short, self.short_items = _sorted_grams(short, stage.max_items, once=False)
         self.totals = np.bincount(self.short_items, minlength=len(self._texts))
+        self._long_sieve, self._short_sieve = _Sieve(self.long), _Sieve(self.short)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -102,7 +117,8 @@ class OverlapIndex:
 
     def long_hit(self, grams: Hashes) -> int | None:
         """The text that holds the first of the document's long n-grams that any holds."""
-        if len(grams) == 0 or len(self.long) == 0:
+        grams = self._long_sieve.left(grams)
+        if len(grams) == 0:
             return None
         places = np.searchsorted(self.long, grams).clip(max=len(self.long) - 1)
         hits = np.flatnonzero(self.long[places] == grams)
@@ -110,7 +126,8 @@ class OverlapIndex:
 
     def short_hit(self, grams: Hashes, min_share: float) -> int | None:
         """The text of whose short n-grams the document holds the largest share, if that is at least `min_share`."""
-        if len(grams) == 0 or len(self.short) == 0:
+        grams = np.unique(self._short_sieve.left(grams))
+        if len(grams) == 0:
             return None
         first, last = np.searchsorted(self.short, grams, "left"), np.searchsorted(self.short, grams, "right")
         found = np.flatnonzero(last > first)

@@ -23,7 +23,7 @@ class ExtractText:
 
     def apply(self, record: Record, note: Note) -> Record | Drop:
         """By the record's `html`."""
-        if "html" not in record:
+        if isinstance(record.get("text"), str):
             return record
         from herd.data.web import html_to_text
 
