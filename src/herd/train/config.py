@@ -42,8 +42,8 @@ class StageConfig:
     """One stage of training: pre-training or fine-tuning, by what its sources are and what counts in the loss.
 
     `batch_size` counts sequences a step; `micro_batch_size` of them are in memory at once, with the same result. Chat sources count answers
-    only when `answers_only`. `lr` is the peak, `grad_clip` 0 clips nothing; AdamW's betas and epsilon are not published for Llama 3: these
-    are the field's usual ones.
+    only when `answers_only`. `lr` is the peak, `grad_clip` 0 clips nothing; `z_loss` is `NextToken`'s. AdamW's betas and epsilon are not
+    published for Llama 3: these are the field's usual ones.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -59,6 +59,7 @@ class StageConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     grad_clip: float = 1.0
+    z_loss: float = 0.0
     answers_only: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     log_every: int = 10
@@ -96,7 +97,7 @@ class StageConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be 0 or more and below 1", hint="0.9 and 0.95 are usual")
-        for name in ("weight_decay", "eps", "grad_clip"):
+        for name in ("weight_decay", "eps", "grad_clip", "z_loss"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be 0 or more", hint=f"leave {name} at its default")
 

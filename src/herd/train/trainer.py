@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import torch
 
 from herd.base.atomic import atomic_file
 from herd.base.errors import HerdError
-from herd.data.mixture import Mixture
 from herd.data.rows import Rows
 from herd.model.transformer import Transformer
+from herd.train.callback import BatchSource, Callback
 from herd.train.config import StageConfig
+from herd.train.objectives.next_token import NextToken
+from herd.train.objectives.objective import Objective
 from herd.train.optimizer import build_adamw
 from herd.train.schedule import learning_rate
 from herd.train.state import Progress, load_state, prune_states, save_state
@@ -60,17 +62,21 @@ class Trainer:
         self,
         model: Transformer,
         stage: StageConfig,
-        mixture: Mixture,
+        mixture: BatchSource,
         *,
         folder: Path,
         run: str,
         heldout: Mapping[str, HeldOut] | None = None,
         on_step: OnStep | None = None,
+        objective: Objective | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.model, self.stage, self.mixture = model, stage, mixture
         self.folder, self.run = folder, run
         self.heldout = dict(heldout or {})
         self.on_step = on_step
+        self.objective = objective or NextToken(z_loss=stage.z_loss)
+        self.callbacks = callbacks
         self.optimizer = build_adamw(model, stage)
         self.progress = Progress()
 
@@ -98,6 +104,7 @@ class Trainer:
             step = self.progress.step
             if step % self.stage.eval_every == 0 or step == self.stage.num_steps:
                 self.evaluate()
+            self._call_back(step)
             if step % self.stage.save_every == 0 or step == last:
                 save_state(self.states, self.model, self.optimizer, self.progress, run=self.run, keep=self.stage.keep_states)
         return self.progress
@@ -109,7 +116,7 @@ class Trainer:
             done.step, peak=stage.lr, warmup_steps=stage.warmup_steps, num_steps=stage.num_steps, final_fraction=stage.final_lr_fraction
         )
         batch = self.mixture.batch(done.num_samples, stage.batch_size)
-        result = train_step(self.model, self.optimizer, batch, stage, lr=lr)
+        result = train_step(self.model, self.optimizer, batch, stage, lr=lr, objective=self.objective)
         if not np.isfinite(result.loss) or not np.isfinite(result.grad_norm):
             raise DivergedError(
                 f"step {done.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}",
@@ -124,7 +131,7 @@ class Trainer:
         )
         tokens_per_s = stage.batch_size * stage.sequence_length / seconds
         if self.progress.step % stage.log_every == 0 or self.progress.step == 1:
-            self._log(loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_s=round(tokens_per_s, 1))
+            self._log(loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_s=round(tokens_per_s, 1), **result.metrics)
         if self.on_step is not None:
             self.on_step(self.progress.step, result, tokens_per_s)
 
@@ -137,6 +144,16 @@ class Trainer:
         if scores:
             self._log(heldout={name: round(score, 4) for name, score in scores.items()})
         return scores
+
+    def _call_back(self, step: int) -> None:
+        for callback in self.callbacks:
+            if step % callback.every == 0 or step == self.stage.num_steps:
+                self.model.eval()
+                with torch.no_grad():
+                    scores = callback(self.model, step)
+                self.model.train()
+                if scores:
+                    self._log(**{callback.name: {name: round(score, 6) for name, score in scores.items()}})
 
     def _log(self, **values: object) -> None:
         record = {"step": self.progress.step, "num_counted": self.progress.num_counted, **values}
