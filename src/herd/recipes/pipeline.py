@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from herd.base.atomic import atomic_file
-from herd.base.config_io import from_toml, to_toml
+from herd.base.config_io import to_toml
 from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
@@ -27,6 +27,10 @@ from herd.model.transformer import Transformer
 from herd.recipes.card import StageReport, write_card
 from herd.recipes.config import RecipeConfig
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
+from herd.recipes.registry import AnyConfig, read_config
+from herd.recipes.tune_config import TuneConfig
+from herd.recipes.tune_run import PARTS as TUNE_PARTS
+from herd.recipes.tune_run import TuneResult, run_tune
 from herd.text.tokenizer import Tokenizer
 from herd.train.config import StageConfig
 from herd.train.step import StepResult
@@ -45,14 +49,21 @@ class RunResult:
     model: Path
     stages: tuple[StageReport, ...]
 
+    @property
+    def next_step(self) -> str:
+        """What to do with it."""
+        return f"herd chat --model {self.model}"
 
-def run_recipe(config: RecipeConfig, *, data: Path | None, output: Path, restart: bool = False) -> RunResult:
-    """Train `config` into `output` and return where the model is.
+
+def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False) -> RunResult | TuneResult:
+    """Train `config`, from random weights or from a model, into `output` and return where the model is.
 
     A folder that holds an interrupted run of the same config is resumed, bit for bit. Raises UsageError if it holds another config and
     `restart` is false.
     """
     _claim(config, output, restart=restart)
+    if isinstance(config, TuneConfig):
+        return run_tune(config, data=data, output=output)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
@@ -70,14 +81,14 @@ def run_recipe(config: RecipeConfig, *, data: Path | None, output: Path, restart
     return RunResult(model=target, stages=reports)
 
 
-def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
+def _claim(config: AnyConfig, output: Path, *, restart: bool) -> None:
     """Make `output` this config's folder: empty, or left by an earlier try of the same config."""
     saved = output / "config.toml"
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder", hint="choose another --output")
     if restart and saved.exists():
         saved.unlink()
-        for part in _PARTS:
+        for part in TUNE_PARTS if isinstance(config, TuneConfig) else _PARTS:
             shutil.rmtree(output / part, ignore_errors=True)
     if saved.exists() and _read_config(saved) != config:
         raise UsageError(
@@ -87,10 +98,10 @@ def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
         temporary.write_text(to_toml(config), encoding="utf-8")
 
 
-def _read_config(path: Path) -> RecipeConfig | None:
+def _read_config(path: Path) -> AnyConfig | None:
     """A saved config; None for a file that is not one of this herd's."""
     try:
-        return from_toml(RecipeConfig, path.read_text(encoding="utf-8"))
+        return read_config(path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError):
         return None
 
