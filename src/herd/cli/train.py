@@ -28,7 +28,10 @@ def train(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes under two minutes."""
+    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit.
+
+    `herd train tiny` takes under two minutes.
+    """
     from herd.base.config_io import apply_overrides, to_toml
     from herd.cli.output import line, note, print_json, table
     from herd.recipes.registry import RECIPES, find_recipe
