@@ -21,7 +21,6 @@ from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.load import save_model
-from herd.data.mixture import Mixture
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.recipes.card import StageReport, write_card
@@ -29,6 +28,7 @@ from herd.recipes.config import RecipeConfig
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
 from herd.text.tokenizer import Tokenizer
 from herd.train.config import StageConfig
+from herd.train.mixing import stage_mixture
 from herd.train.step import StepResult
 from herd.train.trainer import HeldOut, Trainer
 
@@ -110,8 +110,7 @@ def _run_stage(
     """Train one stage, from its newest state if it has one; the model holds its result afterwards."""
     digest = hashlib.sha256((output / "tokenizer" / "tokenizer.model").read_bytes()).hexdigest()
     rows = prepare_rows(stage, config, data, tokenizer, digest=digest, cache=output / "data")
-    weights = {source.name: source.weight for source in stage.sources}
-    mixture = Mixture(rows, weights, seed=config.seed + number, num_samples=stage.num_steps * stage.batch_size)
+    mixture = stage_mixture(rows, stage, seed=config.seed + number)
     run = _run_digest(config, number, digest)
     trainer = Trainer(model, stage, mixture, folder=output / name, run=run, heldout=heldout)
     if trainer.resume():

@@ -17,17 +17,22 @@ from herd.model.attention import MaskedCore, document_mask
 from herd.model.transformer import Transformer
 from herd.train.config import StageConfig
 from herd.train.loss import IGNORE, cross_entropy_sum
+from herd.train.update import Accept, apply_update
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step measured: mean loss in nats over the counted tokens, their number, and the gradient norm before clipping."""
+    """What one step measured: mean loss in nats over the counted tokens, their number, and the gradient norm before clipping.
+
+    `applied` is false where the update was refused.
+    """
 
     loss: float
     num_counted: int
     grad_norm: float
+    applied: bool = True
 
 
 def some_rows(batch: Batch, first: int, size: int) -> Batch:
@@ -47,7 +52,9 @@ def batch_loss_sum(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tens
     return cross_entropy_sum(hidden.flatten(0, 1).to(dtype), model.head_weight, targets.flatten())
 
 
-def train_step(model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, stage: StageConfig, *, lr: float) -> StepResult:
+def train_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, stage: StageConfig, *, lr: float, accept: Accept | None = None
+) -> StepResult:
     """Forward, backward, clip, update. Gradients are cleared before returning."""
     dtype = getattr(torch, stage.compute_dtype)
     num_counted = int(batch[2][:, 1:].sum())
@@ -57,9 +64,5 @@ def train_step(model: Transformer, optimizer: torch.optim.Optimizer, batch: Batc
         loss_sum = batch_loss_sum(model, some_rows(batch, start, stage.micro_batch_size), dtype)
         (loss_sum / divisor).backward()
         total += loss_sum.item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip if stage.grad_clip > 0 else float("inf"))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss=total / divisor, num_counted=num_counted, grad_norm=float(grad_norm))
+    grad_norm, applied = apply_update(model, optimizer, stage, lr=lr, loss=total / divisor, accept=accept)
+    return StepResult(loss=total / divisor, num_counted=num_counted, grad_norm=grad_norm, applied=applied)
