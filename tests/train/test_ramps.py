@@ -15,6 +15,7 @@ from small_run import as_batch, small_rows, small_sources, small_stage, small_tr
 
 from herd.base.config_io import apply_overrides, from_toml, to_toml
 from herd.base.errors import ConfigError
+from herd.train.batch import as_columns
 from herd.train.config import MixChange, RampPhase, SourceConfig, SourceWeight, StageConfig
 from herd.train.mixing import cut_rows, stage_mixture
 from herd.train.schedule import learning_rate, stage_learning_rate, step_plan, steps_for_tokens
@@ -115,7 +116,8 @@ def test_an_impossible_ramp_is_refused(phases: list[tuple[int, int, int]], messa
 def test_cut_rows_keep_every_target_once_and_in_order() -> None:
     rows = small_rows(40, seed=3)
     batch = as_batch(rows, 0, 4)
-    tokens, documents, counts = cut_rows(batch, 8)
+    cut = as_columns(cut_rows(batch, 8))
+    tokens, documents, counts = (cut[name] for name in ("tokens", "documents", "counts"))
     assert tokens.shape == documents.shape == counts.shape == (12, 9)
     assert np.array_equal(tokens[:, 1:].reshape(4, 24), batch[0][:, 1:])
     assert np.array_equal(counts[:, 1:].reshape(4, 24), batch[2][:, 1:])

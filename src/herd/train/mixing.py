@@ -8,15 +8,16 @@ Knows rows and weights; nothing of steps. Rows of the stage's length are cut int
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from herd.base.errors import ConfigError
 from herd.data.rows import Rows
+from herd.train.batch import AnyBatch, Batch, as_columns
 from herd.train.config import StageConfig
 from herd.train.schedule import step_plan
-from herd.train.step import Batch
 
 
 class ScheduledMixture:
@@ -108,15 +109,17 @@ def stage_mixture(rows: Mapping[str, Rows], stage: StageConfig, *, seed: int) ->
     return ScheduledMixture(used, schedule, seed=seed, num_samples=num_samples + spare)
 
 
-def cut_rows(batch: Batch, length: int) -> Batch:
+def cut_rows(batch: AnyBatch, length: int) -> AnyBatch:
     """Rows of T + 1 cut into T / length rows of `length` + 1 each, in order; neighbours share the token that one predicts last."""
-    tokens, documents, counts = batch
-    parts = (tokens.shape[1] - 1) // length
-    if parts == 1:
+    columns = as_columns(batch)
+    parts = (columns["tokens"].shape[1] - 1) // length
+    if parts <= 1:
         return batch
+    return {name: _cut(column, parts, length) for name, column in columns.items()}
 
-    def cut(part: NDArray) -> NDArray:
-        windows = [part[:, start : start + length + 1] for start in range(0, parts * length, length)]
-        return np.stack(windows, axis=1).reshape(-1, length + 1)
 
-    return cut(tokens), cut(documents), cut(counts)
+def _cut(column: NDArray[Any], parts: int, length: int) -> NDArray[Any]:
+    if column.ndim == 1:
+        return np.repeat(column, parts)
+    windows = [column[:, start : start + length + 1] for start in range(0, parts * length, length)]
+    return np.stack(windows, axis=1).reshape(-1, length + 1)

@@ -29,6 +29,8 @@ from herd.train.guard import Judgement, LossGuard
 from herd.train.heartbeat import Heartbeat, Phase
 from herd.train.mixing import cut_rows
 from herd.train.numerics import prepare_model
+from herd.train.objectives.next_token import NextToken
+from herd.train.objectives.objective import Objective
 from herd.train.optimizer import build_adamw
 from herd.train.preemption import PreemptedError
 from herd.train.profiling import StepProfiler
@@ -88,6 +90,7 @@ class Trainer:
         run: str,
         heldout: Mapping[str, HeldOut] | None = None,
         on_step: OnStep | None = None,
+        objective: Objective | None = None,
         callbacks: Sequence[Callback] = (),
         gate: Gate | None = None,
         should_stop: Callable[[], object] = lambda: False,
@@ -99,6 +102,7 @@ class Trainer:
         self.heldout = dict(heldout or {})
         self.on_step, self.callbacks, self.gate, self.should_stop = on_step, callbacks, gate, should_stop
         self.on_phase: Callable[[Phase, int], None] | None = None
+        self.objective = objective or NextToken(z_loss=stage.z_loss)
         self.plan = step_plan(stage)
         prepare_model(model, stage)
         self.optimizer = build_adamw(model, stage)
@@ -205,7 +209,7 @@ class Trainer:
             return judgement.verdict == "ok"
 
         lr = stage_learning_rate(self.stage, done.step)
-        result = train_step(self.model, self.optimizer, batch, self._stage_of(phase), lr=lr, accept=accept)
+        result = train_step(self.model, self.optimizer, batch, self._stage_of(phase), lr=lr, objective=self.objective, accept=accept)
         self.profiler.after(number)
         if judgement.verdict == "ok":
             self._made(result, phase, lr=lr, seconds=time.monotonic() - started)
@@ -254,7 +258,8 @@ class Trainer:
             **({} if effective is None else {"effective": round(effective, 4)}),
         }
         shape = {"sequence_length": phase.sequence_length, "batch_size": phase.batch_size} if self.stage.ramp else {}
-        self._log(loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_s=round(tokens_per_s, 1), **shape, machine=machine)
+        rate = round(tokens_per_s, 1)
+        self._log(loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_s=rate, **shape, **result.metrics, machine=machine)
 
     def _count_energy(self) -> None:
         self.progress = replace(self.progress, energy_j=self.progress.energy_j + self.meter.lap())
