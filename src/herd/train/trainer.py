@@ -173,8 +173,8 @@ class Trainer:
             self.meter.lap()
             with self.heartbeat, self.saver:
                 while self.progress.step < last and not self.progress.finished:
-                    self._one_step()
-                    self._after_step(last)
+                    if self._one_step():
+                        self._after_step(last)
             reason = "done"
         except PreemptedError:
             reason = "preempted"
@@ -190,8 +190,8 @@ class Trainer:
         if self.on_phase is not None:
             self.on_phase(phase, step)
 
-    def _one_step(self) -> None:
-        """One step of the plan: made, skipped, or the reason for going back to the newest state."""
+    def _one_step(self) -> bool:
+        """One step of the plan, made or skipped; false when it was the reason for going back to the newest state."""
         started = time.monotonic()
         done, number = self.progress, self.progress.step + 1
         phase = self.plan.at(done.step)
@@ -217,8 +217,10 @@ class Trainer:
             self._skip(judgement.reason, phase)
         elif judgement.verdict == "rollback" and done.num_rollbacks < self.stage.guard.max_rollbacks:
             self._roll_back(judgement.reason, phase)
+            return False
         else:
             raise self._diverged(judgement)
+        return True
 
     def _stage_of(self, phase: StepPhase) -> StageConfig:
         """The stage with the batch of a phase."""
@@ -303,8 +305,6 @@ class Trainer:
     def _after_step(self, last: int) -> None:
         """What is due after a step: evaluation, callbacks, hash, state, and the end if it was asked for."""
         stage, step = self.stage, self.progress.step
-        if step == 0:
-            return  # rolled back to the beginning
         at_end = step == stage.num_steps
         if step % stage.eval_every == 0 or at_end:
             scores = self.evaluate()
