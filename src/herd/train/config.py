@@ -166,7 +166,6 @@ class StageConfig:
     z_loss: float = 0.0
     answers_only: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["auto", "masked", "documents"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     float8: bool = False
