@@ -46,7 +46,7 @@ class Kto(Objective):
             mismatched = answers.grades < 0
             if mismatched.any():
                 ratios = self._ratios(model, columns, answers, dtype)
-                total += float(ratios[torch.from_numpy(mismatched).to(ratios.device)].sum())
+                total += float(ratios.detach()[torch.from_numpy(mismatched).to(ratios.device)].sum())
                 count += int(mismatched.sum())
         return {"z": max(0.0, total / count) if count else 0.0}
 
