@@ -68,9 +68,14 @@ class ScheduledMixture:
         """The number (in `names`) of the source of each of samples first..first+size-1."""
         return self._source[first : first + size]
 
+    def places(self, first: int, size: int) -> list[tuple[int, int]]:
+        """For samples first..first+size-1, the number of the source in `names` and the row in it."""
+        picks = [(int(self._source[n]), int(self._turn[n])) for n in range(first, first + size)]
+        return [(source, self._row(source, turn)) for source, turn in picks]
+
     def batch(self, first: int, size: int) -> Batch:
         """Samples first..first+size-1: tokens, document numbers and loss mask, each [size, T+1]."""
-        places = [(int(self._source[n]), self._row(int(self._source[n]), int(self._turn[n]))) for n in range(first, first + size)]
+        places = self.places(first, size)
         return (
             np.stack([self.rows[source].tokens[row] for source, row in places]),
             np.stack([self.rows[source].documents[row] for source, row in places]),

@@ -29,7 +29,7 @@ from herd.train.guard import Judgement, LossGuard
 from herd.train.heartbeat import Heartbeat, Phase
 from herd.train.mixing import cut_rows
 from herd.train.numerics import prepare_model
-from herd.train.objectives.next_token import NextToken
+from herd.train.objectives.by_source import next_token_for, with_sources
 from herd.train.objectives.objective import Objective
 from herd.train.optimizer import build_adamw
 from herd.train.preemption import PreemptedError
@@ -102,7 +102,7 @@ class Trainer:
         self.heldout = dict(heldout or {})
         self.on_step, self.callbacks, self.gate, self.should_stop = on_step, callbacks, gate, should_stop
         self.on_phase: Callable[[Phase, int], None] | None = None
-        self.objective = objective or NextToken(z_loss=stage.z_loss)
+        self.objective = objective or next_token_for(mixture, z_loss=stage.z_loss)
         self.plan = step_plan(stage)
         prepare_model(model, stage)
         self.optimizer = build_adamw(model, stage)
@@ -196,7 +196,8 @@ class Trainer:
         done, number = self.progress, self.progress.step + 1
         phase = self.plan.at(done.step)
         self._enter("loader")
-        batch = cut_rows(self.mixture.batch(done.num_samples, phase.num_samples), phase.sequence_length)
+        batch = with_sources(self.mixture, self.mixture.batch(done.num_samples, phase.num_samples), first=done.num_samples)
+        batch = cut_rows(batch, phase.sequence_length)
         self._enter("step")
         self.profiler.before(number)
         # Whatever draws random numbers in a step draws those of (run, step), interrupted or not.
