@@ -17,7 +17,8 @@ Decay = Literal["cosine", "linear", "constant"]
 class SourceConfig:
     """One source of training data.
 
-    `path` is a file below the data folder, `package:NAME` for a file that ships with herd, `own:dialogues` or `own:drills`.
+    `path` is a file below the data folder, `package:NAME` for a file that ships with herd, `own:dialogues`, `own:drills` or
+    `own:needles` (facts hidden in long texts of about `document_bytes`, and asked for at their end; 0 is 8,192).
     `weight` is its share of the sequences. `languages` keeps only records of those languages, `max_bytes` stops reading after that much
     text, `num_items` after that many records.
     """
@@ -29,11 +30,12 @@ class SourceConfig:
     languages: tuple[str, ...] = ()
     max_bytes: int = 0
     num_items: int = 0
+    document_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"source {self.name!r} has weight {self.weight}", hint="a weight is a share of the sequences, 0 or more")
-        for name in ("max_bytes", "num_items"):
+        for name in ("max_bytes", "num_items", "document_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"source {self.name!r} has {name} {getattr(self, name)}", hint="a limit is positive; 0 is none")
 
