@@ -17,6 +17,7 @@ from herd.cli import (
     convert,
     doctor,
     keys,
+    merge,
     models,
     plan,
     replay,
@@ -80,6 +81,8 @@ app.command("show", rich_help_panel=_MODELS)(show.show)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
+app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
+app.command("average", rich_help_panel=_TRAIN)(merge.average)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)

@@ -13,17 +13,22 @@ from herd.cli.load import JsonOption, ThreadsOption, set_threads
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's name (tiny, cria) or the config.toml of an earlier run. None lists the recipes.")
+        str | None,
+        typer.Argument(
+            help="A recipe's name (tiny, cria, sft, lora, dpo, ...) or the config.toml of an earlier run. None lists the recipes."
+        ),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Dotted overrides, as pretrain.lr=3e-4 pretrain.num_steps=100.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Data folder, for recipes that read one. [variable: HERD_DATA]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder, or the file that a post-training recipe reads. [variable: HERD_DATA]")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/RECIPE]")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in the folder instead of going on with it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes under two minutes."""
+    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes under two minutes."""
     from herd.base.config_io import apply_overrides, to_toml
     from herd.cli.output import line, note, print_json, table
     from herd.recipes.registry import RECIPES, find_recipe
@@ -53,7 +58,7 @@ def train(
     if json:
         print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
         return
-    note(f"done: herd chat --model {result.model}")
+    note(f"done: {result.next_step}")
 
 
 def _place(name: str) -> Path:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from herd.base.atomic import atomic_file
-from herd.base.config_io import from_toml, to_toml
+from herd.base.config_io import to_toml
 from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
@@ -29,6 +29,10 @@ from herd.recipes.card import StageReport, write_card
 from herd.recipes.config import RecipeConfig
 from herd.recipes.needle_text import make_needles
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
+from herd.recipes.registry import AnyConfig, read_config
+from herd.recipes.tune_config import TuneConfig
+from herd.recipes.tune_run import PARTS as TUNE_PARTS
+from herd.recipes.tune_run import TuneResult, run_tune
 from herd.text.tokenizer import Tokenizer
 from herd.train.config import StageConfig
 from herd.train.energy import find_meter
@@ -51,6 +55,11 @@ class RunResult:
     model: Path
     stages: tuple[StageReport, ...]
 
+    @property
+    def next_step(self) -> str:
+        """What to do with it."""
+        return f"herd chat --model {self.model}"
+
 
 @dataclass(kw_only=True, slots=True)
 class _Run:
@@ -67,37 +76,45 @@ class _Run:
     scores: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def run_recipe(config: RecipeConfig, *, data: Path | None, output: Path, restart: bool = False) -> RunResult:
-    """Train `config` into `output` and return where the model is.
+def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False) -> RunResult | TuneResult:
+    """Train `config`, from random weights or from a model, into `output` and return where the model is.
 
     A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
     UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
     """
     _claim(config, output, restart=restart)
+    with stop_on_signal() as stop:
+        if isinstance(config, TuneConfig):
+            return run_tune(config, data=data, output=output, should_stop=lambda: stop)
+        return _pretrain(config, data=data, output=output, should_stop=lambda: stop)
+
+
+def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object]) -> RunResult:
+    """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    with stop_on_signal() as stop:
-        tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
-        heldout = prepare_heldout(config, data, tokenizer)
-        with torch.device("meta"):
-            model = Transformer(config.model)
-        initialise(model, seed=config.seed)
-        run = _Run(config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=lambda: stop)
-        reports = tuple(_run_stage(name, stage, number, run) for number, (name, stage) in enumerate(config.stages()))
+    tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
+    heldout = prepare_heldout(config, data, tokenizer)
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    initialise(model, seed=config.seed)
+    run = _Run(config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=should_stop)
+    reports = tuple(_run_stage(name, stage, number, run) for number, (name, stage) in enumerate(config.stages()))
     target = output / "model"
     exported = _export(run.model, tokenizer, target)
     write_card(config, reports, exported, tokenizer, target)
     return RunResult(model=target, stages=reports)
 
 
-def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
+def _claim(config: AnyConfig, output: Path, *, restart: bool) -> None:
     """Make `output` this config's folder: empty, or left by an earlier try of the same config."""
     saved = output / "config.toml"
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder", hint="choose another --output")
     if restart and saved.exists():
         saved.unlink()
-        for part in (*(output / name for name in _PARTS), *output.glob("long-*")):
+        parts = TUNE_PARTS if isinstance(config, TuneConfig) else _PARTS
+        for part in (*(output / name for name in parts), *output.glob("long-*")):
             shutil.rmtree(part, ignore_errors=True)
     if saved.exists() and _read_config(saved) != config:
         raise UsageError(
@@ -107,10 +124,10 @@ def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
         temporary.write_text(to_toml(config), encoding="utf-8")
 
 
-def _read_config(path: Path) -> RecipeConfig | None:
+def _read_config(path: Path) -> AnyConfig | None:
     """A saved config; None for a file that is not one of this herd's."""
     try:
-        return from_toml(RecipeConfig, path.read_text(encoding="utf-8"))
+        return read_config(path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError):
         return None
 

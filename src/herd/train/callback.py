@@ -22,8 +22,15 @@ from herd.train.objectives.objective import Objective, Sums, mean_loss, mean_met
 class Callback(Protocol):
     """Called after every `every` steps and after the last one."""
 
-    name: str
-    every: int
+    @property
+    def name(self) -> str:
+        """What its scores are logged under."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Steps from one call to the next."""
+        ...
 
     def __call__(self, model: Transformer, step: int) -> Mapping[str, float]:
         """Scores for the log; nothing is logged for an empty one."""

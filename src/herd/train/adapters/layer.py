@@ -20,7 +20,6 @@ from herd.model.linear import Linear
 from herd.train.adapters.config import LoraConfig
 from herd.train.adapters.nf4 import EIGHT_BIT, Nf4, dequantise, quantise
 
-
 _BITS = {"codes": torch.uint8, "scales": torch.uint8, "factors": torch.int32, "mean": torch.int32}
 _VALUES = {"codes": torch.uint8, "scales": EIGHT_BIT, "factors": torch.float32, "mean": torch.float32}
 """The parts of a 4-bit matrix are kept as integers, which `model.to(dtype)` leaves alone."""

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
@@ -56,7 +57,7 @@ class Nf4:
 def _blocks(values: Tensor, size: int) -> Tensor:
     """Values in blocks, the last filled up with zeros."""
     flat = values.flatten()
-    return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
+    return F.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
 def quantise(weight: Tensor) -> Nf4:
@@ -83,6 +84,6 @@ def _absmax(scales: Tensor, factors: Tensor, mean: Tensor) -> Tensor:
 def dequantise(stored: Nf4, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix that the codes stand for."""
     levels = torch.tensor(LEVELS, device=stored.codes.device)
-    pairs = torch.stack([stored.codes >> 4, stored.codes & 15], dim=1).int()
-    blocks = levels[pairs].view(-1, BLOCK) * _absmax(stored.scales, stored.factors, stored.mean)[:, None]
+    pairs = torch.cartesian_prod(levels, levels)  # the two levels of every byte
+    blocks = F.embedding(stored.codes.int(), pairs).view(-1, BLOCK) * _absmax(stored.scales, stored.factors, stored.mean)[:, None]
     return blocks.flatten()[: math.prod(stored.shape)].view(stored.shape).to(dtype)
