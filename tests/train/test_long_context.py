@@ -36,6 +36,7 @@ def test_every_length_has_the_same_tokens_a_step_and_no_more_in_memory_than_it_m
     shapes = [(name, stage.sequence_length, stage.batch_size, stage.micro_batch_size) for name, stage in config().stages()]
     assert shapes == [("long-64", 64, 8, 2), ("long-128", 128, 4, 1), ("long-512", 512, 1, 1)]
     assert {stage.batch_size * stage.sequence_length for _, stage in config().stages()} == {512}
+    assert config(lengths=(100,)).at(100).batch_size == 5, "as many whole rows as the tokens give"
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_every_length_has_the_same_tokens_a_step_and_no_more_in_memory_than_it_m
     [
         ({"lengths": ()}, "a long-context stage has no lengths"),
         ({"lengths": (64, 64)}, "lengths has 64 after 64"),
-        ({"lengths": (48,)}, "512 tokens a step are no whole number of rows of 48"),
-        ({"lengths": (1024,)}, "512 tokens a step are no whole number of rows of 1024"),
+        ({"lengths": (1,)}, "a row of 1 is not within the 512 tokens of a step"),
+        ({"lengths": (1024,)}, "a row of 1024 is not within the 512 tokens of a step"),
         ({"min_steps": 21}, "min_steps is 21, it must lie between 1 and stage.num_steps (20)"),
         ({"recovery": -0.1}, "recovery is -0.1"),
         ({"needle_pass": 1.1}, "needle_pass is 1.1"),

@@ -27,6 +27,7 @@ from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.recipes.card import StageReport, write_card
 from herd.recipes.config import RecipeConfig
+from herd.recipes.inspect import check_stage
 from herd.recipes.needle_text import make_needles
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
 from herd.recipes.registry import AnyConfig, read_config
@@ -76,8 +77,10 @@ class _Run:
     scores: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False) -> RunResult | TuneResult:
+def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False, device: str = "cpu") -> RunResult | TuneResult:
     """Train `config`, from random weights or from a model, into `output` and return where the model is.
+
+    `device` is where a model from random weights trains.
 
     A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
     UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
@@ -86,10 +89,10 @@ def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: b
     with stop_on_signal() as stop:
         if isinstance(config, TuneConfig):
             return run_tune(config, data=data, output=output, should_stop=lambda: stop)
-        return _pretrain(config, data=data, output=output, should_stop=lambda: stop)
+        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=device)
 
 
-def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object]) -> RunResult:
+def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object], device: str) -> RunResult:
     """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -97,7 +100,7 @@ def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_s
     heldout = prepare_heldout(config, data, tokenizer)
     with torch.device("meta"):
         model = Transformer(config.model)
-    initialise(model, seed=config.seed)
+    initialise(model, seed=config.seed, device=device)
     run = _Run(config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=should_stop)
     reports = tuple(_run_stage(name, stage, number, run) for number, (name, stage) in enumerate(config.stages()))
     target = output / "model"
@@ -137,6 +140,7 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
     config, folder = run.config, run.output / name
     digest = hashlib.sha256((run.output / "tokenizer" / "tokenizer.model").read_bytes()).hexdigest()
     rows = prepare_rows(stage, config, run.data, run.tokenizer, digest=digest, cache=run.output / "data")
+    check_stage(stage, rows, run.tokenizer)
     mixture = stage_mixture(rows, stage, seed=config.seed + number)
     if run.model.config != config.model_at(name):
         run.model = with_config(run.model, config.model_at(name))

@@ -11,13 +11,13 @@ from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig, RopeScaling
 from herd.train.config import StageConfig
 
-
 _LLAMA_31 = RopeScaling()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongContextConfig:
-    """Continued pre-training at each of `lengths` in turn, with as many tokens a step at each as `stage` has. Llama 3 report, 3.4.2.
+    """Continued pre-training at each of `lengths` in turn, with as many tokens a step at each as `stage` has, to the row. Llama 3 report,
+    section 3.4.2.
 
     Llama 3.1 went from 8K to 128K in six steps over about 800B tokens; the lengths between are not published, so those of the recipes are
     our choice. Every length trains `min_steps` at least and `stage.num_steps` at most; it is done when, at an evaluation, short text is as
@@ -47,10 +47,10 @@ class LongContextConfig:
             raise ConfigError("a long-context stage has a ramp of its own", hint="its lengths are the ramp: leave stage.ramp empty")
         tokens = self.stage.batch_size * self.stage.sequence_length
         for length in self.lengths:
-            if length < 2 or tokens % length:
+            if not 2 <= length <= tokens:
                 raise ConfigError(
-                    f"{tokens} tokens a step are no whole number of rows of {length}",
-                    hint="choose stage.batch_size x stage.sequence_length as a multiple of every length",
+                    f"a row of {length} is not within the {tokens} tokens of a step",
+                    hint="choose stage.batch_size x stage.sequence_length at least as large as every length",
                 )
         if not 1 <= self.min_steps <= self.stage.num_steps:
             raise ConfigError(
