@@ -43,7 +43,7 @@ def test_a_source_is_known_whatever_its_packing(packing: str) -> None:
 
 
 def test_our_own_sources_are_apache() -> None:
-    for path in ("own:dialogues", "own:drills", "package:tiny.txt"):
+    for path in ("own:dialogues", "own:drills", "own:needles", "package:tiny.txt"):
         assert _licence(path) == ("written for herd", "Apache-2.0")
 
 

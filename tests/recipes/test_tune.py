@@ -35,8 +35,9 @@ from tiny_model import tiny_config, tiny_tokenizer  # noqa: F401  # pyright: ign
 TUNED = [name for name, make in RECIPES.items() if isinstance(make(), TuneConfig)]
 QUICK = (
     *("epochs=2", "train.sequence_length=160", "train.batch_size=2", "train.micro_batch_size=1", "train.compute_dtype=float32"),
-    *("train.lr=5e-3", "train.eval_every=4", "train.save_every=2", "train.log_every=1", "sample_prompts=Hi", "heldback_one_in=6"),
+    *("train.lr=5e-3", "train.eval_every=4", "train.save_every=4", "train.log_every=1", "sample_prompts=Hi", "heldback_one_in=6"),
 )
+SELDOM = ("train.save_every=1000", "train.eval_every=1000")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def run(config: TuneConfig, data: Path, output: Path, **rest: Any) -> TuneResult
 
 def log_of(output: Path) -> list[dict[str, Any]]:
     lines = (output / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "tokens_per_s"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in ("tokens_per_s", "machine")} for line in lines]
 
 
 @pytest.mark.parametrize("name", TUNED)
@@ -118,7 +119,7 @@ def test_every_recipe_runs_and_measures_what_it_kept_back(name: str, start: Path
 
 
 def test_a_tuned_model_answers_as_its_file_and_ends_its_turn(start: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    result = run(quick("sft", start, "epochs=25", "train.lr=1e-2"), files["chats"], tmp_path / "run")
+    result = run(quick("sft", start, "epochs=20", "train.lr=1e-2", *SELDOM), files["chats"], tmp_path / "run")
     llm = LLM(load_model(result.model), tokenizer=load_checkpoint_tokenizer(result.model))
     from herd.inference.params import SamplingParams
 
@@ -138,7 +139,7 @@ def test_a_tuned_model_answers_as_its_file_and_ends_its_turn(start: Path, files:
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     name: str, start: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = quick(name, start, *(("lora.dropout=0.2",) if name == "qlora" else ()))
+    config = quick(name, start, "train.save_every=3", *(("lora.dropout=0.2",) if name == "qlora" else ()))
     data = data_of(name, files)
     run(config, data, tmp_path / "whole")
     from herd.train.trainer import Trainer
@@ -146,7 +147,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     one_step = Trainer._one_step
 
     def stops(self: Trainer) -> None:
-        if self.progress.step == 3:
+        if self.progress.step == 5:
             raise KeyboardInterrupt
         one_step(self)
 
@@ -190,7 +191,7 @@ def test_an_adapter_is_not_merged_when_it_is_not_to_be(start: Path, files: dict[
 
 
 def test_a_reward_model_scores_answers(start: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    result = run(quick("reward", start, "epochs=12"), files["pairs"], tmp_path / "run")
+    result = run(quick("reward", start, "epochs=8", *SELDOM), files["pairs"], tmp_path / "run")
     scorer = RewardScorer.load(result.model)
     ask = {"role": "user", "content": "5 sun?"}
     good, bad = (scorer.score([ask, {"role": "assistant", "content": text}]) for text in ("The sun.", "No."))

@@ -65,11 +65,9 @@ def _documents(
 def prepare_rows(
     stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer, *, digest: str, cache: Path
 ) -> dict[str, Rows]:
-    """Packed rows of every source of a stage with a positive weight."""
+    """Packed rows of every source of a stage that has a positive weight at some time."""
     rows: dict[str, Rows] = {}
-    for source in stage.sources:
-        if source.weight == 0:
-            continue
+    for source in stage.used_sources:
         path = cache / _cache_name(source, stage, config, digest)
         if not path.exists():
             documents = _documents(source, stage, config, data, tokenizer)

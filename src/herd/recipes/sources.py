@@ -14,6 +14,7 @@ from herd.base.errors import FormatError, NotFoundError
 from herd.data.records import Record, read_records, to_messages
 from herd.data.rows import Document
 from herd.recipes.chat_data import drills, own_dialogues
+from herd.recipes.needle_text import needle_records
 from herd.text.messages import Message
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ def read_source(source: SourceConfig, data: Path | None, *, seed: int) -> Iterat
         records: Iterator[Record] = own_dialogues()
     elif source.path == "own:drills":
         records = drills(seed, source.num_items or 10_000)
+    elif source.path == "own:needles":
+        records = needle_records(seed, source.num_items or 1000, num_bytes=source.document_bytes or 8192)
     else:
         records = _file_records(source.path, data)
     num_bytes = num_items = 0

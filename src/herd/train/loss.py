@@ -24,7 +24,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target); saves the finished gradients of hidden states and weight."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool, z_loss: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool, z_loss: float, out: Tensor | None
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         narrow = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -35,7 +37,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counted = target != IGNORE
             index = target.clamp(min=0)[:, None]
             log_z = logits.logsumexp(-1)
-            total += ((log_z - logits.gather(1, index)[:, 0]) * counted).sum()
+            losses = (log_z - logits.gather(1, index)[:, 0]) * counted
+            total += losses.sum()
+            if out is not None:
+                out[start : start + chunk] = losses
             if z_loss:
                 total += z_loss * (log_z.square() * counted).sum()
             if grad_hidden is not None and grad_weight is not None:
@@ -50,14 +55,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None, None
+        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None, None, None
 
 
 def cross_entropy_sum(
-    hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"], *, chunk: int = 512, z_loss: float = 0.0
+    hidden_ND: Float[Tensor, "N D"],
+    weight_VD: Float[Tensor, "V D"],
+    targets_N: Int[Tensor, "N"],
+    *,
+    chunk: int = 512,
+    z_loss: float = 0.0,
+    out_N: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum, not mean, of the cross entropies in nats, float32: the caller divides by the count over the whole global batch.
 
@@ -67,10 +78,11 @@ def cross_entropy_sum(
         targets_N: next-token ids, `IGNORE` where a token does not count.
         chunk: tokens whose logits exist at once.
         z_loss: weight of the square of the log of the softmax's normaliser, added to each counted token's loss.
+        out_N: takes each token's cross entropy, without gradient; 0 where it does not count.
     """
     # Asked here, since inside the function autograd is off in training and evaluation alike.
     needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, needs_grad, z_loss)  # pyright: ignore[reportReturnType]
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, needs_grad, z_loss, out_N)  # pyright: ignore[reportReturnType]
 
 
 def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Tensor, *rest: Tensor, chunk: int = 512) -> Tensor:

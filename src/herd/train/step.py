@@ -17,18 +17,23 @@ from herd.train.batch import AnyBatch, Batch, as_columns, some_rows
 from herd.train.config import StageConfig
 from herd.train.objectives.next_token import NextToken, next_token_sum
 from herd.train.objectives.objective import Objective, Sums, mean_loss, mean_metrics
+from herd.train.update import Accept, apply_update
 
 __all__ = ["Batch", "StepResult", "batch_loss_sum", "some_rows", "train_step"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step measured: mean loss over the units (tokens, pairs), their number, the gradient norm before clipping, other metrics."""
+    """What one step measured: mean loss over the units (tokens, pairs), their number, the gradient norm before clipping, other metrics.
+
+    `applied` is false where the update was refused.
+    """
 
     loss: float
     num_counted: int
     grad_norm: float
     metrics: dict[str, float] = field(default_factory=dict[str, float])
+    applied: bool = True
 
 
 def batch_loss_sum(model: Transformer, batch: AnyBatch, dtype: torch.dtype) -> Tensor:
@@ -53,8 +58,12 @@ def train_step(
     *,
     lr: float,
     objective: Objective | None = None,
+    accept: Accept | None = None,
 ) -> StepResult:
-    """Forward, backward, clip, update. Gradients are cleared before returning. The objective is next-token loss unless given."""
+    """Forward, backward, clip, update. Gradients are cleared before returning. The objective is next-token loss unless given.
+
+    `accept` may refuse the update, by the loss and the gradient norm.
+    """
     dtype = getattr(torch, stage.compute_dtype)
     objective = objective or NextToken()
     columns = as_columns(batch)
@@ -63,12 +72,6 @@ def train_step(
     with torch.no_grad():
         shared = objective.prepare(model, parts, dtype)
     found = [_backward(objective.sums(model, part, dtype, shared), units) for part in parts]
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    grad_norm = torch.nn.utils.clip_grad_norm_(weights, stage.grad_clip if stage.grad_clip > 0 else float("inf"))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(
-        loss=mean_loss(found, units), num_counted=next(iter(units.values())), grad_norm=float(grad_norm), metrics=mean_metrics(found)
-    )
+    loss = mean_loss(found, units)
+    grad_norm, applied = apply_update(model, optimizer, stage, lr=lr, loss=loss, accept=accept)
+    return StepResult(loss=loss, num_counted=next(iter(units.values())), grad_norm=grad_norm, metrics=mean_metrics(found), applied=applied)

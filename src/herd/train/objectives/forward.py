@@ -16,6 +16,7 @@ from torch import Tensor
 
 from herd.model.attention import MaskedCore, document_mask
 from herd.model.transformer import Transformer
+from herd.train.attention import training_core
 
 
 def branch_mask(documents_BT: Int[Tensor, "B T"], branches_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
@@ -53,10 +54,11 @@ def hidden_states(
     """The final hidden states of the first `length` tokens of each row (all but the last, unless given), in `dtype`."""
     tokens, documents = tensors["tokens"][:, : length or -1], tensors["documents"][:, : length or -1]
     positions = None
-    mask = document_mask(documents)
     if "branches" in tensors:
         branches = tensors["branches"][:, : length or -1]
-        mask, positions = branch_mask(documents, branches), branch_positions(documents, branches)
+        core, positions = MaskedCore(branch_mask(documents, branches)), branch_positions(documents, branches)
+    else:
+        core = training_core(documents)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = model.hidden(tokens, core=MaskedCore(mask), positions_BT=positions)
+        hidden = model.hidden(tokens, core=core, positions_BT=positions)
     return hidden.to(dtype)
