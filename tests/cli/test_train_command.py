@@ -124,6 +124,8 @@ def test_the_result_is_reported_as_json(herd: HerdCommand, carried_out: dict[str
         "bits_per_byte": {"en": 2.5},
         "epochs": {"stories": 0.5},
         "machine": "a machine",
+        "energy_j": 0.0,
+        "energy_method": "nameplate",
     }
 
 
