@@ -96,7 +96,9 @@ def prompt_messages(record: Record) -> list[Message]:
 
 
 def answer_messages(value: Any) -> list[Message]:
-    """An answer: text, one message, or several (a call, its result, what is made of it)."""
+    """An answer: text, one message, or several (a call, its result, what is made of it); of a list of texts, the first."""
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        value = value[0]
     if isinstance(value, str):
         return [Message.assistant(value)]
     return message_list(value if isinstance(value, list) else [value])
