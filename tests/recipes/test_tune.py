@@ -182,6 +182,20 @@ def test_a_folder_of_files_and_several_sources_are_read(start: Path, files: dict
     assert result.stages[0].num_records == 80 and result.stages[0].num_steps == 2
 
 
+@pytest.mark.parametrize("name", ["sft", "lora"])
+def test_checkpoints_are_averaged_and_blocks_recomputed_when_a_stage_says_so(
+    name: str, start: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    steps = ("epochs=0", "train.num_steps=4", "train.warmup_steps=1", "merge=true")
+    last = run(quick(name, start, *steps), files["chats"], tmp_path / "last")
+    same = run(quick(name, start, *steps, "train.recompute=full"), files["chats"], tmp_path / "same")
+    mean = run(quick(name, start, *steps, "train.average_every=1"), files["chats"], tmp_path / "mean")
+    states = [load_file(result.model / "model.safetensors") for result in (last, same, mean)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert any(not torch.equal(value, states[2][key]) for key, value in states[0].items())
+    assert mean.stages[0].after["loss"] != last.stages[0].after["loss"]
+
+
 def test_an_adapter_is_not_merged_when_it_is_not_to_be(start: Path, files: dict[str, Path], tmp_path: Path) -> None:
     result = run(quick("lora", start, "merge=false"), files["chats"], tmp_path / "run")
     assert not result.model.exists() and result.next_step.startswith("herd merge ")
