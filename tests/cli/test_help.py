@@ -65,6 +65,8 @@ def test_the_commands_are_these() -> None:
         "convert",
         "verify",
         "train",
+        "merge",
+        "average",
         "tokenizer train",
         "tokenizer encode",
         "tokenizer decode",

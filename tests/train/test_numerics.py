@@ -256,7 +256,7 @@ def test_float8_products_and_their_gradients_are_those_of_bfloat16_within_its_pr
 
 
 @pytest.mark.skipif(os.environ.get("HERD_TEST_FULL") != "1", reason="compiles for half a minute; set HERD_TEST_FULL=1")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_keep_names_and_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     plain = whole_run(tmp_path / "plain", num_steps=3, heldout=False)

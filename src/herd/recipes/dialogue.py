@@ -123,7 +123,7 @@ def _plain(value: Any) -> Mapping[str, Any]:
 
 def _from_speaker(value: Mapping[str, Any]) -> Mapping[str, Any]:
     speaker, text = value["from"], value.get("value")
-    if speaker not in _SPEAKERS or not isinstance(text, str):
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
         raise FormatError(f"a turn is from {speaker!r} and says {str(text)[:60]!r}", hint="from: " + ", ".join(_SPEAKERS))
     if speaker != "function_call":
         return {"role": _SPEAKERS[speaker], "content": text}

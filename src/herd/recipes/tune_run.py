@@ -135,8 +135,9 @@ def _check_length(config: TuneConfig, model: Transformer) -> None:
 
 
 def _run_digest(config: TuneConfig, path: Path, digests: dict[str, str]) -> str:
-    """What the states of a run depend on: the config, the data and the files of the starting model."""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    """What the states of a run depend on: the config, the data, the files of the starting model and of a teacher."""
+    models = [path, *([resolve_model(config.teacher)] if config.method == "distill" else [])]
+    files = [file for model in models for file in ([model] if model.is_file() else sorted(model.iterdir())) if file.is_file()]
     marks = "|".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     return hashlib.sha256(f"{to_toml(config)}|{sorted(digests.items())}|{marks}".encode()).hexdigest()
 
@@ -162,8 +163,8 @@ def _completed(
         teacher = _Teacher(config, tokenizer, dtype)
         return replace(
             prepared,
-            train=teacher.columns(prepared.train, cache / f"{name}-teacher"),
-            heldback=teacher.columns(prepared.heldback, cache / f"{name}-teacher-heldback"),
+            train=teacher.columns(prepared.train, cache / f"{name}-teacher-{run[:16]}"),
+            heldback=teacher.columns(prepared.heldback, cache / f"{name}-teacher-{run[:16]}-heldback"),
         )
     return prepared
 
