@@ -146,10 +146,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
     one_step = Trainer._one_step
 
-    def stops(self: Trainer) -> None:
+    def stops(self: Trainer) -> bool:
         if self.progress.step == 5:
             raise KeyboardInterrupt
-        one_step(self)
+        return one_step(self)
 
     monkeypatch.setattr(Trainer, "_one_step", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -41,7 +41,9 @@ def train(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes two minutes.
+    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit.
+
+    `herd train tiny` takes under two minutes.
 
     SIGTERM and SIGUSR1 (as Slurm sends before a job's end) save the step in progress and leave with exit code 75: run the command again.
     A run that hangs ends with 76. `herd train report RUN` writes one HTML page of a run's curves, speed and energy.
