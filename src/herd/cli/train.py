@@ -124,15 +124,15 @@ def _inspect(config: AnyConfig, data: Path | None, place: Path, *, json: bool) -
     import sys
 
     from herd.base.config_io import to_dict
-    from herd.base.errors import UsageError
     from herd.cli.output import line, print_json
     from herd.recipes.config import RecipeConfig
-    from herd.recipes.inspect import inspect_recipe
+    from herd.recipes.inspect import inspect_recipe, inspect_tune
 
-    if not isinstance(config, RecipeConfig):
-        raise UsageError("--inspect is for recipes from random weights", hint="a post-training run prints its samples before it trains")
     colour = not json and sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    views = inspect_recipe(config, data=data, output=place, colour=colour)
+    if isinstance(config, RecipeConfig):
+        views = inspect_recipe(config, data=data, output=place, colour=colour)
+    else:
+        views = inspect_tune(config, data=data, output=place, colour=colour)
     if json:
         print_json([to_dict(view) for view in views])
         return

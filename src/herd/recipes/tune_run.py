@@ -25,8 +25,9 @@ from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.load import as_dtype, load_model, save_model
+from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
-from herd.checkpoint.reward import load_reward_model, save_reward_model
+from herd.checkpoint.reward import is_reward_model, load_reward_model, save_reward_model
 from herd.data.columns import ColumnMixture
 from herd.model.reward import RewardModel
 from herd.model.transformer import Transformer
@@ -92,24 +93,9 @@ def run_tune(
     tokenizer = load_checkpoint_tokenizer(path)
     model = _starting_model(config, path, device)
     _check_length(config, model)
-    digests = {source.name: data_digest(source, config, data, tokenizer_digest(tokenizer)) for source in config.train.sources}
-    prepared = {
-        source.name: prepare_source(
-            source,
-            config,
-            data,
-            tokenizer,
-            context=model.config.max_position_embeddings,
-            digest=digests[source.name],
-            cache=output / "data",
-        )
-        for source in config.train.sources
-        if source.weight > 0
-    }
-    for source in config.train.sources:
-        if source.name in prepared and source.kind == "chat" and (config.method != "sft" or config.train.answers_only):
-            check_answers_end(source.name, prepared[source.name].train, tokenizer)
-            show_sample(source.name, prepared[source.name].train, tokenizer)
+    digests, prepared = _prepare(config, data, output, tokenizer, context=model.config.max_position_embeddings)
+    for name, part in prepared.items():
+        show_sample(name, part.train, tokenizer)
     run = _run_digest(config, path, digests)
     dtype = as_dtype(config.train.compute_dtype)
     prepared = {name: _completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
@@ -119,6 +105,38 @@ def run_tune(
     target = output / "model"
     _export(config, model, path, tokenizer, report, output)
     return TuneResult(model=target, stages=(report,), next_step=_next_step(config, output))
+
+
+def _prepare(
+    config: TuneConfig, data: Path | None, output: Path, tokenizer: Tokenizer, *, context: int
+) -> tuple[dict[str, str], dict[str, Prepared]]:
+    """The digest of every source's data, and its rows. Raises FormatError for answers that never end."""
+    vocabulary = tokenizer_digest(tokenizer)
+    digests = {source.name: data_digest(source, config, data, vocabulary) for source in config.train.sources if source.weight > 0}
+    prepared: dict[str, Prepared] = {}
+    for source in config.train.sources:
+        if source.weight > 0:
+            digest = digests[source.name]
+            prepared[source.name] = prepare_source(source, config, data, tokenizer, context=context, digest=digest, cache=output / "data")
+            if source.kind == "chat":
+                check_answers_end(source.name, prepared[source.name].train, tokenizer)
+    return digests, prepared
+
+
+def inspect_data(config: TuneConfig, *, data: Path | None, output: Path) -> tuple[Tokenizer, dict[str, Table]]:
+    """The tokenizer of the starting model, and the rows that a run would train on. Nothing is trained."""
+    path = resolve_model(config.model)
+    tokenizer = load_checkpoint_tokenizer(path)
+    _, prepared = _prepare(config, data, output, tokenizer, context=_context(path))
+    return tokenizer, {name: part.train for name, part in prepared.items()}
+
+
+def _context(path: Path) -> int:
+    """The context of a model, its weights unread."""
+    if is_reward_model(path):
+        return int(read_json_object(path / "config.json")["max_position_embeddings"])
+    with open_checkpoint(path) as source:
+        return source.config.max_position_embeddings
 
 
 def _starting_model(config: TuneConfig, path: Path, device: str) -> Transformer:
