@@ -35,8 +35,9 @@ from tiny_model import tiny_config, tiny_tokenizer  # noqa: F401  # pyright: ign
 TUNED = [name for name, make in RECIPES.items() if isinstance(make(), TuneConfig)]
 QUICK = (
     *("epochs=2", "train.sequence_length=160", "train.batch_size=2", "train.micro_batch_size=1", "train.compute_dtype=float32"),
-    *("train.lr=5e-3", "train.eval_every=4", "train.save_every=2", "train.log_every=1", "sample_prompts=Hi", "heldback_one_in=6"),
+    *("train.lr=5e-3", "train.eval_every=4", "train.save_every=4", "train.log_every=1", "sample_prompts=Hi", "heldback_one_in=6"),
 )
+SELDOM = ("train.save_every=1000", "train.eval_every=1000")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_every_recipe_runs_and_measures_what_it_kept_back(name: str, start: Path
 
 
 def test_a_tuned_model_answers_as_its_file_and_ends_its_turn(start: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    result = run(quick("sft", start, "epochs=25", "train.lr=1e-2"), files["chats"], tmp_path / "run")
+    result = run(quick("sft", start, "epochs=20", "train.lr=1e-2", *SELDOM), files["chats"], tmp_path / "run")
     llm = LLM(load_model(result.model), tokenizer=load_checkpoint_tokenizer(result.model))
     from herd.inference.params import SamplingParams
 
@@ -138,7 +139,7 @@ def test_a_tuned_model_answers_as_its_file_and_ends_its_turn(start: Path, files:
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     name: str, start: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = quick(name, start, *(("lora.dropout=0.2",) if name == "qlora" else ()))
+    config = quick(name, start, "train.save_every=3", *(("lora.dropout=0.2",) if name == "qlora" else ()))
     data = data_of(name, files)
     run(config, data, tmp_path / "whole")
     from herd.train.trainer import Trainer
@@ -146,7 +147,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     one_step = Trainer._one_step
 
     def stops(self: Trainer) -> bool:
-        if self.progress.step == 3:
+        if self.progress.step == 5:
             raise KeyboardInterrupt
         return one_step(self)
 
@@ -181,6 +182,20 @@ def test_a_folder_of_files_and_several_sources_are_read(start: Path, files: dict
     assert result.stages[0].num_records == 80 and result.stages[0].num_steps == 2
 
 
+@pytest.mark.parametrize("name", ["sft", "lora"])
+def test_checkpoints_are_averaged_and_blocks_recomputed_when_a_stage_says_so(
+    name: str, start: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    steps = ("epochs=0", "train.num_steps=4", "train.warmup_steps=1", "merge=true")
+    last = run(quick(name, start, *steps), files["chats"], tmp_path / "last")
+    same = run(quick(name, start, *steps, "train.recompute=full"), files["chats"], tmp_path / "same")
+    mean = run(quick(name, start, *steps, "train.average_every=1"), files["chats"], tmp_path / "mean")
+    states = [load_file(result.model / "model.safetensors") for result in (last, same, mean)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert any(not torch.equal(value, states[2][key]) for key, value in states[0].items())
+    assert mean.stages[0].after["loss"] != last.stages[0].after["loss"]
+
+
 def test_an_adapter_is_not_merged_when_it_is_not_to_be(start: Path, files: dict[str, Path], tmp_path: Path) -> None:
     result = run(quick("lora", start, "merge=false"), files["chats"], tmp_path / "run")
     assert not result.model.exists() and result.next_step.startswith("herd merge ")
@@ -190,7 +205,7 @@ def test_an_adapter_is_not_merged_when_it_is_not_to_be(start: Path, files: dict[
 
 
 def test_a_reward_model_scores_answers(start: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    result = run(quick("reward", start, "epochs=12"), files["pairs"], tmp_path / "run")
+    result = run(quick("reward", start, "epochs=8", *SELDOM), files["pairs"], tmp_path / "run")
     scorer = RewardScorer.load(result.model)
     ask = {"role": "user", "content": "5 sun?"}
     good, bad = (scorer.score([ask, {"role": "assistant", "content": text}]) for text in ("The sun.", "No."))

@@ -16,6 +16,7 @@ from herd.base.config_io import to_toml
 from herd.base.log import get_logger
 from herd.data.rows import Document, Rows, pack
 from herd.recipes.config import RecipeConfig
+from herd.recipes.dialogue import TODAY
 from herd.recipes.sources import encode_record, is_heldout, read_source, record_text
 from herd.text.bpe_train import train_bpe
 from herd.text.prompt import PromptFormat
@@ -55,7 +56,7 @@ def _cache_name(source: SourceConfig, stage: StageConfig, config: RecipeConfig, 
 def _documents(
     source: SourceConfig, stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer
 ) -> Iterator[Document]:
-    chat = PromptFormat()
+    chat = PromptFormat(today=TODAY)
     for record in read_source(source, data, seed=config.seed):
         if source.kind == "text" and is_heldout(record_text(record), config.heldout_one_in):
             continue

@@ -82,13 +82,15 @@ class TuneResult:
     next_step: str
 
 
-def run_tune(config: TuneConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object] = lambda: False) -> TuneResult:
+def run_tune(
+    config: TuneConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object] = lambda: False, device: str = "cpu"
+) -> TuneResult:
     """Tune a model into `output`, whose config.toml has been written; returns where the model is. `should_stop` is the trainer's."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     path = resolve_model(config.model)
     tokenizer = load_checkpoint_tokenizer(path)
-    model = _starting_model(config, path)
+    model = _starting_model(config, path, device)
     _check_length(config, model)
     digests = {source.name: data_digest(source, config, data, tokenizer_digest(tokenizer)) for source in config.train.sources}
     prepared = {
@@ -119,10 +121,11 @@ def run_tune(config: TuneConfig, *, data: Path | None, output: Path, should_stop
     return TuneResult(model=target, stages=(report,), next_step=_next_step(config, output))
 
 
-def _starting_model(config: TuneConfig, path: Path) -> Transformer:
+def _starting_model(config: TuneConfig, path: Path, device: str) -> Transformer:
     """float32 masters; where only adapters are trained, the frozen weights in the compute dtype."""
     dtype = config.train.compute_dtype if config.lora.rank else "float32"
-    return load_reward_model(path, dtype=dtype) if config.method == "reward" else load_model(path, dtype=dtype)
+    load = load_reward_model if config.method == "reward" else load_model
+    return load(path, dtype=dtype, device=device)
 
 
 def _check_length(config: TuneConfig, model: Transformer) -> None:
@@ -160,7 +163,7 @@ def _completed(
     if config.method == "preference" and config.preference.needs_reference:
         return _with_reference(name, prepared, config, model, run, dtype, cache)
     if config.method == "distill":
-        teacher = _Teacher(config, tokenizer, dtype)
+        teacher = _Teacher(config, tokenizer, dtype, model.device)
         return replace(
             prepared,
             train=teacher.columns(prepared.train, cache / f"{name}-teacher-{run[:16]}"),
@@ -188,8 +191,8 @@ def _with_reference(
 class _Teacher:
     """Loads the teacher when first needed; gives rows with its predictions."""
 
-    def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
-        self.config, self.dtype = config, dtype
+    def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
         self.path = resolve_model(config.teacher)
         self.digest = tokenizer_digest(tokenizer)
         other = tokenizer_digest(load_checkpoint_tokenizer(self.path))
@@ -205,7 +208,7 @@ class _Teacher:
             return {**table, "teacher_ids": np.zeros(empty, np.int32), "teacher_logprobs": np.zeros(empty, np.float16)}
         with track_steps("teacher", total=len(table["tokens"])) as advance:
             write_teacher(
-                load_model(self.path, dtype=self.dtype),
+                load_model(self.path, dtype=self.dtype, device=self.device),
                 table,
                 folder,
                 top_k=self.config.distill.top_k,
@@ -252,8 +255,7 @@ def _fit(
     if trainer.resume():
         log.info("%s: resumed at step %d of %d", config.name, trainer.progress.step, stage.num_steps)
     with track_steps(config.name, total=stage.num_steps, done=trainer.progress.step) as advance:
-        trainer.on_step = _on_step(config.seed, advance)
-        torch.manual_seed(_step_seed(config.seed, trainer.progress.step))
+        trainer.on_step = _on_step(advance)
         model.train()
         progress = trainer.fit()
     model.eval()
@@ -273,14 +275,8 @@ def _fit(
     )
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """Of the dropout of the step after `step`: a function of the two alone, so that a resumed run drops the same."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/step/{step}".encode(), digest_size=7).digest(), "little")
-
-
-def _on_step(seed: int, advance: Callable[[int, str], None]) -> Callable[[int, StepResult, float], None]:
+def _on_step(advance: Callable[[int, str], None]) -> Callable[[int, StepResult, float], None]:
     def on_step(step: int, result: StepResult, tokens_per_s: float) -> None:
-        torch.manual_seed(_step_seed(seed, step))
         accuracy = f"  accuracy {result.metrics['accuracy']:.2f}" if "accuracy" in result.metrics else ""
         advance(step, f"loss {result.loss:.3f}{accuracy}  {tokens_per_s:,.0f} tok/s")
 
@@ -296,10 +292,11 @@ def _export(config: TuneConfig, model: Transformer, path: Path, tokenizer: Token
         if not config.merge:
             return
         plain = merged(path, output / "adapter", reward=config.method == "reward", dtype=dtype)
+    plain = plain.to("cpu", dtype)
     if isinstance(plain, RewardModel):
-        save_reward_model(plain.to(dtype), target, tokenizer=tokenizer, overwrite=True)
+        save_reward_model(plain, target, tokenizer=tokenizer, overwrite=True)
     else:
-        save_model(plain.to(dtype), target, tokenizer=tokenizer, overwrite=True)
+        save_model(plain, target, tokenizer=tokenizer, overwrite=True)
     write_tune_card(config, _facts(config, report, plain), plain, tokenizer, target)
 
 
