@@ -187,7 +187,7 @@ def main() -> None:
     try:
         steps["litgpt"] = litgpt_step(args.shape)
         steps["litgpt"]()
-    except ImportError as error:
+    except ImportError as error:  # an optional peer
         print(f"litgpt is left out: {error}", file=sys.stderr)
     clocks = {name: _Clock(step, rows * length, args.seconds) for name, step in steps.items()}
     figures = harness.interleave({name: clock.turn for name, clock in clocks.items()}, args.repeats)

@@ -1,4 +1,4 @@
-"""Causal attention in blocks of queries, for bf16 on CPUs: products large enough for AMX and AVX-512 to run at full speed.
+"""Causal attention in blocks of queries, for bf16 on CPUs: products large enough to run at the processor's speed.
 
 Torch's own CPU kernel works on small tiles and is about twice as slow in bf16 up to 2K tokens (level in float32 and beyond, where it is
 kept). Block i of the queries meets the keys up to its end, so half of the scores are never computed; one block's scores exist at a time.
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCK = 64
-"""Queries in a block; the fastest of 64, 128 and 256 on an AMX server."""
+"""Queries in a block; the fastest of 64, 128 and 256 on a Zen 5 core."""
 
 KEEP_UP_TO = 1024
 FASTER_UP_TO = 2048
