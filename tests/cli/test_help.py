@@ -69,6 +69,8 @@ def test_the_commands_are_these() -> None:
         "convert",
         "verify",
         "train",
+        "merge",
+        "average",
         "data curate",
         "data run",
         "data slurm",

@@ -18,6 +18,7 @@ from herd.cli import (
     data,
     doctor,
     keys,
+    merge,
     models,
     plan,
     replay,
@@ -85,6 +86,8 @@ app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
 app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
+app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
+app.command("average", rich_help_panel=_TRAIN)(merge.average)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)

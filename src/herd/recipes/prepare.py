@@ -16,6 +16,7 @@ from herd.base.config_io import to_toml
 from herd.base.log import get_logger
 from herd.data.rows import Document, Rows, pack
 from herd.recipes.config import RecipeConfig
+from herd.recipes.dialogue import TODAY
 from herd.recipes.sources import encode_record, is_heldout, read_source, record_text
 from herd.text.bpe_train import train_bpe
 from herd.text.prompt import PromptFormat
@@ -55,7 +56,7 @@ def _cache_name(source: SourceConfig, stage: StageConfig, config: RecipeConfig, 
 def _documents(
     source: SourceConfig, stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer
 ) -> Iterator[Document]:
-    chat = PromptFormat()
+    chat = PromptFormat(today=TODAY)
     for record in read_source(source, data, seed=config.seed):
         if source.kind == "text" and is_heldout(record_text(record), config.heldout_one_in):
             continue
@@ -65,11 +66,9 @@ def _documents(
 def prepare_rows(
     stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer, *, digest: str, cache: Path
 ) -> dict[str, Rows]:
-    """Packed rows of every source of a stage with a positive weight."""
+    """Packed rows of every source of a stage that has a positive weight at some time."""
     rows: dict[str, Rows] = {}
-    for source in stage.sources:
-        if source.weight == 0:
-            continue
+    for source in stage.used_sources:
         path = cache / _cache_name(source, stage, config, digest)
         if not path.exists():
             documents = _documents(source, stage, config, data, tokenizer)
