@@ -22,7 +22,11 @@ QUICK = (
 def test_a_dry_run_tells_steps_tokens_and_time_of_each_stage(herd: HerdCommand) -> None:
     result = herd("train", "llama-405b", "--dry-run")
     notes = [line for line in result.out.splitlines() if line.startswith("# ")]
-    assert notes[0].startswith("# pretrain: 1,053,244 steps, 14,799,995,928,576 tokens, 3.74e+25 FLOP, ") and "years" in notes[0]
+    assert (
+        notes[0].startswith("# pretrain: 1,053,244 steps, 14,799,995,928,576 tokens, 3.74e+25 FLOP, ")
+        and "years" in notes[0]
+        and "GiB on one device" in notes[0]
+    )
     assert len(notes) == 8
     stages = herd("train", "tiny", "--dry-run", "--json").json["stages"]
     assert [(stage["name"], stage["num_steps"], stage["num_tokens"]) for stage in stages] == [

@@ -34,6 +34,7 @@ from herd.model.transformer import Transformer
 from herd.train import blockwise
 from herd.train.attention import DocumentCore, document_spans, training_core
 from herd.train.float8 import Float8Linear, Float8UnsupportedError, check_float8, convert_to_float8, quantise
+from herd.train.numerics import prepare_model
 from herd.train.recompute import set_recompute
 from herd.train.replicas import differing_tensors, odd_replicas, parameter_hash, tensor_hash
 from herd.train.step import batch_loss_sum
@@ -255,6 +256,11 @@ def test_float8_products_and_their_gradients_are_those_of_bfloat16_within_its_pr
         assert not torch.equal(grad, right[name])
     with torch.no_grad():
         assert torch.equal(batch_loss_sum(plain, BATCH, torch.float32), batch_loss_sum(narrow, BATCH, torch.float32))
+    # A stage without float8 after one with it multiplies as ever.
+    prepare_model(narrow, small_stage())
+    assert not any(isinstance(module, Float8Linear) for module in narrow.modules())
+    again = gradients(narrow, torch.bfloat16)
+    assert all(torch.equal(grad, again[name]) for name, grad in left.items())
 
 
 COMPILED = """

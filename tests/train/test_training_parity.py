@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from herd.model.transformer import Transformer
 from herd.train.config import StageConfig
-from herd.train.mixing import ScheduledMixture
+from herd.train.mixing import StageMixture
 from herd.train.step import Batch
 from herd.train.trainer import Trainer
 
@@ -60,7 +60,7 @@ def their_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
-def plain_loop(model: LlamaForCausalLM, mixture: ScheduledMixture, stage: StageConfig) -> tuple[list[float], list[float]]:
+def plain_loop(model: LlamaForCausalLM, mixture: StageMixture, stage: StageConfig) -> tuple[list[float], list[float]]:
     """The loop that anyone would write: torch's AdamW, schedule and clipping. Returns losses and gradient norms."""
     matrices = [parameter for name, parameter in model.named_parameters() if "norm" not in name]
     norms = [parameter for name, parameter in model.named_parameters() if "norm" in name]

@@ -110,7 +110,7 @@ def _dry_run(config: AnyConfig, place: Path, *, json: bool) -> None:
     if isinstance(config, RecipeConfig):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         peak = measured_peak(device, getattr(torch, config.pretrain.compute_dtype), torch.get_num_threads())
-        estimates = estimate_stages(config, folder=place, peak_flops=peak)
+        estimates = estimate_stages(config, folder=place, peak_flops=peak, on_gpu=device == "cuda")
     if json:
         print_json({"config": to_dict(config), "stages": [to_dict(estimate) for estimate in estimates]})
         return

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from herd.data.rows import Rows
+import numpy as np
+
+from herd.data.loader import RowSource
 from herd.recipes.config import RecipeConfig
 from herd.recipes.mask_view import check_answers_end, mask_sample
 from herd.recipes.prepare import prepare_rows, prepare_tokenizer
@@ -33,12 +35,16 @@ class SourceView:
     sample: str
 
 
-def rows_as_columns(rows: Rows) -> Columns:
-    """Packed rows by the names that objectives know."""
-    return as_columns((rows.tokens, rows.documents, rows.counts))
+_LOOKED_AT = 4096
+"""Rows of a source that are looked at; a data set on disk is not read whole."""
 
 
-def check_stage(stage: StageConfig, rows: Mapping[str, Rows], tokenizer: Tokenizer) -> None:
+def rows_as_columns(rows: RowSource) -> Columns:
+    """The first rows of a source by the names that objectives know."""
+    return as_columns(rows.take(np.arange(min(len(rows), _LOOKED_AT))))
+
+
+def check_stage(stage: StageConfig, rows: Mapping[str, RowSource], tokenizer: Tokenizer) -> None:
     """Raise FormatError for a chat source whose counted tokens never hold the end of a turn."""
     for source in stage.used_sources:
         if source.kind == "chat" and len(rows[source.name]):
@@ -70,7 +76,7 @@ def _view(stage: str, source: str, columns: Columns, tokenizer: Tokenizer, *, co
         stage=stage,
         source=source,
         num_rows=len(columns["tokens"]),
-        share_filled=float((columns["documents"] >= 0).mean()),
-        share_counted=float(written.mean()),
+        share_filled=float((columns["documents"] >= 0).mean()) if len(written) else 0.0,
+        share_counted=float(written.mean()) if len(written) else 0.0,
         sample=mask_sample(columns, tokenizer, colour=colour) if len(columns["tokens"]) else "",
     )

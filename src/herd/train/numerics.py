@@ -9,7 +9,7 @@ import torch
 from herd.model.transformer import Transformer
 from herd.train.attention import DocumentCore
 from herd.train.config import StageConfig
-from herd.train.float8 import check_float8, convert_to_float8
+from herd.train.float8 import check_float8, convert_back, convert_to_float8
 from herd.train.recompute import set_recompute
 
 
@@ -21,6 +21,8 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
     if stage.float8:
         check_float8(model.device)
         convert_to_float8(model)
+    else:
+        convert_back(model)
     set_recompute(model, stage.recompute)
     if stage.compile:
         _hide_attention_from_the_compiler()
