@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from herd.base.errors import ConfigError
 from herd.data.loader import RowSource, StreamMixture
 from herd.data.schedule import MixPhase
 from herd.train.batch import AnyBatch, as_columns
@@ -41,6 +42,8 @@ def mix_schedule(stage: StageConfig) -> list[MixPhase]:
 
 def stage_mixture(rows: Mapping[str, RowSource], stage: StageConfig, *, seed: int) -> StageMixture:
     """The order of a stage's rows. Raises ConfigError for a source that is empty, or a mix in which nothing has weight."""
+    if not stage.used_sources:
+        raise ConfigError("no data source has a positive weight", hint="set the weight of at least one source above 0")
     used = {source.name: rows[source.name] for source in stage.used_sources}
     limits = {source.name: source.max_epochs for source in stage.used_sources}
     return StageMixture(used, mix_schedule(stage), seed=seed, max_epochs=limits)
