@@ -34,6 +34,8 @@ complete commands and options.
 | 3 | a model or file is missing |
 | 4 | it does not fit: memory, disk or context |
 | 5 | a gate failed: what you asked to have checked is not sound |
+| 75 | a training run was asked to end and is saved: run the command again |
+| 76 | a training run hung, and its watchdog ended it: run the command again |
 | 130 | interrupted |
 
 An error is `error: MESSAGE`, an empty line and `hint: WHAT TO DO`. The [list of errors](errors.md) explains each code. `--debug` goes

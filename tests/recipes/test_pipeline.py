@@ -22,6 +22,7 @@ from herd.recipes.pipeline import RunResult, run_recipe
 from herd.recipes.registry import find_recipe
 from herd.text.messages import Message
 from herd.text.tokenizer import load_tokenizer
+from herd.train import saver as saver_module
 from herd.train import trainer as trainer_module
 
 PARTS = ["config.toml", "data", "model", "pretrain", "sft", "tokenizer"]
@@ -32,9 +33,9 @@ def names(folder: Path) -> list[str]:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """A stage's log without the one figure that a clock gives."""
+    """A stage's log without the figures that a clock or the machine gives."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "tokens_per_s"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in ("tokens_per_s", "machine")} for line in lines]
 
 
 def states_of(folder: Path) -> dict[str, bytes]:
@@ -127,10 +128,10 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "before rows are packed": (pipeline, "prepare_rows", 1),
     "at the first step": (trainer_module, "train_step", 1),
     "within pre-training": (trainer_module, "train_step", 4),
-    "at the last save of pre-training": (trainer_module, "save_state", 2),
+    "at the last save of pre-training": (saver_module, "write_snapshot", 2),
     "between the stages": (pipeline, "prepare_rows", 2),
     "within tuning": (trainer_module, "train_step", 8),
-    "at the end of tuning": (trainer_module, "save_state", 4),
+    "at the end of tuning": (saver_module, "write_snapshot", 4),
     "before the model is written": (pipeline, "_export", 1),
     "before the card is written": (pipeline, "write_card", 1),
 }

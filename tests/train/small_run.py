@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from herd.data.mixture import Mixture
 from herd.data.rows import Document, Rows, pack
 from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.train.config import SourceConfig, StageConfig
+from herd.train.mixing import StageMixture, stage_mixture
 from herd.train.step import Batch
 from herd.train.trainer import HeldOut, Trainer
 
@@ -72,14 +72,17 @@ def small_stage(**changes: Any) -> StageConfig:
         "log_every": 1,
         "eval_every": 5,
         "save_every": 2,
+        "tensorboard": False,
     }
     return StageConfig(**(fields | changes))
 
 
-def small_mixture(stage: StageConfig) -> Mixture:
-    sources = {"a": small_rows(20, seed=1), "b": small_rows(30, seed=2)}
-    weights = {source.name: source.weight for source in stage.sources}
-    return Mixture(sources, weights, seed=7, num_samples=stage.num_steps * stage.batch_size)
+def small_sources(length: int = LENGTH) -> dict[str, Rows]:
+    return {"a": small_rows(20, seed=1, length=length), "b": small_rows(30, seed=2, length=length)}
+
+
+def small_mixture(stage: StageConfig) -> StageMixture:
+    return stage_mixture(small_sources(stage.sequence_length), stage, seed=7)
 
 
 def small_trainer(folder: Path, *, run: str = "this run", heldout: bool = True, **changes: Any) -> Trainer:
@@ -106,9 +109,9 @@ def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The log without the one figure that a clock gives."""
+    """The log without the figures that a clock or the machine gives."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "tokens_per_s"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in ("tokens_per_s", "machine")} for line in lines]
 
 
 def assert_same_run(ours: Trainer, other: Trainer) -> None:

@@ -1,12 +1,17 @@
-"""A real process, killed with SIGKILL at random moments and started again until it is done, leaves the run of one that was left alone."""
+"""A real process, killed with SIGKILL at random moments and started again until it is done, leaves the run of one that was left alone.
+
+Moments are chosen inside the loader, inside the step and inside the save. Ten kills by default; `HERD_TEST_FULL=1` makes it fifty.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -16,20 +21,37 @@ import pytest
 import torch
 from small_run import assert_same_run, folders_of, small_trainer, whole_run  # pyright: ignore[reportMissingImports]
 
-NUM_STEPS = 30
-CHANGES = {"num_steps": NUM_STEPS, "save_every": 2, "eval_every": 6, "keep_states": 2}
+from herd.train.trainer import Trainer
+
+NUM_KILLS = 50 if os.environ.get("HERD_TEST_FULL") == "1" else 10
+NUM_STEPS = 40
+CHANGES = {"num_steps": NUM_STEPS, "save_every": 2, "eval_every": 6, "keep_states": 2, "average_every": 5, "keep_every": 10}
+LOADER_S = 0.003
+PHASES = ("loader", "step", "save")
 
 
-def train(folder: Path, steps: Connection) -> None:
-    """What a process does: resume, go on to the end, tell every step."""
+def slow_loader(trainer: Trainer) -> None:
+    """Reading takes a while, so that a kill can fall into it."""
+    read = trainer.mixture.batch
+
+    def batch(first: int, size: int) -> object:
+        time.sleep(LOADER_S)
+        return read(first, size)
+
+    trainer.mixture.batch = batch  # type: ignore[method-assign]
+
+
+def train(folder: Path, phases: Connection, background: bool) -> None:
+    """What a process does: resume, go on to the end, tell every phase that it enters."""
     torch.set_num_threads(1)
-    trainer = small_trainer(folder, **CHANGES)
+    trainer = small_trainer(folder, **CHANGES, save_async=background)
+    slow_loader(trainer)
     trainer.resume()
-    trainer.on_step = lambda step, result, rate: steps.send(step)
+    trainer.on_phase = lambda phase, step: phases.send((phase, step))
     trainer.fit()
 
 
-Start = Callable[[Path], tuple[BaseProcess, Connection]]
+Start = Callable[[Path, bool], tuple[BaseProcess, Connection]]
 
 
 @pytest.fixture
@@ -38,9 +60,9 @@ def start() -> Start:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "herd.train.trainer", "torch._dynamo"])
 
-    def start_one(folder: Path) -> tuple[BaseProcess, Connection]:
+    def start_one(folder: Path, background: bool) -> tuple[BaseProcess, Connection]:
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=train, args=(folder, sending))
+        process = context.Process(target=train, args=(folder, sending, background))
         process.start()
         sending.close()
         return process, receiving
@@ -48,57 +70,82 @@ def start() -> Start:
     return start_one
 
 
-def killed_after(start: Start, folder: Path, num_steps: int, delay_s: float) -> int:
-    """Let a process make some steps and a moment more, then kill it. Returns the last step that it told."""
-    process, steps = start(folder)
-    with steps:
-        step = 0
-        for _ in range(num_steps):
-            step = steps.recv()
+def killed_in(start: Start, folder: Path, phase: str, turn: int, delay_s: float, *, background: bool) -> bool:
+    """Kill a process a moment after it entered `phase` the `turn`-th time. False if it was done before that."""
+    process, phases = start(folder, background)
+    seen = 0
+    with phases:
+        try:
+            while seen < turn:
+                seen += phases.recv()[0] == phase
+        except EOFError:
+            process.join()
+            assert process.exitcode == 0
+            return False
         time.sleep(delay_s)
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
-    process.close()
-    return step
+    assert process.exitcode in (-signal.SIGKILL, 0)
+    return process.exitcode != 0
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(tmp_path: Path, start: Start, seed: int) -> None:
-    rng = random.Random(seed)
-    reached = 0
-    # Saves come every other step and take longer than a step: a moment after a step is often within one.
-    # The last kill leaves at least seven steps undone, more than the longest moment lets through.
-    while reached < NUM_STEPS - 12:
-        reached = killed_after(start, tmp_path / "killed", rng.randint(3, 6), rng.random() * 0.02)
-    process, steps = start(tmp_path / "killed")
-    process.join()
-    steps.close()
-    assert process.exitcode == 0
-    process.close()
-
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """The run that was left alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = whole_run(tmp_path / "whole", **CHANGES)
+        return whole_run(tmp_path_factory.mktemp("whole"), **CHANGES)
     finally:
         torch.set_num_threads(threads)
-    resumed = small_trainer(tmp_path / "killed", **CHANGES)
-    assert resumed.resume()
-    assert_same_run(resumed, whole)
-    assert folders_of(tmp_path / "killed") == folders_of(tmp_path / "whole") == ["log.jsonl", "states"]
-    assert folders_of(tmp_path / "killed" / "states") == folders_of(tmp_path / "whole" / "states")
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_runs_killed_in_loader_step_and_save_are_the_uninterrupted_one(
+    tmp_path: Path, start: Start, whole: Trainer, background: bool
+) -> None:
+    rng = random.Random(31)
+    kills: Counter[str] = Counter()
+    run = 0
+    while sum(kills.values()) < NUM_KILLS // 2:
+        run += 1
+        folder = tmp_path / f"run-{run}"
+        # Kills without progress between them are kills at the same place again: a few turns let states be written.
+        for _ in range(8):
+            phase = PHASES[sum(kills.values()) % len(PHASES)]
+            turn = rng.randint(1, 3) if phase == "save" else rng.randint(3, 8)
+            delay_s = rng.random() * {"loader": LOADER_S, "step": 0.008, "save": 0.006}[phase]
+            if not killed_in(start, folder, phase, turn, delay_s, background=background):
+                break
+            kills[phase] += 1
+        process, phases = start(folder, background)
+        while process.is_alive() or phases.poll():
+            try:
+                phases.recv()
+            except EOFError:
+                break
+        process.join()
+        phases.close()
+        assert process.exitcode == 0
+        resumed = small_trainer(folder, **CHANGES)
+        assert resumed.resume() and resumed.progress.step == NUM_STEPS
+        resumed.average.apply(resumed.model)
+        assert_same_run(resumed, whole)
+        assert folders_of(folder) == folders_of(whole.folder) == ["events.jsonl", "log.jsonl", "states"]
+        assert folders_of(folder / "states") == folders_of(whole.folder / "states")
+    assert set(kills) == set(PHASES)
 
 
 def test_a_run_killed_after_its_last_state_and_before_the_old_are_deleted(tmp_path: Path) -> None:
-    whole = whole_run(tmp_path / "run", **CHANGES)
+    changes = {**CHANGES, "average_every": 0, "keep_every": 0}
+    left_alone = whole_run(tmp_path / "run", **changes)
     states = tmp_path / "run" / "states"
     kept = folders_of(states)
     shutil.copytree(states / kept[0], states / "step-00000001")
     (states / ".step-00000030.partial").mkdir()
 
-    resumed = small_trainer(tmp_path / "run", **CHANGES)
+    resumed = small_trainer(tmp_path / "run", **changes)
     assert resumed.resume()
     resumed.fit()
-    assert_same_run(resumed, whole)
+    assert_same_run(resumed, left_alone)
     assert folders_of(states) == kept

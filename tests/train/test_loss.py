@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from herd.train.loss import IGNORE, cross_entropy_sum
+from herd.train.loss import IGNORE, cross_entropy_sum, token_logprobs
 
 DIM = 12
 
@@ -144,3 +144,33 @@ def test_an_evaluation_forms_no_gradients() -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as evaluated:
         assert torch.equal(cross_entropy_sum(hidden, weight, targets, chunk=16), loss)
     assert evaluated.get_total_flops() == products
+
+
+def test_z_loss_and_its_gradient_are_those_of_torch() -> None:
+    hidden, weight, targets = torch.randn(11, 6), torch.randn(9, 6), torch.randint(0, 9, (11,))
+    targets[3] = IGNORE
+    leaves = [part.clone().requires_grad_() for part in (hidden, weight)]
+    cross_entropy_sum(*leaves, targets, chunk=4, z_loss=0.1).backward()
+    plain = [part.clone().requires_grad_() for part in (hidden, weight)]
+    logits = plain[0] @ plain[1].t()
+    expected = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    expected = expected + 0.1 * logits.logsumexp(-1)[targets != IGNORE].square().sum()
+    expected.backward()
+    torch.testing.assert_close(cross_entropy_sum(hidden, weight, targets, z_loss=0.1), expected.detach())
+    for ours, theirs in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_log_probabilities_of_tokens_and_their_gradients_are_those_of_torch(chunk: int) -> None:
+    hidden, weight, targets, upstream = torch.randn(11, 6), torch.randn(9, 6), torch.randint(0, 9, (11,)), torch.randn(11)
+    leaves = [part.clone().requires_grad_() for part in (hidden, weight)]
+    found = token_logprobs(*leaves, targets, chunk=chunk)
+    (found * upstream).sum().backward()
+    plain = [part.clone().requires_grad_() for part in (hidden, weight)]
+    expected = (plain[0] @ plain[1].t()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert token_logprobs(hidden[:0], weight, targets[:0]).shape == (0,)

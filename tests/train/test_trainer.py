@@ -150,7 +150,7 @@ def test_resuming_trims_the_log_to_the_state_and_drops_a_line_cut_short(tmp_path
     (tmp_path / ".log.jsonl.partial-ab12").write_text("what a kill while trimming leaves")
     small_trainer(tmp_path).resume()
     assert log.read_text() == "".join(whole.splitlines(keepends=True)[:4])
-    assert folders_of(tmp_path) == ["log.jsonl", "states"]
+    assert folders_of(tmp_path) == ["events.jsonl", "log.jsonl", "states"]
 
 
 def test_a_line_without_its_end_is_dropped_even_where_its_step_is_kept(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_without_a_state_the_log_begins_anew(tmp_path: Path, uninterrupted: Trai
 def test_only_keep_states_are_left_and_nothing_half_written(tmp_path: Path) -> None:
     whole_run(tmp_path, keep_states=3, save_every=1)
     assert folders_of(tmp_path / "states") == ["step-00000010", "step-00000011", "step-00000012"]
-    assert folders_of(tmp_path) == ["log.jsonl", "states"]
+    assert folders_of(tmp_path) == ["events.jsonl", "log.jsonl", "states"]
 
 
 def test_the_last_step_is_saved_whatever_the_interval(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class HfSource:
         if (self.path / SINGLE_FILE).is_file() or not index_path.is_file():
             names = [SINGLE_FILE]
         else:
-            weight_map = _weight_map(read_json_object(index_path))
+            weight_map = read_weight_map(read_json_object(index_path))
             names = sorted(set(weight_map.values()))
         for name in names:
             self._open_file(name, weight_map)
@@ -169,7 +169,7 @@ def _other_weights(folder: Path) -> str:
     return "download the model's .safetensors files into the folder"
 
 
-def _weight_map(index: Mapping[str, Any]) -> dict[str, str]:
+def read_weight_map(index: Mapping[str, Any]) -> dict[str, str]:
     """The index's map of tensor to file. Names that lead out of the folder are refused before anything is opened."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -18,6 +18,7 @@ from herd.cli import (
     data,
     doctor,
     keys,
+    merge,
     models,
     plan,
     replay,
@@ -59,11 +60,14 @@ def options(
         bool, typer.Option("--debug", help="Show the whole trace of an error; goes with any command. [variable: HERD_DEBUG]")
     ] = False,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [variable: HERD_LOG_LEVEL; default: info]")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text, or json: one object a line. [variable: HERD_LOG_FORMAT; default: text]")
+    ] = None,
 ) -> None:
     """Options of every command."""
     from herd.base.log import configure
 
-    configure(log_level)
+    configure(log_level, log_format)
 
 
 _USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
@@ -82,6 +86,8 @@ app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
 app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
+app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
+app.command("average", rich_help_panel=_TRAIN)(merge.average)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)

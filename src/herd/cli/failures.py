@@ -1,6 +1,7 @@
 """Whatever ends a command early becomes an exit code and a message here, and never a traceback unless --debug asks for it.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 missing model or file, 4 does not fit, 5 a gate failed, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 3 missing model or file, 4 does not fit, 5 a gate failed, 75 a training run was
+asked to end and is saved, 76 a training run hung, 130 interrupted.
 """
 
 from __future__ import annotations

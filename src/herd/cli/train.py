@@ -3,57 +3,165 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from herd.base import settings
-from herd.cli.load import JsonOption, ThreadsOption, set_threads
+from herd.cli.load import DeviceOption, JsonOption, ThreadsOption, choose_device, set_threads
+
+if TYPE_CHECKING:
+    from herd.recipes.registry import AnyConfig
 
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's name (tiny, cria) or the config.toml of an earlier run. None lists the recipes.")
+        str | None,
+        typer.Argument(
+            help="A recipe's name (tiny, cria, llama-8b, sft, lora, dpo, ...), the config.toml of an earlier run, or `report` to write the "
+            "page of a run whose folder follows. None lists the recipes."
+        ),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Dotted overrides, as pretrain.lr=3e-4 pretrain.num_steps=100.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Data folder, for recipes that read one. [variable: HERD_DATA]")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/RECIPE]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder, or the file that a post-training recipe reads. [variable: HERD_DATA]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run; of a report, its file. [default: runs/RECIPE, RUN/report.html]"),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in the folder instead of going on with it.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config with steps, tokens and time of each stage, and stop.")
+    ] = False,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Prepare the data, print a sample of each source with what counts marked, and stop.")
+    ] = False,
+    device: DeviceOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes under two minutes."""
-    from herd.base.config_io import apply_overrides, to_toml
-    from herd.cli.output import line, note, print_json, table
-    from herd.recipes.registry import RECIPES, find_recipe
+    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit.
 
-    if recipe is None:
-        known = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
-        if json:
-            print_json(known)
-        else:
-            table(list(known.items()), ("recipe", "what it trains"))
-            note("train one: herd train RECIPE; see all that can be set: herd train RECIPE --dry-run")
-        return
-    config = apply_overrides(find_recipe(recipe), overrides or [])
-    if dry_run:
-        line(to_toml(config).rstrip())
-        return
-    from herd.recipes.pipeline import run_recipe
+    `herd train tiny` takes under two minutes.
+
+    SIGTERM and SIGUSR1 (as Slurm sends before a job's end) save the step in progress and leave with exit code 75: run the command again.
+    A run that hangs ends with 76. `herd train report RUN` writes one HTML page of a run's curves, speed and energy.
+    """
+    from herd.base.config_io import apply_overrides
+    from herd.recipes.registry import find_recipe
 
     set_threads(threads)
+    if recipe is None:
+        _list(json=json)
+        return
+    if recipe == "report":
+        _report(overrides or [], output, json=json)
+        return
+    config = apply_overrides(find_recipe(recipe), overrides or [])
     folder = settings.value("data", str(data) if data else None)
-    place = output or _place(config.name)
+    files = Path(folder) if folder else None
+    if dry_run:
+        _dry_run(config, output or _place(config.name), json=json)
+    elif inspect:
+        _inspect(config, files, output or _place(config.name), json=json)
+    else:
+        _train(config, files, output or _place(config.name), restart=restart, device=device, json=json)
+
+
+def _list(*, json: bool) -> None:
+    from herd.cli.output import note, print_json, table
+    from herd.recipes.registry import RECIPES
+
+    known = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+    if json:
+        print_json(known)
+    else:
+        table(list(known.items()), ("recipe", "what it trains"))
+        note("train one: herd train RECIPE; see all that can be set: herd train RECIPE --dry-run")
+
+
+def _train(config: AnyConfig, data: Path | None, place: Path, *, restart: bool, device: str | None, json: bool) -> None:
+    from herd.cli.output import note, print_json
+    from herd.recipes.pipeline import run_recipe
+
     try:
-        result = run_recipe(config, data=Path(folder) if folder else None, output=place, restart=restart)
+        result = run_recipe(config, data=data, output=place, restart=restart, device=choose_device(settings.value("device", device)))
     except KeyboardInterrupt:
         note(f"\nstopped; the same command goes on from the last state saved in {place}")
         raise
     if json:
         print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
         return
-    note(f"done: herd chat --model {result.model}")
+    note(f"done: {result.next_step}")
+
+
+def _dry_run(config: AnyConfig, place: Path, *, json: bool) -> None:
+    """The config as TOML, the estimates above it as comments; both as one object with --json."""
+    import torch
+
+    from herd.base.config_io import to_dict, to_toml
+    from herd.cli.output import line, print_json
+    from herd.recipes.config import RecipeConfig
+    from herd.recipes.estimate import describe, estimate_stages
+    from herd.train.speed import measured_peak
+
+    estimates = []
+    if isinstance(config, RecipeConfig):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        peak = measured_peak(device, getattr(torch, config.pretrain.compute_dtype), torch.get_num_threads())
+        estimates = estimate_stages(config, folder=place, peak_flops=peak, on_gpu=device == "cuda")
+    if json:
+        print_json({"config": to_dict(config), "stages": [to_dict(estimate) for estimate in estimates]})
+        return
+    for estimate in estimates:
+        line(f"# {describe(estimate)}")
+    line(to_toml(config).rstrip())
+
+
+def _inspect(config: AnyConfig, data: Path | None, place: Path, *, json: bool) -> None:
+    import os
+    import sys
+
+    from herd.base.config_io import to_dict
+    from herd.cli.output import line, print_json
+    from herd.recipes.config import RecipeConfig
+    from herd.recipes.inspect import inspect_recipe, inspect_tune
+
+    colour = not json and sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if isinstance(config, RecipeConfig):
+        views = inspect_recipe(config, data=data, output=place, colour=colour)
+    else:
+        views = inspect_tune(config, data=data, output=place, colour=colour)
+    if json:
+        print_json([to_dict(view) for view in views])
+        return
+    line(f"what counts in the loss is {'green' if colour else 'between ⟦ and ⟧'}")
+    for view in views:
+        line(f"\n{view.stage} / {view.source}: {view.num_rows:,} rows, {view.share_filled:.1%} filled, {view.share_counted:.1%} counted")
+        line(view.sample)
+
+
+def _report(arguments: list[str], output: Path | None, *, json: bool) -> None:
+    """`herd train report RUN`."""
+    from herd.base.config_io import to_dict
+    from herd.base.errors import UsageError
+    from herd.cli.output import note, print_json
+    from herd.recipes.config import PowerConfig
+    from herd.recipes.registry import find_recipe
+    from herd.train.report import write_report
+
+    if len(arguments) != 1:
+        raise UsageError(f"report takes the folder of one run, here {len(arguments)}", hint="herd train report runs/tiny")
+    run = Path(arguments[0])
+    saved = run / "config.toml"
+    power = getattr(find_recipe(str(saved)), "power", PowerConfig()) if saved.is_file() else PowerConfig()
+    target = output or run / "report.html"
+    summaries = write_report(run, target, pue=power.pue, grid_kg_per_kwh=power.grid_kg_per_kwh)
+    if json:
+        print_json({"page": str(target), "stages": [to_dict(summary) for summary in summaries]})
+    else:
+        note(f"wrote {target}")
 
 
 def _place(name: str) -> Path:

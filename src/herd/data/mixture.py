@@ -46,10 +46,14 @@ class Mixture:
             self._orders[key] = np.random.default_rng([self.seed, 1, source, epoch]).permutation(len(self.rows[source]))
         return int(self._orders[key][place])
 
+    def places(self, first: int, size: int) -> list[tuple[int, int]]:
+        """For samples first..first+size-1, the number of the source in `names` and the row in it."""
+        picks = [(int(self._source[n]), int(self._turn[n])) for n in range(first, first + size)]
+        return [(source, self._row(source, turn)) for source, turn in picks]
+
     def batch(self, first: int, size: int) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.bool_]]:
         """Samples first..first+size-1: tokens, document numbers and loss mask, each [size, T+1]."""
-        picks = [(int(self._source[n]), int(self._turn[n])) for n in range(first, first + size)]
-        places = [(source, self._row(source, turn)) for source, turn in picks]
+        places = self.places(first, size)
         return (
             np.stack([self.rows[source].tokens[row] for source, row in places]),
             np.stack([self.rows[source].documents[row] for source, row in places]),

@@ -13,17 +13,22 @@ from pathlib import Path
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
 from herd.model.transformer import Transformer
-from herd.recipes.config import RecipeConfig
+from herd.plan.accounting import Power, account, account_energy
+from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
 from herd.text.tokenizer import Tokenizer
+from herd.train.energy import JOULES_PER_KWH
 
 UNKNOWN = "not on record: name it before you share the model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageReport:
-    """What a stage did: steps, tokens read (padding included), tokens counted in the loss, seconds, and its last held-out scores."""
+    """What a stage did: steps, tokens read (padding included), tokens counted in the loss, seconds, and its last held-out scores.
+
+    `energy_j` is what `energy_method` counted; a nameplate is no count, so the card then takes the recipe's watts over the hours.
+    """
 
     name: str
     num_steps: int
@@ -33,6 +38,8 @@ class StageReport:
     bits_per_byte: dict[str, float]
     epochs: dict[str, float]
     machine: str
+    energy_j: float = 0.0
+    energy_method: str = "nameplate"
 
 
 def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
@@ -44,9 +51,12 @@ def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Tr
 
 
 def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
-    hours = sum(report.seconds for report in reports) / 3600
-    power = config.power
-    kwh = hours * power.watts * power.pue / 1000
+    power, hours = config.power, sum(report.seconds for report in reports) / 3600
+    nameplate = Power(watts=power.watts, pue=power.pue, grid_kg_per_kwh=power.grid_kg_per_kwh)
+    methods = {report.energy_method for report in reports}
+    measured = "nameplate" not in methods
+    kwh = sum(report.energy_j for report in reports) / JOULES_PER_KWH
+    used = account_energy(kwh, nameplate, device_hours=hours) if measured else account(hours, nameplate)
     flops = sum(
         report.num_tokens * config.model.training_flops_per_token(stage.sequence_length)
         for report, (_, stage) in zip(reports, config.stages(), strict=True)
@@ -56,8 +66,9 @@ def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, 
         "num_parameters": config.model.num_parameters,
         "hours": round(hours, 3),
         "flops": float(flops),
-        "energy_kwh": round(kwh, 4),
-        "carbon_kg_co2eq": round(kwh * power.grid_kg_per_kwh, 4),
+        "energy_kwh": round(used.energy_kwh, 4),
+        "energy_method": "+".join(sorted(methods)) if measured else "nameplate",
+        "carbon_kg_co2eq": round(used.carbon_kg, 4),
         "machine": reports[0].machine,
         "stages": [
             {
@@ -90,7 +101,7 @@ def _licence(path: str) -> tuple[str, str]:
 
 
 def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[str, str, str]]) -> str:
-    model, power = config.model, config.power
+    model, power = config.final_model, config.power
     lines = [
         f"# {config.name}",
         "",
@@ -108,7 +119,7 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
         f"| trained on | {facts['machine']} |",
         f"| training time | {facts['hours']} h |",
         f"| compute | {facts['flops']:.3g} FLOP (6 per parameter and token, and attention) |",
-        f"| energy, by nameplate | {facts['energy_kwh']} kWh: {power.hardware}, taken as {power.watts:g} W, PUE {power.pue:g} |",
+        _energy(facts, power),
         f"| carbon, location-based | {facts['carbon_kg_co2eq']} kg CO2eq at {power.grid_kg_per_kwh:g} kg/kWh (an assumed average grid) |",
         "",
         "## Stages",
@@ -129,6 +140,12 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
         lines += [f"**{prompt}** ({'ended its turn' if reason == 'stop' else reason})", "", quoted, ""]
     lines += ["## Licence", "", _weights_licence(config), ""]
     return "\n".join(lines)
+
+
+def _energy(facts: dict[str, object], power: PowerConfig) -> str:
+    if facts["energy_method"] == "nameplate":
+        return f"| energy, by nameplate | {facts['energy_kwh']} kWh: {power.hardware}, taken as {power.watts:g} W, PUE {power.pue:g} |"
+    return f"| energy, measured ({facts['energy_method']}) | {facts['energy_kwh']} kWh, PUE {power.pue:g} (assumed) included |"
 
 
 def _weights_licence(config: RecipeConfig) -> str:

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.train.config import SourceConfig, StageConfig
+from herd.train.context_config import LongContextConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerTraining:
-    """How the tokenizer is trained: base tokens besides the 256 special ones, and the text it sees."""
+    """How the tokenizer is trained: base tokens besides the 256 special ones, and the text it sees.
+
+    `path` names the folder of one that is taken as it is; then `sources` may be empty.
+    """
 
     vocab_size: int
     sources: tuple[SourceConfig, ...]
+    path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +36,8 @@ class PowerConfig:
 class RecipeConfig:
     """Everything a run is made of. `heldout_bytes` of text per language stay out of training and measure it.
 
+    The stages follow one another: `pretrain`, `long_context` at each of its lengths, `anneal`, `sft`; all but the first may be left out.
+
     `sample_prompts` are put to the finished model in the order given; every answer goes into the card as it came.
     """
 
@@ -40,6 +47,7 @@ class RecipeConfig:
     tokenizer: TokenizerTraining
     model: ModelConfig
     pretrain: StageConfig
+    long_context: LongContextConfig | None = None
     anneal: StageConfig | None = None
     sft: StageConfig | None = None
     heldout_bytes: int = 40_000
@@ -57,13 +65,24 @@ class RecipeConfig:
                 hint=f"set model.vocab_size={self.tokenizer.vocab_size + 256}",
             )
         for name, stage in self.stages():
-            if stage.sequence_length > self.model.max_position_embeddings:
+            context = self.model_at(name).max_position_embeddings
+            if stage.sequence_length > context:
                 raise ConfigError(
-                    f"{name}.sequence_length {stage.sequence_length} is over the model's context of {self.model.max_position_embeddings}",
+                    f"{name}.sequence_length {stage.sequence_length} is over the model's context of {context}",
                     hint=f"set {name}.sequence_length or model.max_position_embeddings",
                 )
 
     def stages(self) -> list[tuple[str, StageConfig]]:
         """The stages in their order, with their names."""
+        longer = self.long_context.stages() if self.long_context is not None else []
         later = (("anneal", self.anneal), ("sft", self.sft))
-        return [("pretrain", self.pretrain), *((name, stage) for name, stage in later if stage is not None)]
+        return [("pretrain", self.pretrain), *longer, *((name, stage) for name, stage in later if stage is not None)]
+
+    def model_at(self, name: str) -> ModelConfig:
+        """The model's config in a stage: from the long-context stage on it has that stage's context and rotations."""
+        return self.model if self.long_context is None or name == "pretrain" else self.long_context.extended(self.model)
+
+    @property
+    def final_model(self) -> ModelConfig:
+        """The config of the model that comes out."""
+        return self.model_at(self.stages()[-1][0])

@@ -7,6 +7,7 @@ OWN = ("written for herd", "Apache-2.0")
 LICENCES: dict[str, tuple[str, str]] = {
     "own:dialogues": OWN,
     "own:drills": OWN,
+    "own:needles": OWN,
     "tiny.txt": OWN,
     "corpus/childrens_stories": ("Global African Storybook Project: global-asp/pb-source, asp-source, global-asp", "CC-BY"),
     "corpus/common_voice_sentences": ("Mozilla Common Voice sentences: mozilla/common-voice", "CC0-1.0"),

@@ -1,7 +1,7 @@
 """Carry out a recipe: tokenizer, data, stages, export, model card; every part is taken up where an interrupted run left it.
 
-Output folder: `config.toml`, `tokenizer/`, `data/` (packed rows), `pretrain/`, `anneal/` and `sft/` (states, log.jsonl), `model/` (the
-result, as Hugging Face lays it out, with its card). Only `model/` is needed afterwards.
+Output folder: `config.toml`, `tokenizer/`, `data/` (packed rows), `pretrain/`, `long-LENGTH/`, `anneal/` and `sft/` (states, log.jsonl),
+`model/` (the result, as Hugging Face lays it out, with its card). Only `model/` is needed afterwards.
 """
 
 from __future__ import annotations
@@ -10,25 +10,36 @@ import hashlib
 import json
 import platform
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from herd.base.atomic import atomic_file
-from herd.base.config_io import from_toml, to_toml
+from herd.base.config_io import to_toml
 from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.load import save_model
-from herd.data.mixture import Mixture
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.recipes.card import StageReport, write_card
 from herd.recipes.config import RecipeConfig
+from herd.recipes.inspect import check_stage
+from herd.recipes.needle_text import make_needles
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
+from herd.recipes.registry import AnyConfig, read_config
+from herd.recipes.tune_config import TuneConfig
+from herd.recipes.tune_run import PARTS as TUNE_PARTS
+from herd.recipes.tune_run import TuneResult, run_tune
 from herd.text.tokenizer import Tokenizer
 from herd.train.config import StageConfig
+from herd.train.energy import find_meter
+from herd.train.long_context import LengthGate, NeedleScore, check_passed, with_config
+from herd.train.mixing import stage_mixture
+from herd.train.preemption import stop_on_signal
 from herd.train.step import StepResult
 from herd.train.trainer import HeldOut, Trainer
 
@@ -45,40 +56,69 @@ class RunResult:
     model: Path
     stages: tuple[StageReport, ...]
 
+    @property
+    def next_step(self) -> str:
+        """What to do with it."""
+        return f"herd chat --model {self.model}"
 
-def run_recipe(config: RecipeConfig, *, data: Path | None, output: Path, restart: bool = False) -> RunResult:
-    """Train `config` into `output` and return where the model is.
 
-    A folder that holds an interrupted run of the same config is resumed, bit for bit. Raises UsageError if it holds another config and
-    `restart` is false.
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """What the stages of a run share. `model` and `moments` are those that the last stage left."""
+
+    config: RecipeConfig
+    data: Path | None
+    output: Path
+    tokenizer: Tokenizer
+    heldout: dict[str, HeldOut]
+    model: Transformer
+    should_stop: Callable[[], object]
+    moments: dict[str, Tensor] | None = None
+    scores: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False, device: str = "cpu") -> RunResult | TuneResult:
+    """Train `config`, from random weights or from a model, into `output` and return where the model is.
+
+    `device` is where the model trains.
+
+    A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
+    UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
     """
     _claim(config, output, restart=restart)
+    with stop_on_signal() as stop:
+        if isinstance(config, TuneConfig):
+            return run_tune(config, data=data, output=output, should_stop=lambda: stop, device=device)
+        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=device)
+
+
+def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object], device: str) -> RunResult:
+    """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
     heldout = prepare_heldout(config, data, tokenizer)
     with torch.device("meta"):
         model = Transformer(config.model)
-    initialise(model, seed=config.seed)
-    reports = tuple(
-        _run_stage(name, stage, number, config, model, tokenizer, heldout, data=data, output=output)
-        for number, (name, stage) in enumerate(config.stages())
-    )
+    initialise(model, seed=config.seed, device=device)
+    run = _Run(config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=should_stop)
+    reports = tuple(_run_stage(name, stage, number, run) for number, (name, stage) in enumerate(config.stages()))
     target = output / "model"
-    exported = _export(model, config, tokenizer, target)
+    exported = _export(run.model, tokenizer, target)
     write_card(config, reports, exported, tokenizer, target)
     return RunResult(model=target, stages=reports)
 
 
-def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
+def _claim(config: AnyConfig, output: Path, *, restart: bool) -> None:
     """Make `output` this config's folder: empty, or left by an earlier try of the same config."""
     saved = output / "config.toml"
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is not a folder", hint="choose another --output")
     if restart and saved.exists():
         saved.unlink()
-        for part in _PARTS:
-            shutil.rmtree(output / part, ignore_errors=True)
+        parts = TUNE_PARTS if isinstance(config, TuneConfig) else _PARTS
+        for part in (*(output / name for name in parts), *output.glob("long-*")):
+            shutil.rmtree(part, ignore_errors=True)
     if saved.exists() and _read_config(saved) != config:
         raise UsageError(
             f"{output} holds a run of another configuration", hint="choose another --output, or pass --restart to delete that run"
@@ -87,33 +127,38 @@ def _claim(config: RecipeConfig, output: Path, *, restart: bool) -> None:
         temporary.write_text(to_toml(config), encoding="utf-8")
 
 
-def _read_config(path: Path) -> RecipeConfig | None:
+def _read_config(path: Path) -> AnyConfig | None:
     """A saved config; None for a file that is not one of this herd's."""
     try:
-        return from_toml(RecipeConfig, path.read_text(encoding="utf-8"))
+        return read_config(path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError):
         return None
 
 
-def _run_stage(
-    name: str,
-    stage: StageConfig,
-    number: int,
-    config: RecipeConfig,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    heldout: dict[str, HeldOut],
-    *,
-    data: Path | None,
-    output: Path,
-) -> StageReport:
-    """Train one stage, from its newest state if it has one; the model holds its result afterwards."""
-    digest = hashlib.sha256((output / "tokenizer" / "tokenizer.model").read_bytes()).hexdigest()
-    rows = prepare_rows(stage, config, data, tokenizer, digest=digest, cache=output / "data")
-    weights = {source.name: source.weight for source in stage.sources}
-    mixture = Mixture(rows, weights, seed=config.seed + number, num_samples=stage.num_steps * stage.batch_size)
-    run = _run_digest(config, number, digest)
-    trainer = Trainer(model, stage, mixture, folder=output / name, run=run, heldout=heldout)
+def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageReport:
+    """Train one stage, from its newest state if it has one; the run's model holds its result afterwards."""
+    config, folder = run.config, run.output / name
+    digest = hashlib.sha256((run.output / "tokenizer" / "tokenizer.model").read_bytes()).hexdigest()
+    rows = prepare_rows(stage, config, run.data, run.tokenizer, digest=digest, cache=run.output / "data")
+    check_stage(stage, rows, run.tokenizer)
+    mixture = stage_mixture(rows, stage, seed=config.seed + number)
+    if run.model.config != config.model_at(name):
+        run.model = with_config(run.model, config.model_at(name))
+    gate = _gate(name, stage, run)
+    meter = find_meter(device=run.model.device.type, nameplate_watts=config.power.watts)
+    trainer = Trainer(
+        run.model,
+        stage,
+        mixture,
+        folder=folder,
+        run=_run_digest(config, number, digest),
+        heldout=run.heldout,
+        gate=gate,
+        callbacks=() if gate is None else (NeedleScore(gate, length=stage.sequence_length, every=stage.eval_every),),
+        should_stop=run.should_stop,
+        meter=meter,
+        moments=run.moments if stage.continue_optimizer else None,
+    )
     if trainer.resume():
         log.info("%s: resumed at step %d of %d", name, trainer.progress.step, stage.num_steps)
     with track_steps(name, total=stage.num_steps, done=trainer.progress.step) as advance:
@@ -123,22 +168,42 @@ def _run_stage(
 
         trainer.on_step = on_step
         progress = trainer.fit()
+    run.moments = trainer.moments_of()
+    scores = _last_heldout(folder / "log.jsonl")
+    if gate is not None and not progress.finished:
+        gate.problems = gate.judge(run.model, scores)
+        check_passed(gate, length=stage.sequence_length, finished=False)
+    run.scores = run.scores if gate is not None else scores
     return StageReport(
         name=name,
         num_steps=progress.step,
         num_tokens=progress.num_samples * stage.sequence_length,
         num_counted=progress.num_counted,
         seconds=progress.seconds,
-        bits_per_byte=_last_heldout(output / name / "log.jsonl"),
+        bits_per_byte=scores,
         epochs=mixture.epochs(progress.num_samples),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        energy_j=progress.energy_j,
+        energy_method=meter.method,
     )
+
+
+def _gate(name: str, stage: StageConfig, run: _Run) -> LengthGate | None:
+    """The gate of a long-context length; its measure of short text is what the stage before left."""
+    longer = run.config.long_context
+    if longer is None or not name.startswith("long-"):
+        return None
+    needles = make_needles(run.tokenizer, count=longer.num_needles, length=stage.sequence_length, seed=run.config.seed)
+    return LengthGate(config=longer, before=run.scores, needles=needles, dtype=getattr(torch, stage.compute_dtype))
 
 
 def _run_digest(config: RecipeConfig, number: int, tokenizer_digest: str) -> str:
     """What a stage's states depend on: the model, the seed, the tokenizer and every stage up to this one."""
-    stages = "|".join(f"{name}={to_toml(stage)}" for name, stage in config.stages()[: number + 1])
-    return hashlib.sha256(f"{config.seed}|{to_toml(config.model)}|{tokenizer_digest}|{stages}".encode()).hexdigest()
+    stages = config.stages()[: number + 1]
+    parts = "|".join(f"{name}={to_toml(stage)}" for name, stage in stages)
+    if (last := config.model_at(stages[-1][0])) != config.model:
+        parts += f"|{to_toml(last)}"
+    return hashlib.sha256(f"{config.seed}|{to_toml(config.model)}|{tokenizer_digest}|{parts}".encode()).hexdigest()
 
 
 def _last_heldout(path: Path) -> dict[str, float]:
@@ -148,9 +213,9 @@ def _last_heldout(path: Path) -> dict[str, float]:
     return scores[-1] if scores else {}
 
 
-def _export(model: Transformer, config: RecipeConfig, tokenizer: Tokenizer, target: Path) -> Transformer:
+def _export(model: Transformer, tokenizer: Tokenizer, target: Path) -> Transformer:
     """Write bfloat16 weights and tokenizer to `target`; returns the model as it was written."""
-    narrow = Transformer(config.model).to(torch.bfloat16)
+    narrow = Transformer(model.config).to(torch.bfloat16)
     narrow.load_state_dict(model.state_dict())
     save_model(narrow, target, tokenizer=tokenizer, overwrite=True)
     return narrow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,28 @@ from herd.base.config_io import from_toml
 from herd.base.errors import ConfigError, NotFoundError, did_you_mean
 from herd.recipes.config import RecipeConfig
 from herd.recipes.cria import cria
+from herd.recipes.llama import llama_1b, llama_8b, llama_70b, llama_405b
 from herd.recipes.tiny import tiny
+from herd.recipes.tiny_long import tiny_long
+from herd.recipes.tune import distill, dpo, ipo, kto, lora, orpo, qlora, reward, sft, simpo
+from herd.recipes.tune_config import TuneConfig
 
-RECIPES: dict[str, Callable[[], RecipeConfig]] = {"cria": cria, "tiny": tiny}
+AnyConfig = RecipeConfig | TuneConfig
+RECIPES: dict[str, Callable[[], AnyConfig]] = {"cria": cria, "tiny": tiny, "tiny-long": tiny_long}
+RECIPES |= {"llama-1b": llama_1b, "llama-8b": llama_8b, "llama-70b": llama_70b, "llama-405b": llama_405b}
+RECIPES |= {make.__name__: make for make in (sft, lora, qlora, reward, dpo, ipo, kto, orpo, simpo, distill)}
 
 
-def find_recipe(name: str) -> RecipeConfig:
+def read_config(text: str) -> AnyConfig:
+    """A config from TOML; one with a `method` is a post-training run's. Raises ConfigError."""
+    try:
+        tunes = "method" in tomllib.loads(text)
+    except (ValueError, RecursionError):
+        tunes = False  # from_toml says what is wrong
+    return from_toml(TuneConfig, text) if tunes else from_toml(RecipeConfig, text)
+
+
+def find_recipe(name: str) -> AnyConfig:
     """The config of a named recipe, or of a .toml file that an earlier run saved.
 
     Raises NotFoundError, with the nearest name, for one that is not there; ConfigError for a file that is no config.
@@ -27,7 +44,7 @@ def find_recipe(name: str) -> RecipeConfig:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not UTF-8: {error.reason}", hint="compare it with the config.toml that a run saves") from error
-        return from_toml(RecipeConfig, text)
+        return read_config(text)
     if name not in RECIPES:
         raise NotFoundError(f"no recipe is named {name!r}", hint=did_you_mean(name, RECIPES, otherwise="recipes: " + ", ".join(RECIPES)))
     return RECIPES[name]()

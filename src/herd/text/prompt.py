@@ -123,9 +123,17 @@ class PromptFormat:
         parts = self.segments(messages, tools=tools, builtin_tools=builtin_tools, generation_prompt=generation_prompt)
         return self._encode(tokenizer, parts)[0]
 
-    def encode_with_mask(self, tokenizer: Tokenizer, messages: Iterable[Message | Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
+    def encode_with_mask(
+        self,
+        tokenizer: Tokenizer,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
+        builtin_tools: Sequence[str] = (),
+    ) -> tuple[list[int], list[bool]]:
         """A finished conversation as token ids, and for each whether an assistant wrote it: content and end token count, headers not."""
-        return self._encode(tokenizer, self.segments(messages, generation_prompt=False))
+        parts = self.segments(messages, tools=tools, builtin_tools=builtin_tools, generation_prompt=False)
+        return self._encode(tokenizer, parts)
 
     def _encode(self, tokenizer: Tokenizer, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
         ids: list[int] = []

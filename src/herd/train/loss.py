@@ -1,17 +1,20 @@
-"""Cross entropy of the next token that never holds the logits of more than one chunk.
+"""Losses over the vocabulary that never hold the logits of more than one chunk: cross entropy, and log-probabilities of single tokens.
 
-The gradient of each chunk's logits is formed while they are in the cache, in the forward pass: softmax minus the one-hot target. Peak
-memory is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it.
-Knows hidden states, the output matrix and targets; nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
+Cross entropy forms the gradient of each chunk's logits while they are in the cache, in the forward pass: softmax minus the one-hot target.
+Peak memory is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it. Log-probabilities,
+whose gradient depends on what is made of them, and any other function of logits (`by_chunks`) compute each chunk again in the backward
+pass. Knows hidden states, the output matrix and targets; nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100
 """Target that does not count, as in torch."""
@@ -21,7 +24,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target); saves the finished gradients of hidden states and weight."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool, z_loss: float, out: Tensor | None
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         narrow = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -32,9 +37,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counted = target != IGNORE
             index = target.clamp(min=0)[:, None]
             log_z = logits.logsumexp(-1)
-            total += ((log_z - logits.gather(1, index)[:, 0]) * counted).sum()
+            losses = (log_z - logits.gather(1, index)[:, 0]) * counted
+            total += losses.sum()
+            if out is not None:
+                out[start : start + chunk] = losses
+            if z_loss:
+                total += z_loss * (log_z.square() * counted).sum()
             if grad_hidden is not None and grad_weight is not None:
                 grad = logits.sub_(log_z[:, None]).exp_()
+                if z_loss:
+                    grad *= 1 + 2 * z_loss * log_z[:, None]
                 grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
                 grad = grad.mul_(counted[:, None]).to(hidden.dtype)
                 grad_hidden[start : start + chunk] = grad @ narrow
@@ -43,14 +55,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None
+        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None, None, None
 
 
 def cross_entropy_sum(
-    hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"], *, chunk: int = 512
+    hidden_ND: Float[Tensor, "N D"],
+    weight_VD: Float[Tensor, "V D"],
+    targets_N: Int[Tensor, "N"],
+    *,
+    chunk: int = 512,
+    z_loss: float = 0.0,
+    out_N: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum, not mean, of the cross entropies in nats, float32: the caller divides by the count over the whole global batch.
 
@@ -59,7 +77,41 @@ def cross_entropy_sum(
         weight_VD: output matrix; its gradient is accumulated in float32.
         targets_N: next-token ids, `IGNORE` where a token does not count.
         chunk: tokens whose logits exist at once.
+        z_loss: weight of the square of the log of the softmax's normaliser, added to each counted token's loss.
+        out_N: takes each token's cross entropy, without gradient; 0 where it does not count.
     """
     # Asked here, since inside the function autograd is off in training and evaluation alike.
     needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, needs_grad)  # pyright: ignore[reportReturnType]
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, needs_grad, z_loss, out_N)  # pyright: ignore[reportReturnType]
+
+
+def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Tensor, *rest: Tensor, chunk: int = 512) -> Tensor:
+    """`function(logits_nV, *rest_n)` of every chunk of tokens, side by side; logits are float32 and computed again for the gradient.
+
+    Args:
+        function: gives one value, or one row, a token.
+        hidden_ND: final hidden states, in the compute dtype.
+        weight_VD: output matrix.
+        *rest: what else the function needs, with a row for each token.
+        chunk: tokens whose logits exist at once.
+    """
+
+    def one(hidden: Tensor, weight: Tensor, *parts: Tensor) -> Tensor:
+        return function((hidden @ weight.to(hidden.dtype).t()).float(), *parts)
+
+    starts = range(0, len(hidden_ND), chunk) or (0,)
+    cut = ([part[start : start + chunk] for part in (hidden_ND, *rest)] for start in starts)
+    # No random numbers are drawn inside, so none have to be kept.
+    pieces = [checkpoint(one, hidden, weight_VD, *parts, use_reentrant=False, preserve_rng_state=False) for hidden, *parts in cut]
+    return torch.cat(pieces)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def token_logprobs(
+    hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"], *, chunk: int = 512
+) -> Float[Tensor, "N"]:
+    """The log-probability of every target, in nats, float32 and differentiable."""
+
+    def pick(logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+    return by_chunks(pick, hidden_ND, weight_VD, targets_N, chunk=chunk)

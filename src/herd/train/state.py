@@ -1,8 +1,9 @@
-"""Training state on disk: weights, optimiser moments and one counter. Resuming from it is bit-exact.
+"""Training state on disk: weights, optimiser moments, averages and a few counters. Resuming from it is bit-exact.
 
-A state is a folder `step-00001000/` with `model.safetensors`, `optimizer.safetensors` and `state.json` (step, loader counter, a digest of
-each file and of the record itself). It is written whole or not at all, and checked by digest when read: a damaged one is passed over,
-with a warning, for the one before it.
+A state is a folder `step-00001000/` with `model.safetensors`, `optimizer.safetensors`, `average.safetensors` (where weights are averaged)
+and `state.json` (the progress, a digest of each file and of the record itself). It is written whole or not at all: a temporary folder,
+fsync, one rename. It is checked by digest when read: a damaged one is passed over, with a warning, for the one before it.
+What writes states beside the training is `saver`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,56 @@ from torch import Tensor, nn
 from herd.base.atomic import atomic_directory
 from herd.base.errors import CheckpointError
 from herd.base.log import get_logger
+from herd.train.averaging import WeightAverage
 
 log = get_logger(__name__)
 
-_FILES = ("model.safetensors", "optimizer.safetensors")
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a stage has come: optimiser steps, samples read, counted tokens seen, seconds of training."""
+    """How far a stage has come: optimiser steps, samples read, counted tokens seen, seconds of training.
+
+    `num_skipped` and `num_rollbacks` are the guard's, `recent_losses` what it compares with; `energy_j` is what the meter counted;
+    `finished` that the stage ended before its last step, as a gate may have it.
+    """
 
     step: int = 0
     num_samples: int = 0
     num_counted: int = 0
     seconds: float = 0.0
+    num_skipped: int = 0
+    num_rollbacks: int = 0
+    recent_losses: tuple[float, ...] = ()
+    energy_j: float = 0.0
+    finished: bool = False
+
+
+def progress_of(record: Mapping[str, Any]) -> Progress:
+    """The progress in a state's record; what an older herd did not write has its default."""
+    known = {item.name: record[item.name] for item in fields(Progress) if item.name in record}
+    return Progress(**{**known, "recent_losses": tuple(known.get("recent_losses", ()))})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """Everything that a state holds, in tensors that no step changes any more."""
+
+    progress: Progress
+    run: str
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each file; one that would be empty is not written."""
+        return {MODEL: self.model, OPTIMIZER: self.optimizer, **({AVERAGE: self.average} if self.average else {})}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensors in self.files().values() for tensor in tensors.values())
 
 
 def _digest(path: Path) -> str:
@@ -47,40 +85,106 @@ def _seal(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**record, "seal": None}, sort_keys=True).encode()).hexdigest()
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's moments by parameter name, as they are: not copied."""
     return {
-        f"{name}/{key}": value.detach().clone().contiguous()
+        f"{name}/{key}": value.detach()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def save_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, run: str, keep: int) -> Path:
-    """Write the state of `progress.step` below `root`; `run` names the config it belongs to.
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimiser copies of the moments in `tensors`, as `optimizer_tensors` names them, and no others."""
+    for name, parameter in model.named_parameters():
+        prefix = name + "/"
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        optimizer.state.pop(parameter, None)
+        if state:
+            optimizer.state[parameter] = {key: value.to(parameter.device).clone() for key, value in state.items()}
 
-    Deletes all but the newest `keep` states, as `prune_states` does.
-    """
+
+def take_snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    run: str,
+    average: WeightAverage | None = None,
+    into: Snapshot | None = None,
+) -> Snapshot:
+    """Copy everything to host memory: pinned where it comes from a GPU, and into the buffers of `into` where they fit."""
+
+    def copied(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: _to_host(tensor.detach(), buffers.get(name)) for name, tensor in tensors.items()}
+
+    old = into or Snapshot(progress=progress, run=run, model={}, optimizer={})
+    snapshot = Snapshot(
+        progress=progress,
+        run=run,
+        model=copied(model.state_dict(), old.model),
+        optimizer=copied(optimizer_tensors(model, optimizer), old.optimizer),
+        average=copied(average.tensors() if average else {}, old.average),
+    )
+    if any(parameter.is_cuda for parameter in model.parameters()):
+        torch.cuda.synchronize()
+    return snapshot
+
+
+def _to_host(tensor: Tensor, buffer: Tensor | None) -> Tensor:
+    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+        buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
+def write_snapshot(root: Path, snapshot: Snapshot, *, keep: int, keep_every: int = 0) -> Path:
+    """Write a snapshot below `root` as the state of its step, then prune as `prune_states` does."""
+    progress = snapshot.progress
     target = root / f"step-{progress.step:08d}"
     with atomic_directory(target, overwrite=True) as folder:
-        save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / _FILES[0])
-        save_file(_optimizer_tensors(model, optimizer), folder / _FILES[1])
-        record = {
-            "step": progress.step,
-            "num_samples": progress.num_samples,
-            "num_counted": progress.num_counted,
-            "seconds": progress.seconds,
-            "run": run,
-            "sha256": {name: _digest(folder / name) for name in _FILES},
-        }
+        files = snapshot.files()
+        for name, tensors in files.items():
+            save_file(tensors, folder / name)
+        record = {**asdict(progress), "run": snapshot.run, "sha256": {name: _digest(folder / name) for name in files}}
+        record = json.loads(json.dumps(record))
         (folder / "state.json").write_text(json.dumps({**record, "seal": _seal(record)}, indent=1), encoding="utf-8")
-    prune_states(root, keep=keep)
+    prune_states(root, keep=keep, keep_every=keep_every, newest=progress.step)
     return target
 
 
-def prune_states(root: Path, *, keep: int) -> None:
-    """Delete all but the newest `keep` states below `root`, and what a killed run left half written."""
-    for old in [*sorted(root.glob("step-*"))[:-keep], *root.glob(".step-*")]:
-        shutil.rmtree(old)
+def save_state(
+    root: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    run: str,
+    keep: int,
+    keep_every: int = 0,
+    average: WeightAverage | None = None,
+) -> Path:
+    """Write the state of `progress.step` below `root` and wait for it; `run` names the config it belongs to."""
+    snapshot = take_snapshot(model, optimizer, progress, run=run, average=average)
+    return write_snapshot(root, snapshot, keep=keep, keep_every=keep_every)
+
+
+def _step_of(folder: Path) -> int:
+    number = folder.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
+
+
+def prune_states(root: Path, *, keep: int, keep_every: int = 0, newest: int | None = None) -> None:
+    """Delete what is not to be kept below `root`.
+
+    Kept are the newest `keep` states and those of every `keep_every`-th step. Deleted are all others, what a killed run left half
+    written, and states past step `newest`: a damaged one that was passed over, or one that a rollback went behind.
+    """
+    states = sorted(root.glob("step-*"))
+    later = [] if newest is None else [folder for folder in states if _step_of(folder) > newest]
+    kept = [folder for folder in states if folder not in later]
+    old = [folder for folder in kept[:-keep] if not keep_every or _step_of(folder) % keep_every]
+    for folder in [*old, *later, *root.glob(".step-*")]:
+        shutil.rmtree(folder)
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
@@ -88,7 +192,9 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         # None: a state written before records were sealed.
-        whole = record.get("seal") in (None, _seal(record)) and all(_digest(folder / name) == record["sha256"][name] for name in _FILES)
+        sealed = record.get("seal") in (None, _seal(record))
+        whole = sealed and {MODEL, OPTIMIZER} <= set(record["sha256"])
+        whole = whole and all(_digest(folder / name) == digest for name, digest in record["sha256"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if whole else None
@@ -104,8 +210,20 @@ def find_state(root: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run: str) -> Progress | None:
-    """Restore the newest whole state into the model and optimiser. None where there is none.
+def _set_aside(root: Path, *, newer_than: int) -> None:
+    """Hide the damaged states that were passed over, so that they count as none; the next state that is written deletes them."""
+    for folder in root.glob("step-*"):
+        if _step_of(folder) > newer_than:
+            try:
+                folder.rename(folder.with_name(f".{folder.name}.damaged"))
+            except OSError as error:
+                log.warning("%s cannot be set aside: %s", folder, error.strerror)
+
+
+def load_state(
+    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, run: str, average: WeightAverage | None = None
+) -> Progress | None:
+    """Restore the newest whole state into the model, the optimiser and the average. None where there is none.
 
     Raises CheckpointError if it was written by a run of another configuration.
     """
@@ -118,11 +236,9 @@ def load_state(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *
             f"{folder} was written by a run of another configuration ({record['run'][:12]}, this one is {run[:12]})",
             hint="choose another output folder, or pass --restart to begin anew",
         )
-    model.load_state_dict(load_file(folder / _FILES[0]))
-    moments = load_file(folder / _FILES[1])
-    for name, parameter in model.named_parameters():
-        prefix = name + "/"
-        state = {key.removeprefix(prefix): value.to(parameter.device) for key, value in moments.items() if key.startswith(prefix)}
-        if state:
-            optimizer.state[parameter] = state
-    return Progress(step=record["step"], num_samples=record["num_samples"], num_counted=record["num_counted"], seconds=record["seconds"])
+    _set_aside(root, newer_than=_step_of(folder))
+    model.load_state_dict(load_file(folder / MODEL))
+    restore_optimizer(model, optimizer, load_file(folder / OPTIMIZER))
+    if average is not None:
+        average.restore(load_file(folder / AVERAGE) if AVERAGE in record["sha256"] else {}, model)
+    return progress_of(record)

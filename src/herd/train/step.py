@@ -1,65 +1,77 @@
-"""One optimiser step over a packed batch: the law of the loss lives here.
+"""One optimiser step over a batch of packed rows: the law of the loss is carried out here.
 
-The loss is the sum of the counted tokens' cross entropies divided by their number over the whole batch, however it is cut into micro
-batches. Compute runs in the stage's dtype by autocast over float32 masters; sums, norms and the optimiser are float32.
+The objective gives sums over parts of the batch and says how many units the whole batch holds; the loss is the sums divided by those
+counts, however the batch is cut into micro batches. Compute runs in the stage's dtype by autocast over float32 masters; sums, norms and the
+optimiser are float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from herd.model.attention import MaskedCore, document_mask
 from herd.model.transformer import Transformer
+from herd.train.batch import AnyBatch, Batch, as_columns, some_rows
 from herd.train.config import StageConfig
-from herd.train.loss import IGNORE, cross_entropy_sum
+from herd.train.objectives.next_token import NextToken, next_token_sum
+from herd.train.objectives.objective import Objective, Sums, mean_loss, mean_metrics
+from herd.train.update import Accept, apply_update
 
-Batch = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.bool_]]
+__all__ = ["Batch", "StepResult", "batch_loss_sum", "some_rows", "train_step"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step measured: mean loss in nats over the counted tokens, their number, and the gradient norm before clipping."""
+    """What one step measured: mean loss over the units (tokens, pairs), their number, the gradient norm before clipping, other metrics.
+
+    `applied` is false where the update was refused.
+    """
 
     loss: float
     num_counted: int
     grad_norm: float
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    applied: bool = True
 
 
-def some_rows(batch: Batch, first: int, size: int) -> Batch:
-    """Rows first..first+size-1 of a batch."""
-    tokens, documents, counts = batch
-    return tokens[first : first + size], documents[first : first + size], counts[first : first + size]
-
-
-def batch_loss_sum(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
+def batch_loss_sum(model: Transformer, batch: AnyBatch, dtype: torch.dtype) -> Tensor:
     """Sum of cross entropies, in nats, of the counted tokens of a batch of rows [B, T+1]."""
-    tokens, documents, counts = (torch.from_numpy(np.ascontiguousarray(part)).to(model.device) for part in batch)
-    tokens = tokens.long()
-    targets = torch.where(counts[:, 1:], tokens[:, 1:], IGNORE)
-    core = MaskedCore(document_mask(documents[:, :-1]))
-    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = model.hidden(tokens[:, :-1], core=core)
-    return cross_entropy_sum(hidden.flatten(0, 1).to(dtype), model.head_weight, targets.flatten())
+    return next_token_sum(model, as_columns(batch), dtype)
 
 
-def train_step(model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, stage: StageConfig, *, lr: float) -> StepResult:
-    """Forward, backward, clip, update. Gradients are cleared before returning."""
+def _backward(sums: Sums, units: dict[str, int]) -> Sums:
+    """Add the gradients of one part; returns its sums without their graph."""
+    terms = [term / max(1, units[name]) for name, term in sums.terms.items()]
+    loss = sum(terms[1:], terms[0])
+    if loss.requires_grad:  # rows without a single unit give a constant
+        loss.backward()
+    return Sums(terms={name: term.detach() for name, term in sums.terms.items()}, metrics=sums.metrics)
+
+
+def train_step(
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    batch: AnyBatch,
+    stage: StageConfig,
+    *,
+    lr: float,
+    objective: Objective | None = None,
+    accept: Accept | None = None,
+) -> StepResult:
+    """Forward, backward, clip, update. Gradients are cleared before returning. The objective is next-token loss unless given.
+
+    `accept` may refuse the update, by the loss and the gradient norm.
+    """
     dtype = getattr(torch, stage.compute_dtype)
-    num_counted = int(batch[2][:, 1:].sum())
-    divisor = max(1, num_counted)
-    total = 0.0
-    for start in range(0, stage.batch_size, stage.micro_batch_size):
-        loss_sum = batch_loss_sum(model, some_rows(batch, start, stage.micro_batch_size), dtype)
-        (loss_sum / divisor).backward()
-        total += loss_sum.item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip if stage.grad_clip > 0 else float("inf"))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss=total / divisor, num_counted=num_counted, grad_norm=float(grad_norm))
+    objective = objective or NextToken()
+    columns = as_columns(batch)
+    units = objective.units(columns)
+    parts = [some_rows(columns, start, stage.micro_batch_size) for start in range(0, stage.batch_size, stage.micro_batch_size)]
+    with torch.no_grad():
+        shared = objective.prepare(model, parts, dtype)
+    found = [_backward(objective.sums(model, part, dtype, shared), units) for part in parts]
+    loss = mean_loss(found, units)
+    grad_norm, applied = apply_update(model, optimizer, stage, lr=lr, loss=loss, accept=accept)
+    return StepResult(loss=loss, num_counted=next(iter(units.values())), grad_norm=grad_norm, metrics=mean_metrics(found), applied=applied)

@@ -1,0 +1,77 @@
+"""Draws tokens by the runner's own kernel where it has one: one row, or all rows of a step at once. A row's draw is the same either way.
+
+Without such a kernel, and for typical sampling, which none knows, `sampler` draws in numpy. No torch. Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herd.engine.params import TokenParams
+from herd.engine.sampler import Scores, draw_in_numpy, uniform
+from herd.kernels.draw_numbers import NUMBERS
+
+
+@runtime_checkable
+class RowDrawer(Protocol):
+    """A runner with a kernel that draws. `draws_rows` tells whether it runs here."""
+
+    draws_rows: bool
+
+    def draw_rows(self, scores_RV: NDArray[np.float32], numbers_R: NDArray[Any]) -> list[int]:
+        """See `kernels.draw.draw`."""
+        ...
+
+
+class Drawer:
+    """Draws for one runner. What it needs of the rows' parameters is kept while the rows are the same sequences'."""
+
+    def __init__(self, runner: object) -> None:
+        self._kernel = runner.draw_rows if isinstance(runner, RowDrawer) and runner.draws_rows else None
+        self._params: list[TokenParams] = []
+        self._numbers = _numbers([])
+        self._drawn: list[int] = []
+
+    def draws_rows(self, params: TokenParams) -> bool:
+        """Whether `rows` knows these parameters."""
+        return params.temperature == 0.0 or (params.typical_p == 1.0 and self._kernel is not None)
+
+    def one(self, scores_V: Scores, params: TokenParams, number: float) -> int:
+        """The id at a number in [0, 1) of a row's distribution; a `sampler.Draw`."""
+        if self._kernel is None or params.typical_p < 1.0:
+            return draw_in_numpy(scores_V, params, number)
+        numbers = _numbers([params])
+        numbers["uniform"] = number
+        return self._kernel(scores_V[None], numbers)[0]
+
+    def rows(self, scores_RV: Scores, best_R: list[int], params: list[TokenParams], positions: list[int]) -> list[int]:
+        """The next ids, which will stand at `positions`: the best where the temperature is 0, and where there is none (-1)."""
+        if len(params) != len(self._params) or any(one is not other for one, other in zip(params, self._params, strict=True)):
+            self._params = params
+            self._drawn = [row for row, one in enumerate(params) if one.temperature > 0.0]
+            self._numbers = _numbers([params[row] for row in self._drawn])
+        drawn, kernel = self._drawn, self._kernel
+        if not drawn:
+            return best_R
+        assert kernel is not None, "asked to draw rows without a kernel for it"
+        ids = list(best_R)
+        if min(best_R) < 0:  # a row is noise: the others one by one
+            for row in drawn:
+                if best_R[row] >= 0:
+                    ids[row] = self.one(scores_RV[row], params[row], uniform(params[row].seed, positions[row]))
+            return ids
+        self._numbers["uniform"] = [uniform(params[row].seed, positions[row]) for row in drawn]
+        if len(drawn) == len(params):
+            return kernel(scores_RV, self._numbers)
+        for row, token_id in zip(drawn, kernel(scores_RV[drawn], self._numbers), strict=True):
+            ids[row] = token_id
+        return ids
+
+
+def _numbers(params: Sequence[TokenParams]) -> NDArray[Any]:
+    rows = [(one.temperature, one.top_p, one.min_p, 0.0, one.top_k) for one in params]
+    return np.array(rows, dtype=NUMBERS)

@@ -1,0 +1,343 @@
+"""Carry out a post-training recipe: the starting model, rows, what is computed once (reference, teacher), the stage, what is written.
+
+Output folder: `config.toml`, `data/` (rows; the reference's log-probabilities; the teacher's predictions), `train/` (states, log.jsonl),
+`adapter/` where adapters were trained, and `model/`: a Hugging Face folder with its card. An interrupted run goes on where it was, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from herd.base.atomic import atomic_file
+from herd.base.config_io import to_toml
+from herd.base.errors import ConfigError
+from herd.base.log import get_logger
+from herd.base.progress import track_steps
+from herd.checkpoint.json_file import read_json_object
+from herd.checkpoint.load import as_dtype, load_model, save_model
+from herd.checkpoint.open import open_checkpoint
+from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+from herd.checkpoint.reward import is_reward_model, load_reward_model, save_reward_model
+from herd.data.columns import ColumnMixture
+from herd.model.reward import RewardModel
+from herd.model.transformer import Transformer
+from herd.recipes.mask_view import check_answers_end, show_sample
+from herd.recipes.tune_card import write_tune_card
+from herd.recipes.tune_config import TuneConfig
+from herd.recipes.tune_data import Prepared, Table, data_digest, joined, prepare_source, tokenizer_digest, with_column
+from herd.text.tokenizer import Tokenizer
+from herd.train.adapters.files import CONFIG_FILE, load_adapter, save_adapter
+from herd.train.adapters.inject import inject, merged_copy
+from herd.train.callback import HeldBack, measure
+from herd.train.config import StageConfig
+from herd.train.objectives.distill import Distillation
+from herd.train.objectives.kto import Kto
+from herd.train.objectives.next_token import NextToken
+from herd.train.objectives.objective import Objective
+from herd.train.objectives.preference import Preference
+from herd.train.objectives.ranking import Ranking
+from herd.train.objectives.reference import reference_logprobs
+from herd.train.step import StepResult
+from herd.train.teacher import read_teacher, write_teacher
+from herd.train.trainer import Trainer
+
+log = get_logger(__name__)
+
+PARTS = ("data", "train", "adapter", "model")
+"""The folders of a run: what `restart` deletes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneReport:
+    """What a run did: steps, tokens read (padding included), units counted in the loss, seconds, scores of what was kept back."""
+
+    name: str
+    num_steps: int
+    num_tokens: int
+    num_counted: int
+    seconds: float
+    before: dict[str, float]
+    after: dict[str, float]
+    epochs: dict[str, float]
+    num_records: int
+    num_dropped: int
+    machine: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneResult:
+    """Where the model is, and what the run reported."""
+
+    model: Path
+    stages: tuple[TuneReport, ...]
+    next_step: str
+
+
+def run_tune(
+    config: TuneConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object] = lambda: False, device: str = "cpu"
+) -> TuneResult:
+    """Tune a model into `output`, whose config.toml has been written; returns where the model is. `should_stop` is the trainer's."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    path = resolve_model(config.model)
+    tokenizer = load_checkpoint_tokenizer(path)
+    model = _starting_model(config, path, device)
+    _check_length(config, model)
+    digests, prepared = _prepare(config, data, output, tokenizer, context=model.config.max_position_embeddings)
+    for name, part in prepared.items():
+        show_sample(name, part.train, tokenizer)
+    run = _run_digest(config, path, digests)
+    dtype = as_dtype(config.train.compute_dtype)
+    prepared = {name: _completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
+    if config.lora.rank:
+        inject(model, config.lora, seed=config.seed)
+    report = _fit(config, model, prepared, run, output / "train", should_stop)
+    target = output / "model"
+    _export(config, model, path, tokenizer, report, output)
+    return TuneResult(model=target, stages=(report,), next_step=_next_step(config, output))
+
+
+def _prepare(
+    config: TuneConfig, data: Path | None, output: Path, tokenizer: Tokenizer, *, context: int
+) -> tuple[dict[str, str], dict[str, Prepared]]:
+    """The digest of every source's data, and its rows. Raises FormatError for answers that never end."""
+    vocabulary = tokenizer_digest(tokenizer)
+    digests = {source.name: data_digest(source, config, data, vocabulary) for source in config.train.sources if source.weight > 0}
+    prepared: dict[str, Prepared] = {}
+    for source in config.train.sources:
+        if source.weight > 0:
+            digest = digests[source.name]
+            prepared[source.name] = prepare_source(source, config, data, tokenizer, context=context, digest=digest, cache=output / "data")
+            if source.kind == "chat":
+                check_answers_end(source.name, prepared[source.name].train, tokenizer)
+    return digests, prepared
+
+
+def inspect_data(config: TuneConfig, *, data: Path | None, output: Path) -> tuple[Tokenizer, dict[str, Table]]:
+    """The tokenizer of the starting model, and the rows that a run would train on. Nothing is trained."""
+    path = resolve_model(config.model)
+    tokenizer = load_checkpoint_tokenizer(path)
+    _, prepared = _prepare(config, data, output, tokenizer, context=_context(path))
+    return tokenizer, {name: part.train for name, part in prepared.items()}
+
+
+def _context(path: Path) -> int:
+    """The context of a model, its weights unread."""
+    if is_reward_model(path):
+        return int(read_json_object(path / "config.json")["max_position_embeddings"])
+    with open_checkpoint(path) as source:
+        return source.config.max_position_embeddings
+
+
+def _starting_model(config: TuneConfig, path: Path, device: str) -> Transformer:
+    """float32 masters; where only adapters are trained, the frozen weights in the compute dtype."""
+    dtype = config.train.compute_dtype if config.lora.rank else "float32"
+    load = load_reward_model if config.method == "reward" else load_model
+    return load(path, dtype=dtype, device=device)
+
+
+def _check_length(config: TuneConfig, model: Transformer) -> None:
+    context = model.config.max_position_embeddings
+    if config.method in ("sft", "distill") and config.train.sequence_length > context:
+        raise ConfigError(
+            f"train.sequence_length {config.train.sequence_length} is over the model's context of {context}",
+            hint=f"set train.sequence_length={context} or less",
+        )
+
+
+def _run_digest(config: TuneConfig, path: Path, digests: dict[str, str]) -> str:
+    """What the states of a run depend on: the config, the data, the files of the starting model and of a teacher."""
+    models = [path, *([resolve_model(config.teacher)] if config.method == "distill" else [])]
+    files = [file for model in models for file in ([model] if model.is_file() else sorted(model.iterdir())) if file.is_file()]
+    marks = "|".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    return hashlib.sha256(f"{to_toml(config)}|{sorted(digests.items())}|{marks}".encode()).hexdigest()
+
+
+def objective_of(config: TuneConfig) -> Objective:
+    """What a config's method minimises."""
+    if config.method == "reward":
+        return Ranking(config=config.reward)
+    if config.method == "distill":
+        return Distillation(config=config.distill)
+    if config.method == "preference":
+        return Kto(config=config.preference) if config.is_kto else Preference(config=config.preference)
+    return NextToken(z_loss=config.train.z_loss)
+
+
+def _completed(
+    name: str, prepared: Prepared, config: TuneConfig, model: Transformer, tokenizer: Tokenizer, run: str, dtype: torch.dtype, cache: Path
+) -> Prepared:
+    """The rows with what is computed once: the reference's log-probabilities, or the teacher's predictions."""
+    if config.method == "preference" and config.preference.needs_reference:
+        return _with_reference(name, prepared, config, model, run, dtype, cache)
+    if config.method == "distill":
+        teacher = _Teacher(config, tokenizer, dtype, model.device)
+        return replace(
+            prepared,
+            train=teacher.columns(prepared.train, cache / f"{name}-teacher-{run[:16]}"),
+            heldback=teacher.columns(prepared.heldback, cache / f"{name}-teacher-{run[:16]}-heldback"),
+        )
+    return prepared
+
+
+def _with_reference(
+    name: str, prepared: Prepared, config: TuneConfig, model: Transformer, run: str, dtype: torch.dtype, cache: Path
+) -> Prepared:
+    """The starting model's log-probabilities, kept in a file of the run."""
+    path = cache / f"{name}-reference-{run[:16]}.npz"
+    if not path.exists():
+        size = config.train.micro_batch_size
+        with track_steps("reference", total=len(prepared.train["tokens"])) as advance:
+            train = reference_logprobs(model, prepared.train, dtype=dtype, micro_batch_size=size, advance=advance)
+        heldback = reference_logprobs(model, prepared.heldback, dtype=dtype, micro_batch_size=size)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, train=train, heldback=heldback)
+    with np.load(path, allow_pickle=False) as arrays:
+        return with_column(prepared, "reference", arrays["train"], arrays["heldback"])
+
+
+class _Teacher:
+    """Loads the teacher when first needed; gives rows with its predictions."""
+
+    def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
+        self.path = resolve_model(config.teacher)
+        self.digest = tokenizer_digest(tokenizer)
+        other = tokenizer_digest(load_checkpoint_tokenizer(self.path))
+        if other != self.digest:
+            raise ConfigError(
+                f"teacher {config.teacher!r} and model {config.model!r} have different tokenizers",
+                hint="distillation compares the same tokens: choose two models of one family",
+            )
+
+    def columns(self, table: Table, folder: Path) -> Table:
+        if not len(table["tokens"]):
+            empty = (*table["tokens"].shape, self.config.distill.top_k)
+            return {**table, "teacher_ids": np.zeros(empty, np.int32), "teacher_logprobs": np.zeros(empty, np.float16)}
+        with track_steps("teacher", total=len(table["tokens"])) as advance:
+            write_teacher(
+                load_model(self.path, dtype=self.dtype, device=self.device),
+                table,
+                folder,
+                top_k=self.config.distill.top_k,
+                teacher=self.config.teacher,
+                tokenizer=self.digest,
+                dtype=self.dtype,
+                micro_batch_size=self.config.train.micro_batch_size,
+                advance=advance,
+            )
+        return read_teacher(folder, tokenizer=self.digest)
+
+
+def resolved_stage(config: TuneConfig, num_rows: int) -> StageConfig:
+    """The stage with its steps: as many as the epochs take, the warm-up no more than a tenth of them."""
+    if not config.epochs:
+        return config.train
+    num_steps = max(1, math.ceil(config.epochs * num_rows / config.train.batch_size))
+    return replace(config.train, num_steps=num_steps, warmup_steps=min(config.train.warmup_steps, num_steps // 10))
+
+
+def _fit(
+    config: TuneConfig, model: Transformer, prepared: dict[str, Prepared], run: str, folder: Path, should_stop: Callable[[], object]
+) -> TuneReport:
+    tables = {name: part.train for name, part in prepared.items()}
+    stage = resolved_stage(config, sum(len(table["tokens"]) for table in tables.values()))
+    weights = {source.name: source.weight for source in stage.sources}
+    mixture = ColumnMixture(tables, weights, seed=config.seed, num_samples=stage.num_steps * stage.batch_size)
+    objective, dtype = objective_of(config), as_dtype(stage.compute_dtype)
+    heldback = joined([part.heldback for part in prepared.values()])
+    has_heldback = sum(objective.units(heldback).values()) > 0
+    callback = HeldBack(objective=objective, columns=heldback, every=stage.eval_every, dtype=dtype, micro_batch_size=stage.micro_batch_size)
+    model.eval()
+    before = measure(model, objective, heldback, dtype=dtype, micro_batch_size=stage.micro_batch_size) if has_heldback else {}
+    trainer = Trainer(
+        model,
+        stage,
+        mixture,
+        folder=folder,
+        run=run,
+        objective=objective,
+        callbacks=(callback,) if has_heldback else (),
+        should_stop=should_stop,
+    )
+    if trainer.resume():
+        log.info("%s: resumed at step %d of %d", config.name, trainer.progress.step, stage.num_steps)
+    with track_steps(config.name, total=stage.num_steps, done=trainer.progress.step) as advance:
+        trainer.on_step = _on_step(advance)
+        model.train()
+        progress = trainer.fit()
+    model.eval()
+    after = measure(model, objective, heldback, dtype=dtype, micro_batch_size=stage.micro_batch_size) if has_heldback else {}
+    return TuneReport(
+        name=config.name,
+        num_steps=progress.step,
+        num_tokens=progress.num_samples * stage.sequence_length,
+        num_counted=progress.num_counted,
+        seconds=progress.seconds,
+        before={name: round(value, 4) for name, value in before.items()},
+        after={name: round(value, 4) for name, value in after.items()},
+        epochs=mixture.epochs(progress.num_samples),
+        num_records=sum(part.num_records for part in prepared.values()),
+        num_dropped=sum(part.num_dropped for part in prepared.values()),
+        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    )
+
+
+def _on_step(advance: Callable[[int, str], None]) -> Callable[[int, StepResult, float], None]:
+    def on_step(step: int, result: StepResult, tokens_per_s: float) -> None:
+        accuracy = f"  accuracy {result.metrics['accuracy']:.2f}" if "accuracy" in result.metrics else ""
+        advance(step, f"loss {result.loss:.3f}{accuracy}  {tokens_per_s:,.0f} tok/s")
+
+    return on_step
+
+
+def _export(config: TuneConfig, model: Transformer, path: Path, tokenizer: Tokenizer, report: TuneReport, output: Path) -> None:
+    """Write the adapter, if there is one, and the model with its card."""
+    dtype, target = as_dtype(config.export_dtype), output / "model"
+    plain = model
+    if config.lora.rank:
+        save_adapter(model, config.lora, output / "adapter", base=config.model, overwrite=True)
+        if not config.merge:
+            return
+        plain = merged(path, output / "adapter", reward=config.method == "reward", dtype=dtype)
+    plain = plain.to("cpu", dtype)
+    if isinstance(plain, RewardModel):
+        save_reward_model(plain, target, tokenizer=tokenizer, overwrite=True)
+    else:
+        save_model(plain, target, tokenizer=tokenizer, overwrite=True)
+    write_tune_card(config, _facts(config, report, plain), plain, tokenizer, target)
+
+
+def merged(path: Path, adapter: Path, *, reward: bool, dtype: torch.dtype) -> Transformer:
+    """A model with an adapter added to its weights, computed in float32, stored in `dtype`."""
+    base = load_reward_model(path, dtype="float32") if reward else load_model(path, dtype="float32")
+    return merged_copy(load_adapter(base, adapter), dtype)
+
+
+def is_reward_adapter(adapter: Path) -> bool:
+    """Whether an adapter belongs to a reward model."""
+    return read_json_object(adapter / CONFIG_FILE).get("task_type") == "SEQ_CLS"
+
+
+def _facts(config: TuneConfig, report: TuneReport, model: Transformer) -> dict[str, Any]:
+    """What training.json holds."""
+    values = {name: getattr(report, name) for name in report.__dataclass_fields__}
+    return {"recipe": config.name, "method": config.method, "from": config.model, "num_parameters": model.config.num_parameters, **values}
+
+
+def _next_step(config: TuneConfig, output: Path) -> str:
+    if config.lora.rank and not config.merge:
+        return f"herd merge {output / 'adapter'} {output / 'model'}"
+    if config.method == "reward":
+        return f"{output / 'model'} is a reward model: herd.inference.reward.RewardScorer reads it"
+    return f"herd chat --model {output / 'model'}"

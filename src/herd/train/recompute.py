@@ -1,0 +1,51 @@
+"""Activation recomputation, one block at a time: less memory for a second forward of what was dropped, with the same bits.
+
+full drops everything inside a block; selective keeps the results of matrix products and attention, which are dear, and computes the rest
+(norms, rotations, the gate's product) again. Set as the model's `block_runner`; knows blocks, not their insides.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from herd.model.block import Block
+from herd.model.transformer import Transformer, call_block
+
+_aten = torch.ops.aten
+KEPT_OPS = (
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _aten._scaled_mm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""Operators whose results selective recomputation keeps."""
+
+
+def _policy(_context: Any, op: Any, *_args: Any, **_rest: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _full(block: Block, *args: object) -> Tensor:
+    return checkpoint(block, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+
+
+def _selective(block: Block, *args: object) -> Tensor:
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportReturnType]
+
+
+def set_recompute(model: Transformer, mode: Literal["none", "selective", "full"]) -> None:
+    """Choose what a model's blocks keep of their activations. Without gradients nothing is kept in any mode."""
+    runner = {"none": call_block, "selective": _selective, "full": _full}[mode]
+    model.block_runner = lambda block, *args: runner(block, *args) if torch.is_grad_enabled() else block(*args)
+    if mode == "none":
+        model.block_runner = call_block

@@ -1,0 +1,339 @@
+"""The numerics of a stage: recomputation with the same bits, float8, clipping, attention without a mask, weights by seed and name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_run import (  # pyright: ignore[reportMissingImports]
+    as_batch,
+    log_of,
+    small_model,
+    small_rows,
+    small_stage,
+    small_trainer,
+    tensors_of,
+    whole_run,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from herd.model.attention import MaskedCore, document_mask, sdpa
+from herd.model.init import initialise
+from herd.model.transformer import Transformer
+from herd.train import blockwise
+from herd.train.attention import DocumentCore, document_spans, training_core
+from herd.train.float8 import Float8Linear, Float8UnsupportedError, check_float8, convert_to_float8, quantise
+from herd.train.numerics import prepare_model
+from herd.train.recompute import set_recompute
+from herd.train.replicas import differing_tensors, odd_replicas, parameter_hash, tensor_hash
+from herd.train.step import batch_loss_sum
+from herd.train.update import apply_update
+
+BATCH = as_batch(small_rows(40, seed=3), 0, 4)
+
+
+def gradients(model: Transformer, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    model.zero_grad()
+    batch_loss_sum(model, BATCH, dtype).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+class Kept(TorchDispatchMode):
+    """Counts the calls of an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[str(func)] = self.calls.get(str(func), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputation_gives_the_same_bits(mode: Any, dtype: torch.dtype) -> None:
+    plain, again = small_model(), small_model()
+    set_recompute(again, mode)
+    left, right = gradients(plain, dtype), gradients(again, dtype)
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_what_is_computed_again_and_what_is_kept() -> None:
+    calls = {}
+    for mode in ("none", "selective", "full"):
+        model = small_model()
+        set_recompute(model, mode)  # type: ignore[arg-type]
+        with Kept() as kept:
+            gradients(model)
+        calls[mode] = (kept.calls["aten.mm.default"], kept.calls["aten.rsqrt.default"])
+    products, norms = calls["none"]
+    assert norms == 2 * 2 + 1
+    assert calls["selective"] == (products, norms + 4), "norms again, products not"
+    assert calls["full"] == (products + 2 * 6, norms + 4), "all products of two blocks again but the last, whose result no gradient needs"
+
+
+def test_recomputation_holds_less(tmp_path: Path) -> None:
+    def held(mode: Any) -> int:
+        model = small_model()
+        set_recompute(model, mode)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor):
+            batch_loss_sum(model, BATCH, torch.float32)
+        return sum(sizes)
+
+    assert held("full") < 0.5 * held("none")
+
+
+def test_a_run_with_recomputation_is_the_run_without(tmp_path: Path) -> None:
+    left = tensors_of(whole_run(tmp_path / "plain"))
+    right = tensors_of(whole_run(tmp_path / "again", recompute="full"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+documents = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+@given(first=documents, second=documents, seed=st.integers(0, 99))
+def test_attention_inside_documents_is_that_of_the_mask(first: list[int], second: list[int], seed: int) -> None:
+    length = max(sum(first), sum(second))
+    numbers = np.full((2, length), -1)
+    for row, sizes in enumerate((first, second)):
+        numbers[row, : sum(sizes)] = np.repeat(np.arange(len(sizes)), sizes)
+    docs = torch.from_numpy(numbers)
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(2, length, heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
+    found = [core(0, q, k, v) for core in (MaskedCore(document_mask(docs)), DocumentCore(document_spans(docs)))]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in found]
+    for left, right in zip(*grads, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    batch=st.integers(1, 3), length=st.integers(1, 200), group=st.integers(1, 3), num_kv=st.integers(1, 2), keep=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_blockwise_attention_is_torchs(batch: int, length: int, group: int, num_kv: int, keep: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, length, heads, 8) for heads in (group * num_kv, num_kv, num_kv)]
+    exact = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weight = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
+    expected = sdpa(*exact, causal=True)
+    grads = torch.autograd.grad((expected * weight).sum(), exact)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.06)):
+        given = [part.detach().to(dtype).requires_grad_() for part in exact]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(blockwise, "KEEP_UP_TO", 1024 if keep else 0)
+            found = blockwise.blockwise_attention(*given)
+            ours = torch.autograd.grad((found.float() * weight.float()).sum(), given)
+        assert found.dtype == dtype
+        for left, right in zip((found, *ours), (expected, *grads), strict=True):
+            scale = max(1.0, float(right.detach().abs().max()))
+            assert float((left.detach().double() - right.detach()).abs().max()) < tolerance * scale
+
+
+def test_blockwise_attention_is_taken_for_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = blockwise.blockwise_attention
+    monkeypatch.setattr("herd.train.attention.blockwise_attention", lambda q, k, v: seen.append(q.shape[1]) or real(q, k, v))
+    core = DocumentCore(document_spans((torch.arange(96) // 40)[None]))
+    for dtype in (torch.float32, torch.bfloat16):
+        q = torch.randn(1, 96, 2, 8, dtype=dtype)
+        core(0, q, q[:, :, :1], q[:, :, :1])
+    assert sorted(seen) == [16, 40]
+    assert not blockwise.is_faster(torch.empty(1, 4096, 1, 8, dtype=torch.bfloat16))
+
+
+def test_long_rows_never_meet_a_mask_of_their_square() -> None:
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(tensor, Tensor):
+                    self.size = max(self.size, tensor.numel())
+            return out
+
+    length = 4096
+    docs = (torch.arange(length) // 7)[None]
+    assert isinstance(training_core(docs), DocumentCore)
+    assert isinstance(training_core(docs[:, :512]), MaskedCore), "many short documents in a short row"
+    assert isinstance(training_core(docs[:, :512] * 0), DocumentCore)
+    core = training_core((torch.arange(length) // 1500)[None])
+    q = torch.randn(1, length, 1, 8, requires_grad=True)
+    with Largest() as largest:
+        core(0, q, q, q).sum().backward()
+    assert largest.size < 64 * length
+
+
+@pytest.mark.parametrize(("clip", "limit"), [("norm", 0.01), ("value", 1e-4), ("norm", 0.0)])
+def test_gradients_are_clipped_as_asked(clip: Any, limit: float) -> None:
+    model = small_model()
+    stage = small_stage(grad_clip=limit, clip=clip, lr=1.0, weight_decay=0.0)
+    whole = gradients(model)
+    exact = float(torch.stack([grad.norm() for grad in whole.values()]).norm())
+    seen: dict[str, Tensor] = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer.register_step_pre_hook(lambda *_: seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    norm, applied = apply_update(model, optimizer, stage, lr=1.0, loss=1.0)
+    assert applied and norm == pytest.approx(exact, rel=1e-5)
+    for name, grad in whole.items():
+        expected = grad if not limit else grad.clamp(-limit, limit) if clip == "value" else grad * min(1.0, limit / (exact + 1e-6))
+        torch.testing.assert_close(seen[name], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_a_refused_update_leaves_weights_and_rates_and_clears_gradients() -> None:
+    model = small_model()
+    gradients(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    asked: list[tuple[float, float]] = []
+    norm, applied = apply_update(
+        model, optimizer, small_stage(), lr=0.1, loss=3.5, accept=lambda loss, grad_norm: bool(asked.append((loss, grad_norm)))
+    )
+    assert not applied and asked == [(3.5, norm)] and optimizer.param_groups[0]["lr"] == 0.5
+    assert all(torch.equal(left, right) for left, right in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_float8_is_refused_where_the_hardware_lacks_it(tmp_path: Path) -> None:
+    with pytest.raises(Float8UnsupportedError, match=r"float8=true, and the device is cpu: .* compute capability 8.9") as caught:
+        small_trainer(tmp_path, float8=True)
+    assert caught.value.code == "float8_unsupported" and "float8=false" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)])
+def test_float8_asks_the_gpu_what_it_can(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    if refused:
+        with pytest.raises(Float8UnsupportedError, match=rf"a GPU has compute capability {capability[0]}\.{capability[1]}, below 8\.9"):
+            check_float8(torch.device("cuda"))
+    else:
+        check_float8(torch.device("cuda"))
+
+
+def test_float8_refuses_sizes_that_cannot_be() -> None:
+    model = small_model()
+    model.model.layers[1].mlp.up_proj = type(model.model.layers[1].mlp.up_proj)(32, 40)
+    with pytest.raises(Float8UnsupportedError, match=re.escape("layers.1.mlp.up_proj is (40, 32): both sizes have to be multiples of 16")):
+        convert_to_float8(model)
+    assert not any(isinstance(module, Float8Linear) for module in model.modules()), "all or none"
+
+
+@given(st.integers(0, 1000), st.floats(1e-3, 1e3))
+def test_quantising_is_within_half_a_step_of_the_format(seed: int, scale: float) -> None:
+    x = scale * torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+    for dtype, bits in ((torch.float8_e4m3fn, 3), (torch.float8_e5m2, 2)):
+        q, factor = quantise(x, dtype)
+        bound = x.abs() * 2.0 ** -(bits + 1) + float(factor) * float(torch.finfo(dtype).smallest_normal)
+        assert bool(((q.float() * factor - x).abs() <= bound).all())
+    assert float(quantise(torch.zeros(4, 4), torch.float8_e4m3fn)[0].float().abs().max()) == 0.0
+
+
+def test_float8_products_and_their_gradients_are_those_of_bfloat16_within_its_precision() -> None:
+    plain, narrow = small_model(), small_model()
+    assert convert_to_float8(narrow) == 14
+    assert [name for name, _ in narrow.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    left, right = gradients(plain, torch.bfloat16), gradients(narrow, torch.bfloat16)
+    for name, grad in left.items():
+        assert right[name].dtype == torch.float32
+        similarity = torch.cosine_similarity(grad.flatten(), right[name].flatten(), dim=0)
+        assert float(similarity) > 0.98, name
+        assert not torch.equal(grad, right[name])
+    with torch.no_grad():
+        assert torch.equal(batch_loss_sum(plain, BATCH, torch.float32), batch_loss_sum(narrow, BATCH, torch.float32))
+    # A stage without float8 after one with it multiplies as ever.
+    prepare_model(narrow, small_stage())
+    assert not any(isinstance(module, Float8Linear) for module in narrow.modules())
+    again = gradients(narrow, torch.bfloat16)
+    assert all(torch.equal(grad, again[name]) for name, grad in left.items())
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from small_run import log_of, small_model, small_trainer
+import torch._dynamo
+names = [name for name, _ in small_model().named_parameters()]
+losses = {}
+for compiled in (False, True):
+    trainer = small_trainer(Path(sys.argv[1]) / str(compiled), num_steps=6, heldout=False, compile=compiled, sequence_length=48)
+    trainer.fit()
+    assert [name for name, _ in trainer.model.named_parameters()] == names
+    losses[compiled] = [record["loss"] for record in log_of(trainer.folder)]
+counters = torch._dynamo.utils.counters
+assert max(abs(a - b) for a, b in zip(*losses.values(), strict=True)) < 1e-3, losses
+assert not counters["recompile_limit"], counters
+print("frames", counters["frames"]["total"])
+"""
+
+
+@pytest.mark.skipif(os.environ.get("HERD_TEST_FULL") != "1", reason="compiles for half a minute; set HERD_TEST_FULL=1")
+def test_compiled_blocks_keep_names_and_losses(tmp_path: Path) -> None:
+    variables = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", COMPILED, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 0 and "frames" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_first_value_depends_on_seed_and_name_alone() -> None:
+    whole = dict(small_model(seed=11).named_parameters())
+    # Another depth, another head, another vocabulary's order of construction: what has the same name and size has the same values.
+    config = replace(small_model().config, num_hidden_layers=3, tie_word_embeddings=False)
+    with torch.device("meta"):
+        other = Transformer(config)
+    values = dict(initialise(other, seed=11).named_parameters())
+    scaled_by_depth = ("o_proj.weight", "down_proj.weight")
+    shared = [name for name in whole if not name.endswith(scaled_by_depth)]
+    assert len(shared) > 10 and all(torch.equal(whole[name], values[name]) for name in shared)
+    assert not any(torch.equal(whole[name], value) for name, value in small_model(seed=12).named_parameters() if "norm" not in name)
+    assert not torch.equal(values["lm_head.weight"], values["model.embed_tokens.weight"]), "two names, two values"
+
+
+@given(st.integers(0, 10_000), st.integers(0, 31))
+def test_one_flipped_bit_changes_the_hash(place: int, bit: int) -> None:
+    tensor = torch.arange(300, dtype=torch.float32)
+    before = tensor_hash(tensor)
+    bits = tensor.view(torch.int32)
+    bits[place % 300] ^= 1 << bit if bit < 31 else -(1 << 31)
+    assert tensor_hash(tensor) != before
+
+
+def test_a_hash_sees_order_shape_dtype_and_name() -> None:
+    model = small_model()
+    whole = parameter_hash(model)
+    assert parameter_hash(small_model()) == whole != parameter_hash(small_model(seed=4))
+    assert parameter_hash(small_model().to(torch.bfloat16)) != whole
+    swapped = small_model()
+    with torch.no_grad():
+        swapped.model.layers[0].mlp.gate_proj.weight[[0, 1]] = swapped.model.layers[0].mlp.gate_proj.weight[[1, 0]]
+    assert parameter_hash(swapped) != whole
+    assert differing_tensors(dict(model.named_parameters()), dict(swapped.named_parameters())) == ["model.layers.0.mlp.gate_proj.weight"]
+    assert tensor_hash(torch.zeros(3)) != tensor_hash(torch.zeros(4))
+
+
+def test_the_odd_replica_is_named_by_the_majority() -> None:
+    assert odd_replicas(["a", "a", "a"]) == []
+    assert odd_replicas(["a", "b", "a"]) == [1]
+    assert odd_replicas(["a", "b"]) == [0, 1], "of two that differ neither can be trusted"
+
+
+def test_hashes_go_into_the_log(tmp_path: Path) -> None:
+    trainer = whole_run(tmp_path, hash_every=5)
+    found = {record["step"]: record["parameter_hash"] for record in log_of(tmp_path) if "parameter_hash" in record}
+    assert list(found) == [5, 10, 12] and found[12] == parameter_hash(trainer.model)
