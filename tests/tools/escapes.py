@@ -32,7 +32,7 @@ LIMITS = JailLimits(
     file_bytes=8 * MIB,
     processes=24,
     descriptors=64,
-    run_s=3.0,
+    run_s=2.0,
     output_bytes=64 * 1024,
     attachment_bytes=2 * MIB,
 )
@@ -180,7 +180,7 @@ except OSError: pass
 print(json.dumps(n))
 time.sleep(1)
 """,
-        held=lambda result: result["ended"] == "disk" or printed(result) < 60000,
+        held=lambda result: result["ended"] == "disk" or result["status"] == "timeout" or printed(result) < 60000,
         spoils=True,
     ),
     Escape(

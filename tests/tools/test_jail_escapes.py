@@ -1,4 +1,7 @@
-"""The escape suite: every way out of the jail is closed, in each kind of jail that works here, as root and as a user without rights."""
+"""The escape suite: every way out of the jail is closed, in each kind of jail that works here, as root and as a user without rights.
+
+Where it can be both, each kind is tried as one of them; `HERD_TEST_FULL=1` tries all four.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from herd.tools.jail.process import KINDS
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
 NOBODY = 65534
-CASES = [(kind, user) for kind in KINDS for user in ("root", "user")]
+FULL = bool(os.environ.get("HERD_TEST_FULL")) or os.geteuid() != 0
+CASES = [(kind, user) for kind in KINDS for user in ("root", "user")] if FULL else [("bubblewrap", "root"), ("landlock", "user")]
 
 
 @cache

@@ -28,6 +28,8 @@ class ToolGroup:
     description: str
     tools: tuple[Tool, ...]
     provider: str = "herd"
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Other names of tools of the group, such as the one that a model was trained on."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
@@ -45,6 +47,7 @@ class Registry:
     def __init__(self, groups: Iterable[ToolGroup] = ()) -> None:
         self._groups: dict[str, ToolGroup] = {}
         self._tools: dict[str, tuple[Tool, str]] = {}
+        self._aliases: dict[str, str] = {}
         for group in groups:
             self.register(group)
 
@@ -59,12 +62,15 @@ class Registry:
                 raise UsageError(f"the tool {name!r} of {group.name!r} is in {owner!r} already", hint="rename it, or leave one of them out")
         self._groups[group.name] = group
         self._tools.update({tool.name: (tool, group.name) for tool in group.tools})
+        for alias, name in group.aliases.items():
+            self._aliases.setdefault(alias, name)
 
     def unregister(self, name: str) -> None:
         """Take a group away. Raises NotFoundError if there is none."""
         self.group(name)
         for tool in self._groups.pop(name).tools:
             del self._tools[tool.name]
+        self._aliases = {alias: name for alias, name in self._aliases.items() if name in self._tools}
 
     def group(self, name: str) -> ToolGroup:
         """A group by name. Raises NotFoundError."""
@@ -83,7 +89,8 @@ class Registry:
         return tuple(tool for group in chosen for tool in group.tools)
 
     def find(self, name: str) -> Tool:
-        """A tool by name. Raises NotFoundError with the nearest name."""
+        """A tool by name or alias. Raises NotFoundError with the nearest name."""
+        name = name if name in self._tools else self._aliases.get(name, name)
         if name not in self._tools:
             hint = did_you_mean(name, self._tools, otherwise="tools: " + (", ".join(self._tools) or "none"))
             raise NotFoundError(f"there is no tool {name[:80]!r}", hint=hint)
@@ -91,8 +98,7 @@ class Registry:
 
     def group_of(self, name: str) -> str:
         """The name of the group that a tool is in. Raises NotFoundError."""
-        self.find(name)
-        return self._tools[name][1]
+        return self._tools[self.find(name).name][1]
 
     async def call(self, name: str, arguments: Any, context: ToolContext | None = None) -> ToolResult:
         """Call a tool by name; whatever goes wrong comes back as a result. Only cancellation is raised."""
