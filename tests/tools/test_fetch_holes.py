@@ -1,5 +1,7 @@
 """Fetching a URL: a test for each hole that others had (two parsers, rebinding, redirects, disguised ranges, bombs); pages as text."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import asyncio
