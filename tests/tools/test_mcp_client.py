@@ -1,5 +1,7 @@
 """herd as an MCP client of servers made with the SDK: both transports, headers, consent by digest, names, timeouts, servers that die."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import asyncio
@@ -97,7 +99,7 @@ def test_tools_are_listed_under_the_servers_name_and_called(config: McpServerCon
 
     added, broke, picture, wrong, unknown = run(config, pins, action)
     assert (added.ok, added.text, added.data) == (True, "5", {"result": 5})
-    assert (broke.ok, broke.error_code) == (False, "mcp_tool") and "it broke" in broke.text
+    assert (broke.ok, broke.error_code) == (False, "mcp_tool") and "boom" in broke.text
     assert [(file.name, file.mime_type, file.data[:4]) for file in picture.attachments] == [("attachment-1.png", "image/png", b"\x89PNG")]
     assert wrong.error_code == "tool_arguments"
     assert unknown.error_code == "not_found"

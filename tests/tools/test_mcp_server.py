@@ -1,8 +1,11 @@
 """herd as an MCP server for the SDK's client: over stdio and HTTP, with a key, and not for a page in a browser."""
 
+# ruff: noqa: SIM117
+
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +26,10 @@ from herd.tools.tool import Attachment, Taint, ToolContext, ToolLimits, ToolResu
 
 PICTURE = Attachment(name="p.png", mime_type="image/png", data=b"\x89PNG")
 FILE = Attachment(name="out/d.csv", mime_type="text/csv", data=b"1,2")
+
+
+def digests(*keys: str) -> list[bytes]:
+    return [hashlib.sha256(key.encode()).digest() for key in keys]
 
 
 class Shout:
@@ -83,7 +90,7 @@ def test_the_sdks_client_over_http(mode: str) -> None:
 
 
 def test_a_key_is_asked_for_on_every_path() -> None:
-    served = Served(http_app(registry(), keys=["k-1", "k-2"]))
+    served = Served(http_app(registry(), key_digests=digests("k-1", "k-2")))
     base = f"http://127.0.0.1:{served.port}"
 
     async def main() -> None:
@@ -95,7 +102,7 @@ def test_a_key_is_asked_for_on_every_path() -> None:
         asyncio.run(main())
         for path in ("/mcp", "/mcp/", "//mcp", "/%6dcp", "/", "/anything"):
             for method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS"):
-                for headers in ({}, {"Authorization": "Bearer k-3"}, {"Authorization": "Basic k-1"}, {"Authorization": "Bearer "}):
+                for headers in ({}, {"Authorization": "Bearer k-3"}, {"Authorization": "Basic k-1"}, {"Authorization": "Bearer"}):
                     assert httpx.request(method, base + path, headers=headers).status_code == 401
     finally:
         served.close()
@@ -118,7 +125,7 @@ def test_a_page_in_a_browser_cannot_reach_it() -> None:
 def test_beyond_loopback_there_must_be_a_key(host: str) -> None:
     with pytest.raises(UsageError, match="there is no key"):
         http_app(registry(), host=host)
-    assert http_app(registry(), host=host, keys=["k"])
+    assert http_app(registry(), host=host, key_digests=digests("k"))
 
 
 def test_the_sdks_client_over_stdio_to_the_command() -> None:

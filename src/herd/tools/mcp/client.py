@@ -55,10 +55,11 @@ class McpConnection:
             self._task = asyncio.create_task(self._live(ready, self._stop), name=f"mcp-{self.config.name}")
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    client = self._client = await asyncio.shield(ready)
+                    client = await asyncio.shield(ready)
             except TimeoutError as error:
                 await self.close()
                 raise self._unreachable() from error
+            self._client = client
             return client
 
     async def _live(self, ready: asyncio.Future[Client], stop: asyncio.Event) -> None:

@@ -77,19 +77,19 @@ async def serve_stdio(registry: Registry) -> None:
         await server.run(reader, writer, server.create_initialization_options())
 
 
-def http_app(registry: Registry, *, host: str = "127.0.0.1", keys: Sequence[str] = (), allowed_hosts: Sequence[str] = ()) -> _App:
+def http_app(registry: Registry, *, host: str = "127.0.0.1", key_digests: Sequence[bytes] = (), allowed_hosts: Sequence[str] = ()) -> _App:
     """An ASGI application that serves MCP at `/mcp`.
 
     Args:
         registry: the tools.
         host: the address that it will listen on.
-        keys: keys that callers must send as `Authorization: Bearer KEY`; may be empty on loopback only.
+        key_digests: SHA-256 of each key that callers may send as `Authorization: Bearer KEY`; may be empty on loopback only.
         allowed_hosts: names that callers may call it by beside its address.
 
     Raises:
         UsageError: an address beyond loopback and no key.
     """
-    if not keys and not _is_loopback(host):
+    if not key_digests and not _is_loopback(host):
         raise UsageError(f"{host} is reached from other machines, and there is no key", hint="give --api-key-file, or listen on 127.0.0.1")
     names = ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host, *allowed_hosts]
     security = TransportSecuritySettings(
@@ -97,7 +97,7 @@ def http_app(registry: Registry, *, host: str = "127.0.0.1", keys: Sequence[str]
         allowed_origins=[f"http://{name}:*" for name in names[:3]],
     )
     app = mcp_server(registry).streamable_http_app(streamable_http_path=PATH, host=host, transport_security=security)
-    return _Keyed(app, keys) if keys else app
+    return _Keyed(app, key_digests) if key_digests else app
 
 
 def _is_loopback(host: str) -> bool:
@@ -110,9 +110,8 @@ def _is_loopback(host: str) -> bool:
 class _Keyed:
     """Lets nothing of HTTP through without a key, whatever the path."""
 
-    def __init__(self, app: _App, keys: Sequence[str]) -> None:
-        self._app = app
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+    def __init__(self, app: _App, key_digests: Sequence[bytes]) -> None:
+        self._app, self._digests = app, key_digests
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan" and not self._has_key(scope):
