@@ -87,6 +87,31 @@ def test_cancelling_ends_the_run_and_the_session_begins_anew(sessions: CodeSessi
     asyncio.run(main())
 
 
+def test_cancelling_one_that_waits_leaves_the_one_that_runs(sessions: CodeSessions) -> None:
+    async def main() -> None:
+        running = asyncio.create_task(sessions.run("a", "import time; time.sleep(1); 'done'"))
+        await asyncio.sleep(0.3)
+        waiting = asyncio.create_task(sessions.run("a", "1"))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        assert (await running).result == "'done'"
+
+    asyncio.run(main())
+
+
+def test_a_session_that_is_busy_does_not_stop_another(sessions: CodeSessions) -> None:
+    async def main() -> None:
+        slow = [asyncio.create_task(sessions.run("a", "import time; time.sleep(2)")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert (await sessions.run("b", "1")).result == "1"
+        assert not slow[1].done()
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_a_dead_interpreter_is_replaced(sessions: CodeSessions) -> None:
     assert sessions.run_blocking("a", "import os; os._exit(1)").ended == "ended"
     assert sessions.run_blocking("a", "1").result == "1"
@@ -112,6 +137,20 @@ def test_closing_ends_a_run_and_refuses_the_next() -> None:
     asyncio.run(main())
     with pytest.raises(JailError, match="is closed"):
         sessions.run_blocking("a", "1")
+
+
+def test_closing_while_an_interpreter_starts_ends_it() -> None:
+    sessions = CodeSessions(any_jail_spec(replace(SMALL, run_s=60.0)), warm=0)
+
+    async def main() -> None:
+        task = asyncio.create_task(sessions.run("a", "import time; time.sleep(60)"))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(sessions.close)
+        assert (await task).ended == "cancelled"
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - started < 40
 
 
 def test_the_tool_runs_code_in_the_session_of_its_context(sessions: CodeSessions) -> None:

@@ -109,9 +109,11 @@ def call(
     if json:
         print_json(result.to_dict())
     elif result.ok:
-        line(result.text)
+        line(_printable(result.text))
     if not result.ok:
-        raise ToolError(f"{name} failed ({result.error_code}): {result.text}", hint="`herd tools list --json` shows what it takes")
+        raise ToolError(
+            f"{name} failed ({result.error_code}): {_printable(result.text)}", hint="`herd tools list --json` shows what it takes"
+        )
 
 
 @app.command("doctor")
@@ -310,15 +312,17 @@ def code(
 
 
 def _plain(outcome: Outcome) -> str:
-    """What the code printed, without what a terminal would obey."""
-    import re
-
+    """What the code printed and returned; what it complained of goes to stderr."""
     from herd.cli.output import note
 
     if outcome.stderr or outcome.error:
-        note(re.sub(r"[^\n\t -~\u00a0-\U0010ffff]", "", outcome.stderr + (outcome.error.traceback if outcome.error else "")).rstrip("\n"))
-    text = outcome.stdout + (f"{outcome.result}\n" if outcome.result is not None else "")
-    return re.sub(r"[^\n\t -~\u00a0-\U0010ffff]", "", text)
+        note(_printable(outcome.stderr + (outcome.error.traceback if outcome.error else "")).rstrip("\n"))
+    return _printable(outcome.stdout + (f"{outcome.result}\n" if outcome.result is not None else ""))
+
+
+def _printable(text: str) -> str:
+    """A stranger's text without what a terminal would obey."""
+    return "".join(character for character in text if character in "\n\t" or character >= "\xa0" or " " <= character <= "~")
 
 
 def _attachment(path: Path) -> Attachment:

@@ -108,7 +108,7 @@ class ToolResult:
     elapsed_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, in the Llama Stack's words (`content`, `error_code`, `error_message`, `metadata`) and with herd's own beside them."""
+        """As JSON, in the Llama Stack's words and with herd's own beside them. `error_code` is a word where the Stack has a number."""
         return {
             "content": self.text,
             "error_code": self.error_code,

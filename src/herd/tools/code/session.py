@@ -12,8 +12,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakValueDictionary
 
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
@@ -35,6 +37,8 @@ class _Session:
     files: set[str] = field(default_factory=set[str])
     is_new: bool = True
     closed: bool = False
+    current: threading.Event | None = None
+    """Tells apart the run that is in the interpreter now: cancelling another one must not end it."""
 
 
 class CodeSessions:
@@ -68,6 +72,7 @@ class CodeSessions:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._runners = ThreadPoolExecutor(max_running or max(2, os.cpu_count() or 2), thread_name_prefix="herd-code")
+        self._turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
         self._fill_now = threading.Event()
         self._fill_now.set()
         self._filler = threading.Thread(target=self._fill, name="herd-code-pool", daemon=True)
@@ -76,17 +81,29 @@ class CodeSessions:
     async def run(self, session_id: str, code: str, *, files: Sequence[Attachment] = (), run_s: float | None = None) -> Outcome:
         """Run code in a session's interpreter. Cancelling ends the interpreter. Raises JailError if none can be started."""
         cancelled = threading.Event()
-        future = self._runners.submit(self._run, session_id, code, tuple(files), run_s, cancelled)
+        # Runs of one session wait here for their turn, so that they hold no thread which another session could use.
+        turn = self._turns.setdefault((id(asyncio.get_running_loop()), session_id), asyncio.Lock())
+        async with turn:
+            future = self._submit(session_id, code, tuple(files), run_s, cancelled)
+            try:
+                return await asyncio.wrap_future(future)
+            except asyncio.CancelledError:
+                self._cancel(session_id, cancelled)
+                raise
+
+    def _submit(self, *arguments: Any) -> Future[Outcome]:
         try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            cancelled.set()
-            with self._lock:
-                session = self._sessions.get(session_id)
-                kernel = session.kernel if session is not None and future.running() else None
-            if kernel is not None:
-                kernel.kill("cancelled")
-            raise
+            return self._runners.submit(self._run, *arguments)
+        except RuntimeError as error:
+            raise _closed() from error
+
+    def _cancel(self, session_id: str, cancelled: threading.Event) -> None:
+        cancelled.set()
+        with self._lock:
+            session = self._sessions.get(session_id)
+            kernel = session.kernel if session is not None and session.current is cancelled else None
+        if kernel is not None:
+            kernel.kill("cancelled")
 
     def run_blocking(self, session_id: str, code: str, *, files: Sequence[Attachment] = (), run_s: float | None = None) -> Outcome:
         """`run` for code without an event loop."""
@@ -100,7 +117,11 @@ class CodeSessions:
                     continue
                 if cancelled.is_set():
                     return Outcome(status="failed", ended="cancelled")
-                return self._run_in(session_id, session, code, files, run_s)
+                session.current = cancelled
+                try:
+                    return self._run_in(session_id, session, code, files, run_s)
+                finally:
+                    session.current = None
 
     def _run_in(self, session_id: str, session: _Session, code: str, files: tuple[Attachment, ...], run_s: float | None) -> Outcome:
         kernel = session.kernel
@@ -114,6 +135,9 @@ class CodeSessions:
             if digest not in session.files:
                 kernel.put(file)
                 session.files.add(digest)
+        # Whoever cancels or closes sets the flag first and looks for the kernel then: between the two sides one sees the other.
+        if self._closed.is_set() or (session.current is not None and session.current.is_set()):
+            return Outcome(status="failed", ended="cancelled")
         outcome = kernel.run(code, run_s=run_s)
         session.used = time.monotonic()
         with self._lock:
@@ -127,14 +151,15 @@ class CodeSessions:
     def _session(self, session_id: str) -> _Session:
         with self._lock:
             if self._closed.is_set():
-                raise JailError("the code interpreter is closed", hint="the server is shutting down; ask again later")
+                raise _closed()
             session = self._sessions.get(session_id)
             if session is None:
                 session = self._sessions[session_id] = _Session()
             self._sessions.move_to_end(session_id)
             session.used = time.monotonic()
             too_many = len(self._sessions) - self._max_sessions
-            idle = [name for name in list(self._sessions)[: max(0, too_many)] if name != session_id]
+            # Those in a run are left: there are no more of them than run at once.
+            idle = [name for name, other in self._sessions.items() if other is not session and not other.lock.locked()][: max(0, too_many)]
         for name in idle:
             self.end(name)
         return session
@@ -221,7 +246,11 @@ class CodeSessions:
             if session.kernel is not None:
                 session.kernel.kill("cancelled")
         for name in sessions:
-            self.end(name)
+            self.end(name, remember=False)
         self._runners.shutdown(wait=True, cancel_futures=True)
         self._filler.join(timeout=90)
         self._close_warm()
+
+
+def _closed() -> JailError:
+    return JailError("the code interpreter is closed", hint="the server is shutting down; ask again later")

@@ -52,6 +52,9 @@ def describe(path: str) -> Interpreter:
         raise NotFoundError(f"{path} is Python {version[0]}.{version[1]}", hint=hint)
     found = {*prefixes, str(Path(os.path.realpath(path)).parent), *_link_folders(path)}
     outside = sorted(folder for folder in found if os.path.isdir(folder) and not _below(folder, ("/usr",)))
+    wide = next((folder for folder in outside if folder.count("/") < 2 or folder == os.path.expanduser("~")), None)
+    if wide is not None:
+        raise NotFoundError(f"{path} is installed in {wide}, which a jail cannot show without showing what else is there", hint=hint)
     # A folder that another one of the list holds needs no entry of its own.
     folders = tuple(folder for folder in outside if not _below(folder, tuple(other for other in outside if other != folder)))
     return Interpreter(path=path, folders=folders)
