@@ -27,6 +27,8 @@ from herd.tools.jail.limits import JailLimits
 from herd.tools.jail.process import KINDS, Kind
 from herd.tools.tool import Attachment
 
+FULL = bool(os.environ.get("HERD_TEST_FULL"))
+
 
 @pytest.fixture(name="kernel", scope="module", params=KINDS)
 def kernel_fixture(request: pytest.FixtureRequest) -> Iterator[Kernel]:
@@ -37,9 +39,18 @@ def kernel_fixture(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     kernel.close()
 
 
+@pytest.fixture(name="analyst", scope="module", params=KINDS if FULL else ["any"])
+def analyst_fixture(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """A kernel for ordinary work: in the first jail that works, or with HERD_TEST_FULL=1 in each."""
+    limits = replace(SMALL, run_s=30.0)
+    kernel = Kernel(any_jail_spec(limits) if request.param == "any" else jail_spec(request.param, limits))
+    yield kernel
+    kernel.close()
+
+
 @pytest.mark.parametrize(("code", "gives"), SNIPPETS, ids=[str(number) for number in range(len(SNIPPETS))])
-def test_ordinary_analysis_runs(kernel: Kernel, code: str, gives: str) -> None:
-    outcome = kernel.run(code)
+def test_ordinary_analysis_runs(analyst: Kernel, code: str, gives: str) -> None:
+    outcome = analyst.run(code)
     missing = re.search(r"No module named '(numpy|pandas|matplotlib)'", outcome.stderr + (outcome.error.traceback if outcome.error else ""))
     if missing:
         pytest.skip(f"the interpreter has no {missing[1]}")

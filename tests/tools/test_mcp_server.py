@@ -100,10 +100,12 @@ def test_a_key_is_asked_for_on_every_path() -> None:
 
     try:
         asyncio.run(main())
+        client = httpx.Client()
         for path in ("/mcp", "/mcp/", "//mcp", "/%6dcp", "/", "/anything"):
             for method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS"):
                 for headers in ({}, {"Authorization": "Bearer k-3"}, {"Authorization": "Basic k-1"}, {"Authorization": "Bearer"}):
-                    assert httpx.request(method, base + path, headers=headers).status_code == 401
+                    assert client.request(method, base + path, headers=headers).status_code == 401
+        client.close()
     finally:
         served.close()
 
