@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx
+import httpx2
 import mcp_types as types
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 from test_mcp_client import Served  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import UsageError
@@ -94,7 +94,7 @@ def test_a_key_is_asked_for_on_every_path() -> None:
     base = f"http://127.0.0.1:{served.port}"
 
     async def main() -> None:
-        async with create_mcp_http_client(headers={"Authorization": "Bearer k-2"}) as http:
+        async with httpx2.AsyncClient(headers={"Authorization": "Bearer k-2"}) as http:
             async with Client(streamable_http_client(f"{base}/mcp", http_client=http)) as client:
                 await check(client)
 

@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import anyio
+import httpx2
 import mcp_types as types
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 
 from herd.base.log import get_logger
 from herd.tools.errors import ToolError
@@ -28,6 +28,7 @@ from herd.version import __version__
 
 _log = get_logger(__name__)
 _CONNECT_S = 30.0
+_STREAM_S = 300.0
 _LISTING_S = 30.0
 _MAX_TOOLS = 256
 _MAX_PAGES = 32
@@ -93,7 +94,9 @@ class McpConnection:
             with open(os.devnull, "w", encoding="utf-8") as silent:
                 yield stdio_client(parameters, errlog=silent)
             return
-        async with create_mcp_http_client(headers=dict(self.config.headers)) as http:
+        # A server may hold a stream of events open, so reading has no short end; each call has its own.
+        timeout = httpx2.Timeout(_CONNECT_S, read=_STREAM_S)
+        async with httpx2.AsyncClient(headers=dict(self.config.headers), timeout=timeout) as http:
             yield streamable_http_client(self.config.url, http_client=http)
 
     async def _notified(self, message: Any) -> None:
