@@ -290,7 +290,8 @@ print(json.dumps({"found": found}))
         + """
 paths = ["{file}", "/etc/shadow", "/etc/passwd", "/etc/hostname", "/root", "/var", "/proc/1/root/etc/passwd", "/proc/{pid}/root/etc", "/proc/kcore", "/sys/kernel"]
 got = {p: attempt(lambda: os.listdir(p) if os.path.isdir(p) else open(p, "rb").read(1)) for p in paths}
-got.pop("/root") if got["/root"] == [".pyenv"] else None
+shown = {os.path.relpath(p, "/root").split("/")[0] for p in (sys.prefix, sys.base_prefix) if p.startswith("/root/")}
+got["/root"] = sorted(set(got["/root"] or []) - shown)  # The way to the interpreter may lead through there.
 print(json.dumps(got, default=str))
 """,
         held=nothing_succeeded,
