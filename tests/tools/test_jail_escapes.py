@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_killed_parent_leaves_no_orphans(kind: str, user: str) -> None:
     reason = skip_reason(kind)
     if reason is not None:
         pytest.skip(reason)
-    before = sleepers()
+    before, folders = sleepers(), set(Path(tempfile.gettempdir()).glob("herd-jail-*"))
     parent = subprocess.Popen([*command(user), str(HERE / "escapes.py"), kind, "orphans"], stdout=subprocess.PIPE, env=environment())
     assert parent.stdout is not None
     told = json.loads(parent.stdout.readline())
@@ -124,3 +125,6 @@ def test_a_killed_parent_leaves_no_orphans(kind: str, user: str) -> None:
         time.sleep(0.05)
     assert not sleepers() - before
     assert not Path(f"/proc/{told['pid']}").exists()
+    while set(Path(tempfile.gettempdir()).glob("herd-jail-*")) - folders and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(Path(tempfile.gettempdir()).glob("herd-jail-*")) - folders

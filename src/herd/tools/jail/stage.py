@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIV
 _SECCOMP_MODE_FILTER = 2
 _CLONE_NEWNS, _CLONE_NEWNET, _CLONE_NEWIPC = 0x00020000, 0x40000000, 0x08000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+_MNT_DETACH = 2
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -210,6 +212,9 @@ def _keep(config: dict[str, Any], program: bytes) -> int:
     except OSError:
         pass
     _kill(pid, config["uid"])
+    # herd removes the folder too, unless it was killed itself.
+    _LIBC.umount2(config["work"].encode(), _MNT_DETACH)
+    shutil.rmtree(config["work"], ignore_errors=True)
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
