@@ -127,6 +127,8 @@ def error_classes(kind: type[HerdError] = HerdError) -> Iterator[type[HerdError]
     import herd.engine.engine
     import herd.stack.server
     import herd.stack.worker
+    import herd.tools.errors
+    import herd.tools.web.inflate
     import herd.train.trainer  # noqa: F401  the errors of training live there and in what it imports
 
     yield kind

@@ -26,6 +26,7 @@ from herd.cli import (
     serve,
     show,
     tokenizer,
+    tools,
     train,
 )
 from herd.cli.failures import INTERRUPTED, exit_code
@@ -76,6 +77,8 @@ app.command("run", rich_help_panel=_USE)(run_prompt.run)
 app.command("batch", rich_help_panel=_USE)(batch.batch)
 app.command("serve", rich_help_panel=_USE)(serve.serve)
 app.command("replay", rich_help_panel=_USE)(replay.replay)
+app.command("code", rich_help_panel=_USE)(tools.code)
+app.add_typer(tools.app, name="tools", rich_help_panel=_USE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
 app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_USE)

@@ -1,0 +1,1 @@
+"""Tools over a folder: read, list, search, look into archives; and an index of its texts for searches without a network."""
