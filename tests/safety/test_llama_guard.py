@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
-from scripted import scripted  # pyright: ignore[reportMissingImports]
+from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ConfigError, FormatError, HerdError
+from herd.engine.build import build_engine
 from herd.inference.aio import AsyncModel, ThreadedEngine
 from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, TokenLogprob
+from herd.inference.prepare import grammar_compiler
 from herd.safety.categories import Category
 from herd.safety.llama_guard import REFUSAL, LlamaGuard
 from herd.safety.verdict import Content, TouchPoint
@@ -72,8 +75,15 @@ def test_a_model_that_wants_to_say_something_else_is_held_to_a_verdict(tiny_toke
 
 def test_the_asynchronous_port_gives_the_same(tiny_tokenizer: Tokenizer) -> None:
     async def judge(answer: str) -> tuple[bool, tuple[str, ...]]:
-        model = AsyncModel(ThreadedEngine(scripted(tiny_tokenizer, answer).engine), tiny_tokenizer)
-        verdict = await LlamaGuard(model).check(Content(point=TouchPoint.INPUT, text="Hello"))
+        script = [*tiny_tokenizer.encode(answer), tiny_tokenizer.eot_id]
+        size = tiny_tokenizer.vocab_size
+        engine = build_engine(
+            ScriptedModel(script, size), vocab_size=size, threaded=True, grammars=partial(grammar_compiler, tiny_tokenizer, size)
+        )
+        try:
+            verdict = await LlamaGuard(AsyncModel(ThreadedEngine(engine), tiny_tokenizer)).check(Content(point=TouchPoint.INPUT, text="Hello"))
+        finally:
+            await asyncio.to_thread(engine.close)
         return verdict.unsafe, verdict.categories
 
     assert asyncio.run(judge("unsafe\nS2")) == (True, ("S2",))
@@ -141,7 +151,7 @@ def test_each_point_is_judged_in_its_role_with_the_conversation(point: TouchPoin
     assert prompt.index("last words") < prompt.index("<END CONVERSATION>")
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), True])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_a_threshold_is_a_probability(threshold: float) -> None:
     with pytest.raises(ConfigError, match="threshold"):
         LlamaGuard(Answers(), threshold=threshold)

@@ -36,7 +36,7 @@ def test_they_run_at_once() -> None:
                 await gate.wait()
                 return await super().check(content)
 
-        report = await Shields([Meets(name=str(index)) for index in range(3)], deadline_s=30).input("good")
+        report = await Shields([Meets(name=str(index)) for index in range(3)], deadline_s=30.0).input("good")
         assert not report.unsafe and len(report.verdicts) == 3
 
     asyncio.run(run())

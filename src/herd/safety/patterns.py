@@ -75,11 +75,11 @@ def is_ip(text: str) -> bool:
 
 
 def is_phone(text: str) -> bool:
-    """Whether it has as many digits as a telephone number, and is no date and no card."""
+    """Whether it has as many digits as a telephone number, and is no date, no card and no national id."""
     digits = _digits(text)
     if not 8 <= len(digits) <= 15 or is_card(text):
         return False
-    return not re.fullmatch(r"\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ]\d{4}", text.strip())
+    return not re.fullmatch(r"\d{3}-\d{2}-\d{4}|\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}[-./ ]\d{1,2}[-./ ]\d{4}", text.strip())
 
 
 def _is_ssn(text: str) -> bool:
