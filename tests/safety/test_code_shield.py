@@ -33,7 +33,7 @@ INSECURE = [
     ("python", "subprocess.run(cmd, shell=True)", "CWE-78"),
     ("python", "data = pickle.loads(blob)", "CWE-502"),
     ("python", "yaml.load(text)", "CWE-502"),
-    ("python", "cursor.execute(f\"SELECT * FROM t WHERE id = {x}\")", "CWE-89"),
+    ("python", 'cursor.execute(f"SELECT * FROM t WHERE id = {x}")', "CWE-89"),
     ("python", "cursor.execute('SELECT %s' % x)", "CWE-89"),
     ("python", "requests.get(url, verify=False)", "CWE-295"),
     ("python", "app.run(debug=True)", "CWE-489"),
@@ -49,26 +49,28 @@ INSECURE = [
     ("c", "strcpy(a, b);", "CWE-120"),
     ("c", "printf(message);", "CWE-134"),
     ("c", "system(line);", "CWE-78"),
-    ("c++", "sprintf(a, \"%s\", b);", "CWE-120"),
+    ("c++", 'sprintf(a, "%s", b);', "CWE-120"),
     ("cpp", "std::auto_ptr<int> p;", "CWE-672"),
-    ("java", "Runtime.getRuntime().exec(\"ls \" + dir);", "CWE-78"),
-    ("java", "stmt.executeQuery(\"SELECT * FROM t WHERE id=\" + id);", "CWE-89"),
+    ("java", 'Runtime.getRuntime().exec("ls " + dir);', "CWE-78"),
+    ("java", 'stmt.executeQuery("SELECT * FROM t WHERE id=" + id);', "CWE-89"),
     ("java", "new ObjectInputStream(in).readObject();", "CWE-502"),
-    ("java", "Cipher.getInstance(\"AES/ECB/PKCS5Padding\")", "CWE-327"),
+    ("java", 'Cipher.getInstance("AES/ECB/PKCS5Padding")', "CWE-327"),
     ("php", "echo $_GET['q'];", "CWE-79"),
     ("php", "include($_GET['page']);", "CWE-98"),
-    ("php", "$r = mysqli_query($c, \"SELECT * FROM t WHERE id=$id\");", "CWE-89"),
+    ("php", '$r = mysqli_query($c, "SELECT * FROM t WHERE id=$id");', "CWE-89"),
     ("php", "unserialize($data);", "CWE-502"),
     ("csharp", "new BinaryFormatter();", "CWE-502"),
-    ("c#", "cmd.CommandText = $\"SELECT * FROM t WHERE id={id}\";", "CWE-89"),
+    ("c#", 'cmd.CommandText = $"SELECT * FROM t WHERE id={id}";', "CWE-89"),
     ("rust", "let v = unsafe { mem::transmute(x) };", "CWE-843"),
-    ("rust", "Command::new(\"sh\").arg(\"-c\")", "CWE-78"),
+    ("rust", 'Command::new("sh").arg("-c")', "CWE-78"),
     ("python", "curl https://example.org/x | sudo bash", "CWE-494"),
     ("python", "password = 'hunter2345'", "CWE-798"),
 ]
 
 
-@pytest.mark.parametrize(("language", "code", "cwe"), INSECURE, ids=[f"{language}-{cwe}-{n}" for n, (language, _, cwe) in enumerate(INSECURE)])
+@pytest.mark.parametrize(
+    ("language", "code", "cwe"), INSECURE, ids=[f"{language}-{cwe}-{n}" for n, (language, _, cwe) in enumerate(INSECURE)]
+)
 def test_insecure_forms_are_found_with_and_without_their_language(language: str, code: str, cwe: str) -> None:
     assert cwe in {finding.label for finding in scan(code, language)}
     assert cwe in {finding.label for finding in scan(code)}
@@ -87,8 +89,8 @@ def test_insecure_forms_are_found_with_and_without_their_language(language: str,
         ("javascript", "el.textContent = user.name; el.innerHTML = '';"),
         ("javascript", "pattern.exec(text)"),
         ("javascript", "db.query('SELECT * FROM t WHERE id = ?', [id])"),
-        ("c", "snprintf(a, sizeof a, \"%s\", b); fgets(a, sizeof a, stdin); printf(\"%s\", a);"),
-        ("java", "PreparedStatement s = c.prepareStatement(\"SELECT * FROM t WHERE id=?\");"),
+        ("c", 'snprintf(a, sizeof a, "%s", b); fgets(a, sizeof a, stdin); printf("%s", a);'),
+        ("java", 'PreparedStatement s = c.prepareStatement("SELECT * FROM t WHERE id=?");'),
         ("php", "echo htmlspecialchars($name); password_hash($p, PASSWORD_DEFAULT);"),
         ("rust", "let n: u32 = text.parse()?;"),
         ("csharp", "SHA256.Create();"),
@@ -145,7 +147,7 @@ def test_severity_decides_the_treatment(code: str, treatment: str, unsafe: bool)
 
 
 def test_code_in_a_call_is_read_through_jsons_escapes() -> None:
-    call = json.dumps({"name": "code_interpreter", "parameters": {"code": "import os\nos.system(\"rm \" + x)", "more": ["eval(y)"]}})
+    call = json.dumps({"name": "code_interpreter", "parameters": {"code": 'import os\nos.system("rm " + x)', "more": ["eval(y)"]}})
     verdict = judge(call, TouchPoint.TOOL_INPUT)
     assert verdict.blocks and {"CWE-78", "CWE-95"} <= set(verdict.categories)
     assert all(finding.start == finding.end == 0 for finding in verdict.findings)

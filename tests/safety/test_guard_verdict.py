@@ -65,7 +65,7 @@ def test_unsafe_with_its_categories(text: str, codes: tuple[str, ...]) -> None:
         "unsafesafe",
         "S1",
         "I cannot answer that.",
-        "{\"verdict\": \"safe\"}",
+        '{"verdict": "safe"}',
         "ｓａｆｅ",
         "s\u200bafe",
         "sa\x00fe",

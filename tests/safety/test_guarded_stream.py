@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told_shields import Given, Told, finished, texts  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ConfigError
 from herd.inference.port import Finished, Part, TokenLogprob, TokensDone
@@ -16,7 +17,6 @@ from herd.safety.stream import GuardedAnswer
 from herd.safety.verdict import TouchPoint
 from herd.text.messages import Message, ToolCall
 from herd.text.reply import CallDelta, CallDone, TextDelta
-from told_shields import Given, Told, finished, texts  # pyright: ignore[reportMissingImports]
 
 
 class Word:
@@ -107,7 +107,9 @@ def test_calls_wait_until_they_are_whole_and_judged() -> None:
 
     def stream(one: ToolCall) -> Given:
         end = finished("", [one])
-        return Given([[Part(0, CallDelta(text='{"name"'))], [Part(0, CallDelta(text=": ..."))], [Part(0, CallDone(call=one))], [Part(0, end)]])
+        return Given(
+            [[Part(0, CallDelta(text='{"name"'))], [Part(0, CallDelta(text=": ..."))], [Part(0, CallDone(call=one))], [Part(0, end)]]
+        )
 
     judge = Word()
     parts = read(GuardedAnswer(stream(good), judge, window=1))
@@ -155,7 +157,9 @@ def test_what_is_fine_comes_out_as_it_went_in(pieces: list[str], window: int, ov
     assert sum(isinstance(part.event, Finished) for part in parts) == 1
 
 
-@given(st.lists(st.sampled_from(["a", "bc", "B", "A", "D", "BAD", "x" * 5]), min_size=1, max_size=20), st.integers(1, 12), st.integers(2, 10))
+@given(
+    st.lists(st.sampled_from(["a", "bc", "B", "A", "D", "BAD", "x" * 5]), min_size=1, max_size=20), st.integers(1, 12), st.integers(2, 10)
+)
 def test_the_forbidden_word_never_comes_out_whole(pieces: list[str], window: int, overlap: int) -> None:
     parts = read(GuardedAnswer(Given(texts(*pieces)), Word(), window=window, overlap=overlap))
     assert "BAD" not in said(parts)

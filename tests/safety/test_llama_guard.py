@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
-from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
+from told_shields import finished  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ConfigError, FormatError, HerdError
 from herd.engine.build import build_engine
@@ -20,7 +20,7 @@ from herd.safety.llama_guard import REFUSAL, LlamaGuard
 from herd.safety.verdict import Content, TouchPoint
 from herd.text.messages import Message
 from herd.text.tokenizer import Tokenizer
-from told_shields import finished  # pyright: ignore[reportMissingImports]
+from scripted import ScriptedModel, scripted  # pyright: ignore[reportMissingImports]
 
 
 class Answers:
@@ -81,7 +81,9 @@ def test_the_asynchronous_port_gives_the_same(tiny_tokenizer: Tokenizer) -> None
             ScriptedModel(script, size), vocab_size=size, threaded=True, grammars=partial(grammar_compiler, tiny_tokenizer, size)
         )
         try:
-            verdict = await LlamaGuard(AsyncModel(ThreadedEngine(engine), tiny_tokenizer)).check(Content(point=TouchPoint.INPUT, text="Hello"))
+            verdict = await LlamaGuard(AsyncModel(ThreadedEngine(engine), tiny_tokenizer)).check(
+                Content(point=TouchPoint.INPUT, text="Hello")
+            )
         finally:
             await asyncio.to_thread(engine.close)
         return verdict.unsafe, verdict.categories

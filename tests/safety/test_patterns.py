@@ -110,7 +110,9 @@ def test_secrets_of_providers_are_found_and_leave_nothing_when_redacted(rule: st
     assert not any(piece in changed for piece in (B64[:20], HEX[:32], "hunter22", "c0rrect-horse", "MIIB"))
 
 
-@pytest.mark.parametrize("text", ["sk-learn is a library", "password: ask your admin", "the token ring", "key-value", "hf_hub", "https://example.org/a:b@c"])
+@pytest.mark.parametrize(
+    "text", ["sk-learn is a library", "password: ask your admin", "the token ring", "key-value", "hf_hub", "https://example.org/a:b@c"]
+)
 def test_words_about_secrets_are_none(text: str) -> None:
     assert not secret_shield().judge(text).unsafe
 
@@ -134,7 +136,16 @@ def test_own_rules_and_actions() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a@" * 50_000, "1 " * 50_000, "-----BEGIN PRIVATE KEY-----" * 500, "a.b+" * 25_000, "eyJ" * 30_000, "::" * 50_000, "http://a:" * 10_000]
+    "text",
+    [
+        "a@" * 50_000,
+        "1 " * 50_000,
+        "-----BEGIN PRIVATE KEY-----" * 500,
+        "a.b+" * 25_000,
+        "eyJ" * 30_000,
+        "::" * 50_000,
+        "http://a:" * 10_000,
+    ],
 )
 def test_no_text_makes_the_patterns_run_away(text: str) -> None:
     started = time.process_time()

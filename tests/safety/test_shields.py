@@ -7,6 +7,7 @@ import json
 
 import pytest
 from openai.types import ModerationCreateResponse
+from told_shields import Told  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ConfigError, GateError
 from herd.safety.moderation import OPENAI_CATEGORIES, moderation_object, run_shield_response
@@ -14,7 +15,6 @@ from herd.safety.patterns import pii_shield, regex_shield, secret_shield
 from herd.safety.shields import Shields, require
 from herd.safety.verdict import Content, Finding, Shield, TouchPoint, redact, worst
 from herd.text.messages import ToolCall
-from told_shields import Told  # pyright: ignore[reportMissingImports]
 
 
 def test_shields_stand_at_their_points_and_see_the_text() -> None:
@@ -111,7 +111,10 @@ def test_everything_that_ships_is_a_shield() -> None:
 
 
 def test_overlapping_redactions_leave_no_piece() -> None:
-    findings = [Finding(rule="a", start=2, end=6, label="a", replacement="[a]"), Finding(rule="b", start=4, end=9, label="b", replacement="[b]")]
+    findings = [
+        Finding(rule="a", start=2, end=6, label="a", replacement="[a]"),
+        Finding(rule="b", start=4, end=9, label="b", replacement="[b]"),
+    ]
     assert redact("0123456789", findings) == "01[a]9"
     assert worst([]) == "ignore" and worst(["warn", "block", "ignore"]) == "block"
 

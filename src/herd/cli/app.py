@@ -16,6 +16,7 @@ from herd.cli import (
     config,
     convert,
     doctor,
+    guard,
     keys,
     models,
     plan,
@@ -74,6 +75,7 @@ app.command("run", rich_help_panel=_USE)(run_prompt.run)
 app.command("batch", rich_help_panel=_USE)(batch.batch)
 app.command("serve", rich_help_panel=_USE)(serve.serve)
 app.command("replay", rich_help_panel=_USE)(replay.replay)
+app.add_typer(guard.app, name="guard", rich_help_panel=_USE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
 app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_USE)

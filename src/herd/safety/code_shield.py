@@ -96,7 +96,7 @@ def _as_language(name: str | None) -> Language | None:
 
 
 def scan(code: str, language: str | None = None) -> list[Finding]:
-    """Every insecure form in a piece of code, in its order; without a language, by the rules of all. Raises ConfigError for one without rules."""
+    """Every insecure form in a piece of code; without a language, by the rules of all. Raises ConfigError for one without rules."""
     return list(_scan(code, _as_language(language), 0, 1))
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +67,7 @@ class Example:
         embedded: whether it gives a model orders from inside a third party's text.
         weight: how much it counts in training.
         lookalike: benign, and made to look harmful.
+        planted: an order stands inside a longer text that is no order.
     """
 
     text: str
@@ -78,6 +80,7 @@ class Example:
     embedded: bool | None = None
     weight: float = 1.0
     lookalike: bool = False
+    planted: bool = False
 
     @property
     def part(self) -> Part:
@@ -225,7 +228,9 @@ def _piguard(folder: Path) -> Iterator[Example]:
             # Its WildGuard prompts are benign, though some play at the border; its BIPIA texts are others' documents.
             harm=False if not attack and not indirect else None,
             attack=attack if not indirect else None,
-            embedded=attack if indirect or kind in ("PINT_documents", "PINT_internal_prompt_injection", "PINT_public_prompt_injection") else None,
+            embedded=attack
+            if indirect or kind in ("PINT_documents", "PINT_internal_prompt_injection", "PINT_public_prompt_injection")
+            else None,
             lookalike=not attack and (kind.startswith("NotInject") or kind == "PINT_hard_negatives"),
         )
 
@@ -235,7 +240,9 @@ def _bipia(folder: Path) -> Iterator[Example]:
     contexts = [record["context"] for record in read_jsonl(place / "email_train.jsonl")]
     contexts += ["\n".join(record["context"]) for record in read_jsonl(place / "code_train.jsonl")]
     for index, text in enumerate(contexts):
-        yield Example(text=_joined(text), source="bipia", lang="en", group=f"bipia:context:{index}", attack=False, embedded=False, weight=2.0)
+        yield Example(
+            text=_joined(text), source="bipia", lang="en", group=f"bipia:context:{index}", attack=False, embedded=False, weight=2.0
+        )
     orders = [
         (kind, text)
         for name in ("text_attack_train.json", "code_attack_train.json")
@@ -247,10 +254,14 @@ def _bipia(folder: Path) -> Iterator[Example]:
         yield Example(text=order, source="bipia", lang="en", group=group, embedded=True, weight=2.0)
         # Planted in a context of the same part, so that neither is known from training.
         part = Example(text=order, source="bipia", lang="en", group=group).part
-        same = [text for index, text in enumerate(contexts) if Example(text="", source="bipia", lang="", group=f"bipia:context:{index}").part == part]
+        same = [
+            text
+            for index, text in enumerate(contexts)
+            if Example(text="", source="bipia", lang="", group=f"bipia:context:{index}").part == part
+        ]
         for step in range(3):
             context = _joined(same[(3 * number + step) % len(same)])
-            yield Example(text=_plant(context, order, step), source="bipia", lang="en", group=group, embedded=True, weight=1.0)
+            yield Example(text=_plant(context, order, step), source="bipia", lang="en", group=group, embedded=True, planted=True)
 
 
 def _joined(text: str | Sequence[str]) -> str:
@@ -275,7 +286,9 @@ def _written() -> Iterator[Example]:
         for index, frame in enumerate(sets["frames"]):
             for topic in sets["topics"]:
                 text = frame.format(topic)
-                yield Example(text=text, source="requests", lang=lang, group=f"requests:{lang}:{index}", harm=False, attack=False, weight=2.0)
+                yield Example(
+                    text=text, source="requests", lang=lang, group=f"requests:{lang}:{index}", harm=False, attack=False, weight=2.0
+                )
     for lang, sets in ours["attacks"].items():
         goals = sets["goals"]
         for part in ("train", "held_back"):
@@ -284,35 +297,78 @@ def _written() -> Iterator[Example]:
                 mark = "held" if part == "held_back" else "tune" if number % 4 == 3 else "train"
                 for goal in goals[: len(goals) * 3 // 5] if part == "train" else goals:
                     text = opening.format(goal)
-                    yield Example(text=text, source="attacks", lang=lang, group=f"{mark}:attack:{lang}", attack=True, embedded=True, weight=1.0)
+                    yield Example(
+                        text=text, source="attacks", lang=lang, group=f"{mark}:attack:{lang}", attack=True, embedded=True, weight=1.5
+                    )
+    yield from _composed()
     for index, text in enumerate(ours["near_attacks"]):
         yield Example(text=text, source="near", lang="en", group=f"near:{index}", harm=False, attack=False, weight=4.0, lookalike=True)
+
+
+def _composed() -> Iterator[Example]:
+    """Attacks put together from parts, by a fixed seed: orders to drop instructions, personas without rules. None is tested on."""
+    ours = written()
+    draw = Random(20240723)
+    for lang, parts in ours["overrides"].items():
+        goals = ours["attacks"][lang]["goals"]
+        for number in range(700 if lang == "en" else 90):
+            verb, what = draw.choice(parts["verbs"]), draw.choice(parts["objects"])
+            order = f"{what} को {verb}" if lang == "hi" else f"{verb} {what}"
+            goal = draw.choice(goals[: len(goals) * 3 // 5])
+            text = draw.choice(parts["frames"]).format(order, goal=goal)
+            text = text.upper() if number % 12 == 5 else text[:1].upper() + text[1:]
+            mark = "tune" if number % 6 == 5 else "train"
+            yield Example(text=text, source="composed", lang=lang, group=f"{mark}:override:{lang}", attack=True, embedded=True, weight=1.5)
+    sentences = ours["jailbreak_sentences"]
+    for number in range(500):
+        chosen = draw.sample(sentences[:22] if number % 6 != 5 else sentences[22:], draw.randint(1, 5))
+        mark = "tune" if number % 6 == 5 else "train"
+        yield Example(text=" ".join(chosen), source="composed", lang="en", group=f"{mark}:persona", attack=True, weight=1.5)
 
 
 # Benign text of other data sets
 
 
 def _benign(folder: Path) -> Iterator[Example]:
-    for name, step, field in (
-        ("instruct/dolly_hhrlhf_small", 1, "user"),
-        ("instruct/oasst_en_100_trees", 1, "user"),
-        ("instruct/self_instruct_seed", 1, "user"),
-        ("instruct/chatterbot_smalltalk", 1, "user"),
-        ("instruct/synthetic_persona_chat", 4, "user"),
-        ("instruct/dolly_hhrlhf_small", 2, "assistant"),
-        ("instruct/oasst_en_100_trees", 2, "assistant"),
+    yield from _benign_turns(folder)
+    yield from _benign_questions(folder)
+    yield from _benign_documents(folder)
+
+
+def _benign_turns(folder: Path) -> Iterator[Example]:
+    """What people and assistants say."""
+    for name, step, role in (
+        ("dolly_hhrlhf_small", 1, "user"),
+        ("oasst_en_100_trees", 1, "user"),
+        ("self_instruct_seed", 1, "user"),
+        ("chatterbot_smalltalk", 1, "user"),
+        ("synthetic_persona_chat", 4, "user"),
+        ("dolly_hhrlhf_small", 2, "assistant"),
+        ("oasst_en_100_trees", 2, "assistant"),
     ):
-        for index, record in enumerate(_every(folder / f"{name}.jsonl.zst", step)):
-            text = next((turn["content"] for turn in record["messages"] if turn["role"] == field), "")
+        for index, record in enumerate(_every(folder / f"instruct/{name}.jsonl.zst", step)):
+            text = next((turn["content"] for turn in record["messages"] if turn["role"] == role), "")
             yield _clean(text, name, record.get("lang") or "en", index)
+
+
+def _benign_questions(folder: Path) -> Iterator[Example]:
+    """Questions, with the passages that answer them, and requests to a voice assistant."""
     for index, record in enumerate(_every(folder / "evals_public/xquad.jsonl.zst", 4)):
         yield _clean(record["question"], "xquad", record["lang"], index)
         if index % 5 == 0:
             yield _clean(record["context"], "xquad", record["lang"], index, third_party=True)
+    for index, record in enumerate(_every(folder / "evals_public/mmlu_val.jsonl.zst", 2)):
+        yield _clean(record["question"], "mmlu", "en", index)
+    intents = json.loads((folder / "tools/clinc150_full.json").read_text(encoding="utf-8"))
+    for index, (text, intent) in enumerate(intents["train"][::8]):
+        yield replace(_clean(text, "clinc", "en", index), group=f"clinc:{intent}")
+
+
+def _benign_documents(folder: Path) -> Iterator[Example]:
+    """Sentences and pieces of documents, as a third party's text."""
     for index, record in enumerate(read_jsonl(folder / "evals_public/flores200_dev.jsonl.zst")):
-        for lang in _LANGUAGES:
-            if (index + len(lang)) % 2 == 0:
-                yield _clean(record[lang], "flores", lang, index, third_party=True)
+        for lang in _LANGUAGES[index % 2 :: 2]:
+            yield _clean(record[lang], "flores", lang, index, third_party=True)
     for index, record in enumerate(_every(folder / "corpus/common_voice_sentences.jsonl.zst", 16)):
         for line in record["text"].split("\n")[:4]:
             yield _clean(line, "common_voice", record["lang"], index, third_party=True)
@@ -329,12 +385,6 @@ def _benign(folder: Path) -> Iterator[Example]:
             text = record["text"]
             start = min(len(text) // 3, 2000)
             yield _clean(text[start : start + 700], name, record["lang"], index, third_party=True)
-    for index, record in enumerate(read_jsonl(folder / "evals_public/mmlu_val.jsonl.zst")):
-        if index % 2 == 0 and isinstance(record.get("question"), str):
-            yield _clean(record["question"], "mmlu", "en", index)
-    intents = json.loads((folder / "tools/clinc150_full.json").read_text(encoding="utf-8"))
-    for index, (text, intent) in enumerate(intents["train"][::8]):
-        yield replace(_clean(text, "clinc", "en", index), group=f"clinc:{intent}")
 
 
 def _every(path: Path, step: int) -> Iterator[dict[str, Any]]:

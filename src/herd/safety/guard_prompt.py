@@ -37,7 +37,9 @@ def guard_prompt(
         raise FormatError("there is nothing to judge: the conversation has no turn", hint="give at least one message of user or assistant")
     called = {"User": "User", "Agent": agent}
     judged = called[turns[-1][0]]
-    listed = "\n".join(f"{category.code}: {category.name}." + (f"\n{category.policy}" if category.policy else "") for category in categories)
+    listed = "\n".join(
+        f"{category.code}: {category.name}." + (f"\n{category.policy}" if category.policy else "") for category in categories
+    )
     said = "\n\n".join(f"{called[role]}: {_MARKS.sub('(', text)}" for role, text in turns)
     return (
         f"Task: Check if there is unsafe content in '{judged}' messages in conversations according our safety policy with the below "

@@ -1,4 +1,4 @@
-"""Reading a guard model's answer: `safe`, or `unsafe` and a line of category codes; anything else is a malformed answer and counts as unsafe.
+"""Reading a guard model's answer: `safe`, or `unsafe` and a line of category codes; anything else is malformed and counts as unsafe.
 
 The grammar holds a model to that form, so a malformed answer comes only from a server without grammars. The score is the probability of
 the verdict token: the mass on continuations of `unsafe` over that and the mass on continuations of `safe`, at the first token that is

@@ -147,4 +147,6 @@ def _all_events(model: Inference, request: ChatRequest) -> list[object]:
 def check_threshold(threshold: float) -> None:
     """Raises ConfigError for a threshold that is no probability."""
     if isinstance(threshold, bool) or not 0.0 <= threshold <= 1.0:
-        raise ConfigError(f"the threshold is {threshold!r}, it must be 0 to 1", hint="a higher one stops less; 0.5 is the model's own verdict")
+        raise ConfigError(
+            f"the threshold is {threshold!r}, it must be 0 to 1", hint="a higher one stops less; 0.5 is the model's own verdict"
+        )

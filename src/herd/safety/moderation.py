@@ -64,7 +64,7 @@ def moderation_result(report: Report) -> dict[str, Any]:
     }
 
 
-def moderation_object(reports: Sequence[Report], *, id: str, model: str) -> dict[str, Any]:  # noqa: A002 - the wire's name
+def moderation_object(reports: Sequence[Report], *, id: str, model: str) -> dict[str, Any]:
     """The answer of `/v1/moderations`: a result for each text, in order."""
     return {"id": id, "model": model, "results": [moderation_result(report) for report in reports]}
 

@@ -161,7 +161,9 @@ class PromptGuard:
         """Judge a text: a user's, or one that a third party wrote."""
         probabilities = self.probabilities(text)
         scores = {label: float(probabilities[:, index].max()) for index, label in enumerate(self.labels) if label != BENIGN}
-        counted = probabilities[:, [index for index, label in enumerate(self.labels) if label == JAILBREAK or (third_party and label != BENIGN)]]
+        counted = probabilities[
+            :, [index for index, label in enumerate(self.labels) if label == JAILBREAK or (third_party and label != BENIGN)]
+        ]
         score = float(counted.sum(axis=1).max())
         unsafe = score >= self.threshold
         worst = max((label for label in scores if third_party or label == JAILBREAK), key=lambda label: scores[label])
@@ -217,7 +219,9 @@ def load_prompt_guard(path: Path | str, *, device: str = "cpu", windows: WindowC
             f"{file} has {tokenizer.get_vocab_size():,} tokens, the encoder {encoder.config.vocab_size:,}",
             hint="the two files belong to different models",
         )
-    chosen = windows or WindowConfig(size=encoder.config.max_position_embeddings, overlap=min(64, encoder.config.max_position_embeddings // 8))
+    chosen = windows or WindowConfig(
+        size=encoder.config.max_position_embeddings, overlap=min(64, encoder.config.max_position_embeddings // 8)
+    )
     return PromptGuard(encoder, tokenizer, encoder.config.id2label, windows=chosen, **options)
 
 
