@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_guard import tiny_guard, tokenizer  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import CheckpointError, ConfigError, NotFoundError
 from herd.safety.prompt_guard import PromptGuard, WindowConfig, close_up, load_prompt_guard, read_labels, softmax, windows_of
 from herd.safety.verdict import Content, TouchPoint
+from tiny_guard import tiny_guard, tokenizer  # pyright: ignore[reportMissingImports]
 
 ONE, TWO = ("BENIGN", "INJECTION", "JAILBREAK"), ("LABEL_0", "LABEL_1")
 
@@ -52,16 +52,16 @@ def test_a_long_text_is_its_windows_in_any_batch(folder: Path) -> None:
 
 
 def test_a_window_of_a_long_text_scores_as_it_would_alone() -> None:
+    story = tokenizer().token_to_id("▁story")
+    assert story is not None
+
     def classify(windows):  # type: ignore[no-untyped-def]
-        return np.array([[0.0, 9.0 if 42 in window else -9.0] for window in windows], dtype=np.float32)
+        return np.array([[0.0, 9.0 if story in window else -9.0] for window in windows], dtype=np.float32)
 
     guard = PromptGuard(classify, tokenizer(), TWO, windows=WindowConfig(size=8, overlap=2), closes_up=False)
-    word = tokenizer().token_to_id("▁story")
-    table = np.zeros(200, dtype=np.int64)
-    table[word] = 42
-    guard._classify = lambda windows: classify([[int(table[number]) for number in window] for window in windows])  # pyright: ignore
     assert guard.judge("hello " * 50).score == pytest.approx(0.0, abs=1e-3)
     assert guard.judge("hello " * 37 + "story " + "hello " * 12).score == pytest.approx(1.0, abs=1e-3)
+    assert len(guard.probabilities(("hello " * 50).strip())) == 12
 
 
 def test_users_are_judged_for_jailbreaks_and_third_parties_for_both(folder: Path) -> None:

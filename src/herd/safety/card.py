@@ -23,8 +23,9 @@ Guard**. Load those where you have them. The weights are released under Apache-2
 All figures below are of text that was held back: whole groups of templates (HateCheck, AILuminate), whole documents, whole openings of
 attacks. Sources marked *foreign* were never trained on; they tell best what to expect elsewhere. Thresholds were chosen on a third set
 (`tune`): for harm the lowest at which at most 2% of ordinary benign texts and 25% of benign look-alikes are flagged, for attacks 0.5%,
-for orders inside documents 3%. The keyword baseline is a list of the 200 words with the highest log-odds in the same training data.
-`herd guard eval --data FOLDER` prints the figures anew.
+for orders inside documents 3%. The keyword baseline is a list of the 200 words that stand out most in the harmful half of the same training data.
+Scores are shifted so that
+the chosen threshold is 0.5. `herd guard eval --data FOLDER` prints the figures anew.
 """
 _WEAKNESSES = """\
 ## Known weaknesses
@@ -36,9 +37,9 @@ _WEAKNESSES = """\
 - S14 (code interpreter abuse) is not covered: there was no data. Categories are a hint; the verdict is better than its label.
 - Toxic but not hateful comments (the foreign set `surge`) are mostly passed, and the prompts of WildGuard in `piguard`, which play at
   the border, are flagged more often than ordinary ones.
-- Attacks of herd's own templates are told apart almost perfectly, which says little. On PIGuard's set, of other authors, recall is what
-  its row says. Attacks in other languages were measured on our own templates alone. Encodings (base64, ciphers), attacks spread over
-  turns and persuasive stories without any of the usual words pass.
+- Attacks in words that training did not have pass: of our own held-back openings about a third, of PIGuard's more than half at this
+  threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings (base64,
+  ciphers), attacks spread over turns and persuasive stories without any of the usual words pass.
 - An order inside a document that reads as an ordinary request ("What is the capital of Brazil?") cannot be told from the document's own
   words. Nothing here replaces asking a person before a tool acts on what a third party wrote.
 - The tweets of the training data carry their annotators' bias against African American English; their weight is low, the bias remains.

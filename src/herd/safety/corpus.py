@@ -319,6 +319,9 @@ def _composed() -> Iterator[Example]:
             text = text.upper() if number % 12 == 5 else text[:1].upper() + text[1:]
             mark = "tune" if number % 6 == 5 else "train"
             yield Example(text=text, source="composed", lang=lang, group=f"{mark}:override:{lang}", attack=True, embedded=True, weight=1.5)
+    for number, text in enumerate(ours["injection_sentences"]):
+        mark = "tune" if number % 6 == 5 else "train"
+        yield Example(text=text, source="composed", lang="en", group=f"{mark}:sentence:{number}", attack=True, embedded=True, weight=4.0)
     sentences = ours["jailbreak_sentences"]
     for number in range(500):
         chosen = draw.sample(sentences[:22] if number % 6 != 5 else sentences[22:], draw.randint(1, 5))

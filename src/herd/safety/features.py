@@ -107,7 +107,7 @@ class Rows:
     def spread(self, by_row: NDArray[np.floating], size: int) -> NDArray[np.float64]:
         """The transposed product: the sum of the rows, each times its number."""
         repeated = np.repeat(by_row, np.diff(self.starts))
-        return np.bincount(self.places, weights=self.values * repeated, minlength=size)
+        return np.bincount(self.places, weights=self.values * repeated, minlength=size).astype(np.float64)
 
     def take(self, rows: Sequence[int] | NDArray[np.integer]) -> Rows:
         """Some rows, in their order."""
@@ -124,9 +124,9 @@ def rows_of(texts: Sequence[str], size: int) -> Rows:
     values: list[NDArray[np.float32]] = []
     for text in texts:
         found, counts = np.unique(hashes(text) % np.uint32(size), return_counts=True)
-        weights = np.sqrt(counts.astype(np.float32))
+        weights = np.sqrt(counts)
         places.append(found.astype(np.int32))
-        values.append(weights / max(float(np.linalg.norm(weights)), 1e-12))
+        values.append((weights / max(float(np.linalg.norm(weights)), 1e-12)).astype(np.float32))
     starts = np.concatenate([[0], np.cumsum([len(row) for row in places])]).astype(np.int64)
     return Rows(
         starts=starts,

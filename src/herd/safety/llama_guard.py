@@ -11,6 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import cast
 
 from herd.base.errors import ConfigError, HerdError
 from herd.engine.grammar.spec import Grammar
@@ -114,7 +115,7 @@ class LlamaGuard:
             finally:
                 answer.close()
         else:
-            for event in await asyncio.to_thread(_all_events, self.model, request):
+            for event in await asyncio.to_thread(_all_events, cast("Inference", self.model), request):
                 if isinstance(event, Finished):
                     return event
         raise HerdError("the guard's answer has no end", hint="the model behind the guard was stopped; ask again")

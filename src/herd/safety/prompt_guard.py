@@ -113,7 +113,7 @@ class PromptGuard:
 
     Args:
         classify: the encoder.
-        tokenizer: its tokenizer, without padding and truncation.
+        tokenizer: its tokenizer; what padding and truncation it has is switched off.
         labels: what each class is called in the checkpoint.
         threshold: a text is unsafe from this score on; None takes the version's own (0.9, 0.5).
         temperature: of the softmax.
@@ -148,6 +148,8 @@ class PromptGuard:
         self.name, self.points = name, points
         self._classify, self._tokenizer, self._temperature = classify, tokenizer, temperature
         self._windows, self._closes_up = windows or WindowConfig(), closes_up
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         first, last = (tokenizer.token_to_id(mark) for mark in ("[CLS]", "[SEP]"))
         if first is None or last is None:
             raise CheckpointError("the tokenizer has no [CLS] and [SEP]", hint="take tokenizer.json from the checkpoint's own folder")

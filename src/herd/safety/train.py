@@ -32,7 +32,7 @@ class TrainConfig:
     """How the detectors are trained. A limit is a share of benign tuning texts that may be flagged: of ordinary ones, of look-alikes."""
 
     harm: FitConfig = field(default_factory=lambda: FitConfig(num_steps=90, l2=5e-7))
-    attack: FitConfig = field(default_factory=lambda: FitConfig(num_steps=70, l2=1e-7))
+    attack: FitConfig = field(default_factory=lambda: FitConfig(num_steps=120, l2=1e-7))
     embedded: FitConfig = field(default_factory=lambda: FitConfig(num_steps=70, l2=1e-7))
     category: FitConfig = field(default_factory=lambda: FitConfig(num_steps=60, l2=1e-6))
     harm_fpr: float = 0.02
@@ -56,9 +56,15 @@ def train(examples: Sequence[Example], config: TrainConfig | None = None) -> Det
             advance(number + 1, head)
         categories = _fit_categories(examples, config.category)
         advance(len(HEADS) + 1, "categories")
-    plain_thresholds: dict[Head, float] = dict.fromkeys(HEADS, 0.5)
-    untuned = Detectors(heads=heads, thresholds=plain_thresholds, categories=categories)
-    return replace(untuned, thresholds={head: _threshold(untuned, examples, head, config) for head in HEADS})
+    untuned = Detectors(heads=heads, thresholds=dict.fromkeys(HEADS, 0.5), categories=categories)
+    shifted = {head: _shift(heads[head], _threshold(untuned, examples, head, config)) for head in HEADS}
+    return replace(untuned, heads=shifted)
+
+
+def _shift(head: Linear, threshold: float) -> Linear:
+    """The same order of texts, with the chosen threshold at a half: a score then says on which side of it a text is, for every head alike."""
+    inside = min(max(threshold, 1e-9), 1 - 1e-9)
+    return replace(head, bias=head.bias - float(np.log(inside / (1 - inside))))
 
 
 def _fit_head(examples: Sequence[Example], head: Head, config: FitConfig) -> Linear:
@@ -105,7 +111,7 @@ Scorer = Callable[[Sequence[str]], NDArray[np.float64]]
 
 
 def keyword_baseline(examples: Sequence[Example], head: Head) -> tuple[Scorer, float]:
-    """A scorer that counts words of a list, and its threshold: the list has the words with the highest log-odds in the training data."""
+    """A scorer that counts words of a list, and its threshold: the list has the words whose log-odds stand out most from chance."""
     counts: tuple[dict[str, float], dict[str, float]] = ({}, {})
     totals = [0.0, 0.0]
     for example in examples:
@@ -115,7 +121,8 @@ def keyword_baseline(examples: Sequence[Example], head: Head) -> tuple[Scorer, f
             for word in set(plain(example.text).split()):
                 counts[label][word] = counts[label].get(word, 0.0) + example.weight
     odds = {
-        word: np.log((count + 1) / (totals[1] + 2)) - np.log((counts[0].get(word, 0.0) + 1) / (totals[0] + 2))
+        word: (np.log((count + 1) / (totals[1] + 2)) - np.log((counts[0].get(word, 0.0) + 1) / (totals[0] + 2)))
+        / np.sqrt(1 / (count + 1) + 1 / (counts[0].get(word, 0.0) + 1))
         for word, count in counts[1].items()
         if count >= 5
     }

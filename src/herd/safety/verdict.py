@@ -154,4 +154,5 @@ def redact(text: str, findings: Iterable[Finding]) -> str:
 
 def worst(treatments: Sequence[Treatment]) -> Treatment:
     """The gravest of several; `ignore` of none."""
-    return min(treatments, key=TREATMENTS.index, default="ignore")
+    order: dict[Treatment, int] = {treatment: place for place, treatment in enumerate(TREATMENTS)}
+    return min(treatments, key=lambda treatment: order[treatment], default="ignore")
