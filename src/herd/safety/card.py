@@ -23,9 +23,8 @@ Guard**. Load those where you have them. The weights are released under Apache-2
 All figures below are of text that was held back: whole groups of templates (HateCheck, AILuminate), whole documents, whole openings of
 attacks. Sources marked *foreign* were never trained on; they tell best what to expect elsewhere. Thresholds were chosen on a third set
 (`tune`): for harm the lowest at which at most 2% of ordinary benign texts and 25% of benign look-alikes are flagged, for attacks 0.5%,
-for orders inside documents 3%. The keyword baseline is a list of the 200 words that stand out most in the harmful half of the same training data.
-Scores are shifted so that
-the chosen threshold is 0.5. `herd guard eval --data FOLDER` prints the figures anew.
+for orders inside documents 3%. The keyword baseline is a list of the 200 words that stand out most in the harmful half of the same
+training data. Scores are shifted so that the chosen threshold is 0.5. `herd guard eval --data FOLDER` prints the figures anew.
 """
 _WEAKNESSES = """\
 ## Known weaknesses

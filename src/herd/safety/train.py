@@ -62,7 +62,7 @@ def train(examples: Sequence[Example], config: TrainConfig | None = None) -> Det
 
 
 def _shift(head: Linear, threshold: float) -> Linear:
-    """The same order of texts, with the chosen threshold at a half: a score then says on which side of it a text is, for every head alike."""
+    """The same order of texts, with the chosen threshold at a half: a score says on which side a text is, for every head alike."""
     inside = min(max(threshold, 1e-9), 1 - 1e-9)
     return replace(head, bias=head.bias - float(np.log(inside / (1 - inside))))
 

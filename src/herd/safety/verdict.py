@@ -154,5 +154,7 @@ def redact(text: str, findings: Iterable[Finding]) -> str:
 
 def worst(treatments: Sequence[Treatment]) -> Treatment:
     """The gravest of several; `ignore` of none."""
-    order: dict[Treatment, int] = {treatment: place for place, treatment in enumerate(TREATMENTS)}
-    return min(treatments, key=lambda treatment: order[treatment], default="ignore")
+    found: Treatment = "ignore"
+    for treatment in treatments:
+        found = treatment if TREATMENTS.index(treatment) < TREATMENTS.index(found) else found
+    return found
