@@ -17,22 +17,24 @@ _ABOUT = """\
 # The detectors that ship with herd
 
 Linear classifiers over hashed words and character runs, trained by `herd guard train` in numpy. They work without a network and without
-published weights, take well under a millisecond for a sentence, and are a first layer: **not a replacement for Llama Guard or Prompt
+published weights, take about a millisecond for a sentence, and are a first layer: **not a replacement for Llama Guard or Prompt
 Guard**. Load those where you have them. The weights are released under Apache-2.0.
 
 All figures below are of text that was held back: whole groups of templates (HateCheck, AILuminate), whole documents, whole openings of
 attacks. Sources marked *foreign* were never trained on; they tell best what to expect elsewhere. Thresholds were chosen on a third set
 (`tune`): for harm the lowest at which at most 2% of ordinary benign texts and 25% of benign look-alikes are flagged, for attacks 0.5%,
-for orders inside documents 3%. The keyword baseline is a list of the 200 words that stand out most in the harmful half of the same
-training data. Scores are shifted so that the chosen threshold is 0.5. `herd guard eval --data FOLDER` prints the figures anew.
+for orders inside documents 1.5%. The keyword baseline counts words of a list of 200 from the same training data, the best of four such
+lists by the tuning texts. Scores are shifted so that the chosen threshold is 0.5. `herd guard eval --data FOLDER` prints the figures
+anew.
 """
 _WEAKNESSES = """\
 ## Known weaknesses
 
 - A linear model sees words, not who says what of whom. **Counter-speech, quotations and neutral statements about groups are flagged far
   too often** (the rows of look-alikes), and hate without loud words passes.
-- Hazards other than hate are known from AILuminate alone, in English and French. In German, Hindi, Italian, Portuguese and Spanish the
-  harm detector has learnt hate only; **in Thai it has learnt nothing harmful at all**, and its low FPR there means no more than that.
+- Hazards other than hate are known from AILuminate, in English and French, and from a few hundred short requests that were written for
+  herd. In German, Hindi, Italian, Portuguese and Spanish the harm detector knows hate and the plainest of requests; **in Thai it knows
+  ten written requests and no hate**: do not rely on it there.
 - S14 (code interpreter abuse) is not covered: there was no data. Categories are a hint; the verdict is better than its label.
 - Toxic but not hateful comments (the foreign set `surge`) are mostly passed, and the prompts of WildGuard in `piguard`, which play at
   the border, are flagged more often than ordinary ones.

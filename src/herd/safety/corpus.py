@@ -283,12 +283,11 @@ def _written() -> Iterator[Example]:
                 group = f"{mark}:lookalike:{lang}"
                 yield Example(text=text, source="written", lang=lang, group=group, harm=False, attack=False, weight=3.0, lookalike=True)
     for lang, sets in ours["requests"].items():
-        for index, frame in enumerate(sets["frames"]):
-            for topic in sets["topics"]:
-                text = frame.format(topic)
-                yield Example(
-                    text=text, source="requests", lang=lang, group=f"requests:{lang}:{index}", harm=False, attack=False, weight=2.0
-                )
+        for number, topic in enumerate(sets["topics"]):
+            for frame in sets["frames"]:
+                text, group = frame.format(topic), f"requests:{lang}:{number}"
+                yield Example(text=text, source="requests", lang=lang, group=group, harm=False, attack=False, weight=2.0)
+    yield from _harmful_requests()
     for lang, sets in ours["attacks"].items():
         goals = sets["goals"]
         for part in ("train", "held_back"):
@@ -303,6 +302,24 @@ def _written() -> Iterator[Example]:
     yield from _composed()
     for index, text in enumerate(ours["near_attacks"]):
         yield Example(text=text, source="near", lang="en", group=f"near:{index}", harm=False, attack=False, weight=4.0, lookalike=True)
+
+
+def _harmful_requests() -> Iterator[Example]:
+    """The frames of the benign requests with harmful topics, so that the frame tells nothing; topics are held back whole."""
+    for lang, sets in written()["requests"].items():
+        for number, harm in enumerate(sets["harmful"]):
+            mark = ("train", "held", "train", "tune", "train")[number % 5]
+            for frame in sets["frames"]:
+                yield Example(
+                    text=frame.format(harm["topic"]),
+                    source="requests",
+                    lang=lang,
+                    group=f"{mark}:harmful:{lang}:{number}",
+                    harm=True,
+                    category=harm["category"],
+                    attack=False,
+                    weight=2.0,
+                )
 
 
 def _composed() -> Iterator[Example]:

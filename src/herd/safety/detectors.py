@@ -55,7 +55,9 @@ class Detectors:
         """The probability of each text: that of its worst window."""
         cut = [windows_of(text, head) for text in texts]
         starts = np.cumsum([0, *map(len, cut)])
-        probabilities = self.heads[head].probabilities(rows_of([window for windows in cut for window in windows], SIZES[head]))
+        rows = rows_of([window for windows in cut for window in windows], SIZES[head])
+        # What has no n-gram at all says nothing; the bias alone is no verdict.
+        probabilities = np.where(np.diff(rows.starts) > 0, self.heads[head].probabilities(rows), 0.0)
         return np.array([probabilities[start:end].max() for start, end in pairwise(starts)], dtype=np.float64)
 
     def name_categories(self, text: str) -> tuple[str, ...]:

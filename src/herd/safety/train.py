@@ -8,7 +8,7 @@ training data, its own threshold chosen on the same tuning groups.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class TrainConfig:
     harm_fpr: float = 0.02
     harm_lookalike_fpr: float = 0.25
     attack_fpr: float = 0.005
-    embedded_fpr: float = 0.03
+    embedded_fpr: float = 0.015
 
 
 def label_of(example: Example, head: Head) -> bool | None:
@@ -111,7 +111,26 @@ Scorer = Callable[[Sequence[str]], NDArray[np.float64]]
 
 
 def keyword_baseline(examples: Sequence[Example], head: Head) -> tuple[Scorer, float]:
-    """A scorer that counts words of a list, and its threshold: the list has the words whose log-odds stand out most from chance."""
+    """A scorer that counts words of a list, and its threshold: the best of several lists of training words by the tuning data."""
+    tuning = [example for example in examples if example.part == "tune" and label_of(example, head) is not None]
+    texts, labels = [example.text for example in tuning], np.array([bool(label_of(example, head)) for example in tuning])
+    best: tuple[float, Scorer, float] | None = None
+    for listed in _keyword_lists(examples, head):
+
+        def score(texts: Sequence[str], listed: frozenset[str] = listed) -> NDArray[np.float64]:
+            return np.array([sum(word in listed for word in plain(text).split()) / 10 for text in texts], dtype=np.float64)
+
+        scores = score(texts)
+        threshold = max((0.1, 0.2, 0.3), key=lambda tried: measure(scores, labels, tried).f1 or 0.0)
+        quality = measure(scores, labels, threshold).auprc or 0.0
+        if best is None or quality > best[0]:
+            best = quality, score, threshold
+    assert best is not None
+    return best[1], best[2]
+
+
+def _keyword_lists(examples: Sequence[Example], head: Head) -> list[frozenset[str]]:
+    """Words with the highest log-odds among those seen a few times, often, very often; and those furthest from chance."""
     counts: tuple[dict[str, float], dict[str, float]] = ({}, {})
     totals = [0.0, 0.0]
     for example in examples:
@@ -121,20 +140,16 @@ def keyword_baseline(examples: Sequence[Example], head: Head) -> tuple[Scorer, f
             for word in set(plain(example.text).split()):
                 counts[label][word] = counts[label].get(word, 0.0) + example.weight
     odds = {
-        word: (np.log((count + 1) / (totals[1] + 2)) - np.log((counts[0].get(word, 0.0) + 1) / (totals[0] + 2)))
-        / np.sqrt(1 / (count + 1) + 1 / (counts[0].get(word, 0.0) + 1))
+        word: float(np.log((count + 1) / (totals[1] + 2)) - np.log((counts[0].get(word, 0.0) + 1) / (totals[0] + 2)))
         for word, count in counts[1].items()
-        if count >= 5
     }
-    listed = frozenset(sorted(odds, key=lambda word: (-odds[word], word))[:NUM_KEYWORDS])
+    surprise = {word: value / np.sqrt(1 / (counts[1][word] + 1) + 1 / (counts[0].get(word, 0.0) + 1)) for word, value in odds.items()}
 
-    def score(texts: Sequence[str]) -> NDArray[np.float64]:
-        return np.array([sum(word in listed for word in plain(text).split()) / 10 for text in texts], dtype=np.float64)
+    def loudest(rank: Mapping[str, float], least: int) -> frozenset[str]:
+        kept = [word for word in rank if counts[1][word] >= least]
+        return frozenset(sorted(kept, key=lambda word: (-rank[word], word))[:NUM_KEYWORDS])
 
-    tuning = [example for example in examples if example.part == "tune" and label_of(example, head) is not None]
-    scores, labels = score([example.text for example in tuning]), np.array([bool(label_of(example, head)) for example in tuning])
-    tried = (0.1, 0.2, 0.3)
-    return score, max(tried, key=lambda threshold: measure(scores, labels, threshold).f1 or 0.0)
+    return [*(loudest(odds, least) for least in (5, 20, 60)), loudest(surprise, 5)]
 
 
 def evaluate(detectors: Detectors, examples: Sequence[Example]) -> dict[str, Any]:
