@@ -35,11 +35,13 @@ _WEAKNESSES = """\
 - Hazards other than hate are known from AILuminate, in English and French, and from a few hundred short requests that were written for
   herd. In German, Hindi, Italian, Portuguese and Spanish the harm detector knows hate and the plainest of requests; **in Thai it knows
   ten written requests and no hate**: do not rely on it there.
+- Short requests on topics that it never saw are often missed, and benign requests in the same words flagged (the row `requests`: written
+  for herd, topics held back).
 - S14 (code interpreter abuse) is not covered: there was no data. Categories are a hint; the verdict is better than its label.
 - Toxic but not hateful comments (the foreign set `surge`) are mostly passed, and the prompts of WildGuard in `piguard`, which play at
   the border, are flagged more often than ordinary ones.
-- Attacks in words that training did not have pass: of our own held-back openings about a third, of PIGuard's more than half at this
-  threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings (base64,
+- Attacks in words that training did not have pass: of our own held-back openings about a quarter, of PIGuard's attacks nearly two in
+  three at this threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings (base64,
   ciphers), attacks spread over turns and persuasive stories without any of the usual words pass.
 - An order inside a document that reads as an ordinary request ("What is the capital of Brazil?") cannot be told from the document's own
   words. Nothing here replaces asking a person before a tool acts on what a third party wrote.
