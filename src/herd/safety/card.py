@@ -41,8 +41,8 @@ _WEAKNESSES = """\
 - Toxic but not hateful comments (the foreign set `surge`) are mostly passed, and the prompts of WildGuard in `piguard`, which play at
   the border, are flagged more often than ordinary ones.
 - Attacks in words that training did not have pass: of our own held-back openings about a quarter, of PIGuard's attacks nearly two in
-  three at this threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings (base64,
-  ciphers), attacks spread over turns and persuasive stories without any of the usual words pass.
+  three at this threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings
+  (base64, ciphers), attacks spread over turns and persuasive stories without any of the usual words pass.
 - An order inside a document that reads as an ordinary request ("What is the capital of Brazil?") cannot be told from the document's own
   words. Nothing here replaces asking a person before a tool acts on what a third party wrote.
 - The tweets of the training data carry their annotators' bias against African American English; their weight is low, the bias remains.

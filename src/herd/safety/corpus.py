@@ -281,7 +281,17 @@ def _written() -> Iterator[Example]:
         for part, mark in (("train", "train"), ("held_back", "held")):
             for text in sets[part]:
                 group = f"{mark}:lookalike:{lang}"
-                yield Example(text=text, source="written", lang=lang, group=group, harm=False, attack=False, weight=3.0, lookalike=True)
+                yield Example(
+                    text=text,
+                    source="written",
+                    lang=lang,
+                    group=group,
+                    harm=False,
+                    attack=False,
+                    embedded=False,
+                    weight=3.0,
+                    lookalike=True,
+                )
     for lang, sets in ours["requests"].items():
         for number, topic in enumerate(sets["topics"]):
             for frame in sets["frames"]:
@@ -301,7 +311,17 @@ def _written() -> Iterator[Example]:
                     )
     yield from _composed()
     for index, text in enumerate(ours["near_attacks"]):
-        yield Example(text=text, source="near", lang="en", group=f"near:{index}", harm=False, attack=False, weight=4.0, lookalike=True)
+        yield Example(
+            text=text,
+            source="near",
+            lang="en",
+            group=f"near:{index}",
+            harm=False,
+            attack=False,
+            embedded=False,
+            weight=4.0,
+            lookalike=True,
+        )
 
 
 def _harmful_requests() -> Iterator[Example]:
@@ -368,20 +388,21 @@ def _benign_turns(folder: Path) -> Iterator[Example]:
     ):
         for index, record in enumerate(_every(folder / f"instruct/{name}.jsonl.zst", step)):
             text = next((turn["content"] for turn in record["messages"] if turn["role"] == role), "")
-            yield _clean(text, name, record.get("lang") or "en", index)
+            talk = name in ("chatterbot_smalltalk", "synthetic_persona_chat")
+            yield _clean(text, name, record.get("lang") or "en", index, third_party=talk)
 
 
 def _benign_questions(folder: Path) -> Iterator[Example]:
     """Questions, with the passages that answer them, and requests to a voice assistant."""
     for index, record in enumerate(_every(folder / "evals_public/xquad.jsonl.zst", 4)):
-        yield _clean(record["question"], "xquad", record["lang"], index)
+        yield _clean(record["question"], "xquad", record["lang"], index, third_party=True)
         if index % 5 == 0:
             yield _clean(record["context"], "xquad", record["lang"], index, third_party=True)
     for index, record in enumerate(_every(folder / "evals_public/mmlu_val.jsonl.zst", 2)):
-        yield _clean(record["question"], "mmlu", "en", index)
+        yield _clean(record["question"], "mmlu", "en", index, third_party=True)
     intents = json.loads((folder / "tools/clinc150_full.json").read_text(encoding="utf-8"))
     for index, (text, intent) in enumerate(intents["train"][::8]):
-        yield replace(_clean(text, "clinc", "en", index), group=f"clinc:{intent}")
+        yield replace(_clean(text, "clinc", "en", index, third_party=True), group=f"clinc:{intent}")
 
 
 def _benign_documents(folder: Path) -> Iterator[Example]:

@@ -94,7 +94,7 @@ def _read(path: Path) -> Detectors:
     if not path.is_file():
         raise NotFoundError(f"there are no detectors at {path}", hint="train them: herd guard train --data FOLDER")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if int(data["format"]) != FORMAT:
                 raise CheckpointError(
                     f"{path} is of format {int(data['format'])}, expected {FORMAT}", hint="train it anew: herd guard train"
