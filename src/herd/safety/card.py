@@ -43,6 +43,8 @@ _WEAKNESSES = """\
 - Attacks in words that training did not have pass: of our own held-back openings about a quarter, of PIGuard's attacks nearly two in
   three at this threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings
   (base64, ciphers), attacks spread over turns and persuasive stories without any of the usual words pass.
+- Very short texts say little, and a few are flagged for a word or two: of status lines such as "HTTP 403 Forbidden" some are. A tool that
+  gives such lines is better judged by `injection` with a higher threshold.
 - An order inside a document that reads as an ordinary request ("What is the capital of Brazil?") cannot be told from the document's own
   words. Nothing here replaces asking a person before a tool acts on what a third party wrote.
 - The tweets of the training data carry their annotators' bias against African American English; their weight is low, the bias remains.
