@@ -23,7 +23,7 @@ Guard**. Load those where you have them. The weights are released under Apache-2
 All figures below are of text that was held back: whole groups of templates (HateCheck, AILuminate), whole documents, whole openings of
 attacks. Sources marked *foreign* were never trained on; they tell best what to expect elsewhere. Thresholds were chosen on a third set
 (`tune`): for harm the lowest at which at most 2% of ordinary benign texts and 25% of benign look-alikes are flagged, for attacks 0.5%,
-for orders inside documents 1.5%. The keyword baseline counts words of a list of 200 from the same training data, the best of four such
+for orders inside documents 1%. The keyword baseline counts words of a list of 200 from the same training data, the best of four such
 lists by the tuning texts. Scores are shifted so that the chosen threshold is 0.5. `herd guard eval --data FOLDER` prints the figures
 anew.
 """
@@ -40,11 +40,11 @@ _WEAKNESSES = """\
 - S14 (code interpreter abuse) is not covered: there was no data. Categories are a hint; the verdict is better than its label.
 - Toxic but not hateful comments (the foreign set `surge`) are mostly passed, and the prompts of WildGuard in `piguard`, which play at
   the border, are flagged more often than ordinary ones.
-- Attacks in words that training did not have pass: of our own held-back openings about a quarter, of PIGuard's attacks nearly two in
-  three at this threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings
+- Attacks in words that training did not have pass: of our own held-back openings about one in seven, of PIGuard's attacks more than half
+  at this threshold (see the rows). In other languages than English attacks were measured on few texts, all our own. Encodings
   (base64, ciphers), attacks spread over turns and persuasive stories without any of the usual words pass.
-- Very short texts say little, and a few are flagged for a word or two: of status lines such as "HTTP 403 Forbidden" some are. A tool that
-  gives such lines is better judged by `injection` with a higher threshold.
+- Very short texts say little. Below 40 characters the odds of an attack are divided by 19 (chosen on the tuning texts), so that most
+  status lines of tools pass; some, such as "HTTP 403 Forbidden", are flagged all the same.
 - An order inside a document that reads as an ordinary request ("What is the capital of Brazil?") cannot be told from the document's own
   words. Nothing here replaces asking a person before a tool acts on what a third party wrote.
 - The tweets of the training data carry their annotators' bias against African American English; their weight is low, the bias remains.

@@ -32,6 +32,9 @@ SIZES: Mapping[Head, int] = {"harm": 2**18, "attack": 2**17, "embedded": 2**17}
 CATEGORY_SIZE = 2**14
 WINDOWS: Mapping[Head, tuple[int, int]] = {"harm": (1200, 800), "attack": (500, 350), "embedded": (300, 180)}
 """Characters of a window, and how far the next one begins."""
+SHORT, SHORT_ODDS = 40, 19.0
+"""Below so many characters the odds of an attack are divided by this: a word or two weigh too much there. Chosen on tuning texts, where it
+takes two in a hundred from recall and spares nine in ten false alarms."""
 FORMAT = 1
 _LEAST_CATEGORY = 0.35
 _INJECTION_REFUSAL = "Sorry, I cannot do this."
@@ -58,6 +61,9 @@ class Detectors:
         rows = rows_of([window for windows in cut for window in windows], SIZES[head])
         # What has no n-gram at all says nothing; the bias alone is no verdict.
         probabilities = np.where(np.diff(rows.starts) > 0, self.heads[head].probabilities(rows), 0.0)
+        if head != "harm":
+            short = np.array([len(window) < SHORT for windows in cut for window in windows])
+            probabilities = np.where(short, probabilities / (probabilities + SHORT_ODDS * (1.0 - probabilities)), probabilities)
         return np.array([probabilities[start:end].max() for start, end in pairwise(starts)], dtype=np.float64)
 
     def name_categories(self, text: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class TrainConfig:
     harm_fpr: float = 0.02
     harm_lookalike_fpr: float = 0.25
     attack_fpr: float = 0.005
-    embedded_fpr: float = 0.015
+    embedded_fpr: float = 0.01
 
 
 def label_of(example: Example, head: Head) -> bool | None:
