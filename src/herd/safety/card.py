@@ -17,8 +17,8 @@ _ABOUT = """\
 # The detectors that ship with herd
 
 Linear classifiers over hashed words and character runs, trained by `herd guard train` in numpy. They work without a network and without
-published weights, take about a millisecond for a sentence, and are a first layer: **not a replacement for Llama Guard or Prompt
-Guard**. Load those where you have them. The weights are released under Apache-2.0.
+published weights, take 0.15 ms for a sentence on one core of an AMD EPYC (Zen 5) server, and are a first layer: **not a replacement for
+Llama Guard or Prompt Guard**. Load those where you have them. The weights are released under Apache-2.0.
 
 All figures below are of text that was held back: whole groups of templates (HateCheck, AILuminate), whole documents, whole openings of
 attacks. Sources marked *foreign* were never trained on; they tell best what to expect elsewhere. Thresholds were chosen on a third set
