@@ -49,6 +49,9 @@ def spelled(path: tuple[str, ...]) -> str:
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in LEAVES} == {
         "batch",
+        "guard check",
+        "guard eval",
+        "guard train",
         "chat",
         "run",
         "serve",

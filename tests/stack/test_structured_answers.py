@@ -15,13 +15,13 @@ from live_server import FULL, ThreadServer, open_server, tokenizer  # noqa: F401
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 from grammar_schemas import random_schema  # pyright: ignore[reportMissingImports]
 
-CLOSERS = '"}],0123456789'
+ENDS = {'"': 14.0, "}": 10.0, "]": 10.0, ",": 6.0, **dict.fromkeys("0123456789", 4.0)}
 
 
 def biases() -> dict[str, float]:
     """What brings a text to its end is likelier: the model has no idea, and would write strings of thousands of characters."""
     ranks = tokenizer().ranks
-    return {str(ranks[text.encode()]): 6.0 for text in CLOSERS}
+    return {str(ranks[text.encode()]): bias for text, bias in ENDS.items()}
 
 
 def ask(server: ThreadServer, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,6 +17,7 @@ from herd.cli import (
     convert,
     data,
     doctor,
+    guard,
     keys,
     merge,
     models,
@@ -79,6 +80,7 @@ app.command("serve", rich_help_panel=_USE)(serve.serve)
 app.command("replay", rich_help_panel=_USE)(replay.replay)
 app.command("code", rich_help_panel=_USE)(tools.code)
 app.add_typer(tools.app, name="tools", rich_help_panel=_USE)
+app.add_typer(guard.app, name="guard", rich_help_panel=_USE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
 app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_USE)

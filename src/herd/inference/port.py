@@ -171,6 +171,7 @@ def check_n(n: int) -> None:
         raise UsageError(f"n is {n}, it must be 1 to {MAX_N}", hint=f"ask for {MAX_N} answers at most")
 
 
+@runtime_checkable
 class Inference(Protocol):
     """What answers requests with n = 1. Closing an iterator early cancels its request."""
 
