@@ -46,6 +46,7 @@ bench: $(VENV)/.test
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py
+	$(BIN)/python docs/plan_tables.py
 	$(BIN)/zensical build --clean
 
 setup: $(VENV)/.test

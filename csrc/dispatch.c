@@ -11,11 +11,12 @@
     __typeof__(herd_swiglu) herd_swiglu_##level;         \
     __typeof__(herd_rope_write) herd_rope_write_##level; \
     __typeof__(herd_attention) herd_attention_##level;   \
+    __typeof__(herd_draw) herd_draw_##level;             \
     __typeof__(herd_read) herd_read_##level;
 #define TABLE(level)                                                                                                                \
     {                                                                                                                               \
         .pack = herd_pack_##level, .linear = herd_linear_##level, .rms_norm = herd_rms_norm_##level, .swiglu = herd_swiglu_##level, \
-        .rope_write = herd_rope_write_##level, .attention = herd_attention_##level, .read = herd_read_##level                        \
+        .rope_write = herd_rope_write_##level, .attention = herd_attention_##level, .draw = herd_draw_##level, .read = herd_read_##level \
     }
 
 DECLARE(scalar)
@@ -126,6 +127,10 @@ int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t heads, in
                    int64_t out_stride) {
     return levels[herd_isa()].attention(q, q_stride, dtype, heads, kv_heads, head_dim, scale, key_cache, value_cache, cache_dtype,
                                         block_size, block_table, table_stride, starts, first, num_sequences, out, out_stride);
+}
+
+int herd_draw(const float *scores, int64_t stride, int64_t rows, int64_t vocab, const herd_draw_params *params, int64_t *ids) {
+    return levels[herd_isa()].draw(scores, stride, rows, vocab, params, ids);
 }
 
 int herd_read(const void *data, int64_t bytes) { return levels[herd_isa()].read(data, bytes); }

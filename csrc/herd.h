@@ -17,7 +17,7 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 3
+#define HERD_ABI 4
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
@@ -96,13 +96,24 @@ typedef struct {
 typedef struct {
     const int32_t *tokens, *starts, *first, *table;
     const int64_t *rows;    /* the tokens whose result is wanted, ascending */
-    int64_t num_sequences, num_rows, table_stride;
+    float *scores;          /* of the wanted rows, by `head`; or NULL */
+    int64_t num_sequences, num_rows, table_stride, num_scores, scores_stride;
 } herd_batch;
 
-/* The residual stream of the wanted rows after the last block, normalised, in `normed`; keys and values of every token in the caches.
+/* The residual stream of the wanted rows after the last block, normalised, in `normed`, and scored if `scores` is given; keys and values of every token in the caches.
    Calls the operators above in the order of the model, so it has their bits. HERD_BAD_BATCH, before anything is written, for an id, a block
    or a position out of range, or a slot written twice. */
 HERD_API int herd_forward(const herd_model *model, const herd_batch *batch);
+
+/* ids[r] = the token drawn from row r of `scores` [rows, vocab], finite but for minus infinity, which is never drawn. Temperature 0 takes the
+   highest, the lowest id among equals. Else, in this order: `top_k` highest scores (0: all), `top_p` (a token stays while the mass of the
+   likelier ones is at most top_p of it all), `min_p` (times the likeliest's weight), and the token at `uniform`, in [0, 1), of what is left
+   in the order of ids. */
+typedef struct {
+    double temperature, top_p, min_p, uniform;
+    int64_t top_k;
+} herd_draw_params;
+HERD_API int herd_draw(const float *scores, int64_t stride, int64_t rows, int64_t vocab, const herd_draw_params *params, int64_t *ids);
 
 /* Read memory and do nothing with it, for measurements. */
 HERD_API int herd_read(const void *data, int64_t bytes);

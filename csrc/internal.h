@@ -24,6 +24,7 @@ typedef struct {
     __typeof__(herd_swiglu) *swiglu;
     __typeof__(herd_rope_write) *rope_write;
     __typeof__(herd_attention) *attention;
+    __typeof__(herd_draw) *draw;
     __typeof__(herd_read) *read;
 } herd_kernels;
 

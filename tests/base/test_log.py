@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
 import pytest
 
 from herd.base.errors import UsageError
-from herd.base.log import LEVELS, configure, get_logger
+from herd.base.log import LEVELS, configure, environment, get_logger
 
 
 @pytest.fixture(autouse=True)
 def restore_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("HERD_LOG_LEVEL", raising=False)
+    monkeypatch.delenv("HERD_LOG_FORMAT", raising=False)
     logger = logging.getLogger("herd")
     before = (list(logger.handlers), logger.level, logger.propagate)
     logger.handlers.clear()
@@ -53,4 +55,33 @@ def test_an_unknown_level_is_refused_with_the_nearest(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HERD_LOG_LEVEL", "zzz")
     with pytest.raises(UsageError) as refusal:
         configure()
-    assert refusal.value.hint == "levels: debug, info, warning, error"
+    assert refusal.value.hint == "log levels: debug, info, warning, error"
+
+
+def test_as_json_a_record_is_one_line_with_its_fields_and_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(style="json")
+    get_logger("herd.a").info("answered %d", 7, extra={"fields": {"route": "/v1/x", "ms": 1.5}})
+    try:
+        raise ValueError("line one\nline two")
+    except ValueError as error:
+        get_logger("herd.b").error("failed", exc_info=error)
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {"level": "info", "logger": "herd.a", "message": "answered 7", "route": "/v1/x", "ms": 1.5}
+    assert second["message"] == "failed" and "ValueError: line one\nline two" in second["trace"]
+
+
+def test_another_process_can_be_made_to_log_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment() == {}
+    configure("warning", "json")
+    assert environment() == {"HERD_LOG_LEVEL": "warning", "HERD_LOG_FORMAT": "json"}
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    configure()
+    assert environment() == {"HERD_LOG_LEVEL": "warning", "HERD_LOG_FORMAT": "json"}
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown log format 'xml'") as refusal:
+        configure(style="xml")
+    assert refusal.value.hint == "log formats: text, json"

@@ -79,3 +79,16 @@ def test_the_largest_model_that_fits_comes_with_its_command(
     fitting = herd("doctor", "--json").json["largest_that_fits"]
     assert fitting is None if expected is None else fitting["command"] == f"herd pull {expected} && herd chat --model {expected}"
     assert ("no published model fits" if expected is None else expected) in herd("doctor").out
+
+
+@pytest.mark.usefixtures("healthy")
+def test_measuring_keeps_this_machine_for_plans(herd: HerdCommand, herd_home: Path) -> None:
+    result = herd("doctor", "--measure", "--watts", "30", "--json")
+    assert result.code == 0
+    measured = result.json["measured"]
+    assert measured["memory_gb_per_s"] > 0.1 and measured["bf16_tflops"] > 0.0001 and measured["watts"] == 30.0 and measured["measured"]
+    assert measured["path"] == str(herd_home / "hardware.toml") and (herd_home / "hardware.toml").is_file()
+    plan = herd("plan", "train", "cria-8m", "--hardware", "here", "--sequence", "512", "--batch-tokens", "4096", "--tokens", "1M", "--json")
+    assert plan.code == 0 and plan.json["tokens_per_s"] > 0 and plan.json["hardware"]["name"] == "here"
+    assert "here" in herd("plan", "hardware").out
+    assert "--watts 30 goes with --measure" in herd("doctor", "--watts", "30").refusal(2)[0]

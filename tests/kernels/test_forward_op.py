@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from kinds import c_library, running
 
 from herd.base.errors import ConfigError
 from herd.engine.batch import RaggedBatch, block_table
@@ -80,6 +81,43 @@ def test_the_bits_of_the_ops_one_by_one(dtype: torch.dtype, tied: bool, cache_dt
             np.testing.assert_array_equal(one, other)
     assert torch.equal(whole._layers.keys, apart._layers.keys)
     assert torch.equal(whole._layers.values, apart._layers.values)
+
+
+def many(count: int, *, seed: int) -> RaggedBatch:
+    """So many sequences in the middle of their answers, in blocks of their own, some with a token or two more than one."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice([1, 1, 1, 2], count)
+    first = rng.integers(0, 3, count)
+    return RaggedBatch(
+        tokens_T=rng.integers(0, VOCAB, lengths.sum(), dtype=np.int32),
+        first_S=first.astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        block_table_SW=np.asfortranarray(rng.permutation(NUM_BLOCKS - 1)[: 2 * count].reshape(count, 2) + 1).astype(np.int32),
+        rows_R=np.sort(rng.permutation(lengths.sum())[: count // 2]).astype(np.int64),
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [3, 15, 16, 24, 31])
+def test_a_batch_in_parts_has_the_bits_of_a_batch_in_one(count: int, threads: int) -> None:
+    """A small model's batch is cut into parts of whole sequences for the threads."""
+    with running("avx512bf16" if "avx512bf16" in c_library().levels else "scalar", threads=threads):
+        whole, apart = (runner(torch.bfloat16, tied=True, whole=flag) for flag in (True, False))
+        for batch in (many(count, seed=count), many(count, seed=count + 1), replace(many(count, seed=count), rows_R=np.empty(0, np.int64))):
+            for one, other in zip(scores(whole, batch), scores(apart, batch), strict=True):
+                np.testing.assert_array_equal(one, other)
+        assert torch.equal(whole._layers.keys, apart._layers.keys)
+
+
+def test_a_table_may_be_a_view_of_a_wider_one() -> None:
+    batch = many(20, seed=9)
+    wide = np.full((25, 9), -1, dtype=np.int32)
+    wide[:20, :2] = batch.block_table_SW
+    expected, found = (
+        scores(runner(torch.float32, tied=False, whole=True), one) for one in (batch, replace(batch, block_table_SW=wide[:20, :2]))
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def changed(batch: RaggedBatch, **arrays: np.ndarray) -> RaggedBatch:

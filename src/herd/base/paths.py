@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """Herd's own folder: models that were pulled, chat history, the log of the last error."""
+    """Herd's own folder: models that were pulled, chat history, this machine's measured figures, the log of the last error."""
     return Path(os.environ.get("HERD_HOME") or Path.home() / ".herd").expanduser()
 
 

@@ -38,7 +38,16 @@ def run_load(engine: Engine, items: Sequence[Item], *, vocab_size: int, mix: Mix
                 f"a request has {item.num_prompt:,} + {item.num_answer:,} tokens, the context is {engine.context:,}",
                 hint="lower --prompt-tokens or --new-tokens",
             )
-    events: queue.SimpleQueue[tuple[int, float, TokenEvent]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[float, list[tuple[int, TokenEvent]]]] = queue.SimpleQueue()
+    collected: list[tuple[int, TokenEvent]] = []
+
+    def pass_on() -> None:
+        nonlocal collected
+        if collected:
+            events.put((time.perf_counter(), collected))
+            collected = []
+
+    engine.after_events = pass_on
     records = [_Record() for _ in items]
     started = time.perf_counter()
     sent = ended = 0
@@ -50,16 +59,19 @@ def run_load(engine: Engine, items: Sequence[Item], *, vocab_size: int, mix: Mix
                 records[number].sent = time.perf_counter()
                 engine.submit(
                     _request(items[number], vocab_size, mix, reuse=reuse),
-                    lambda event, number=number: events.put((number, time.perf_counter(), event)),
+                    lambda event, number=number: collected.append((number, event)),
                 )
                 sent += 1
             due = max(0.0, items[sent].at_s - now) if sent < len(items) and (concurrency is None or sent - ended < concurrency) else None
             try:
-                number, at, event = events.get(timeout=due)
+                at, came = events.get(timeout=due)
             except queue.Empty:
                 continue
-            ended += records[number].take(event, at)
-            advance(ended, "")
+            before = ended
+            for number, event in came:
+                ended += records[number].take(event, at)
+            if ended > before:
+                advance(ended, "")
     return _load(items, records, max(record.last for record in records) - started)
 
 

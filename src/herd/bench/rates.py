@@ -39,6 +39,18 @@ def read_rate(size_bytes: int) -> float:
     return size / _best_s(lambda: library.read(data.data_ptr(), size))
 
 
+def device_read_rate(device: torch.device, size_bytes: int) -> float:
+    """Bytes a second of reading a piece of a GPU's memory again and again."""
+    data = torch.ones(size_bytes // 4, dtype=torch.float32, device=device)
+
+    def read() -> None:
+        data.sum()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return size_bytes / _best_s(read)
+
+
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second (two for each multiplication and addition) of a large product in this dtype."""
     side = 2048

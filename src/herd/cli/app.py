@@ -59,11 +59,14 @@ def options(
         bool, typer.Option("--debug", help="Show the whole trace of an error; goes with any command. [variable: HERD_DEBUG]")
     ] = False,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [variable: HERD_LOG_LEVEL; default: info]")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text, or json: one object a line. [variable: HERD_LOG_FORMAT; default: text]")
+    ] = None,
 ) -> None:
     """Options of every command."""
     from herd.base.log import configure
 
-    configure(log_level)
+    configure(log_level, log_format)
 
 
 _USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"

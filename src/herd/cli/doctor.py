@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from herd.cli.load import JsonOption
 
@@ -13,16 +15,32 @@ _PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "tokenizers", "hugging
 _HEADROOM = 1.2
 
 
-def doctor(json: JsonOption = False) -> None:
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure memory and matrix products too, and keep them as `--hardware here` of herd plan.")
+    ] = False,
+    watts: Annotated[float | None, typer.Option(help="Power of this machine, kept with what is measured. [default: a guess]")] = None,
+    json: JsonOption = False,
+) -> None:
     """Check this installation; exit code 5 if something is wrong. Ends with the largest Llama 3.1 that fits and the command for it."""
-    from herd.base.errors import GateError
+    from herd.base.errors import GateError, UsageError
     from herd.cli.output import facts, line, print_json
 
+    if watts is not None and not measure:
+        raise UsageError(f"--watts {watts:g} goes with --measure", hint="add --measure")
     machine, problems = _machine(), _problems()
     fitting = _largest(machine)
+    measured = _measured(watts) if measure else None
     if json:
-        print_json({**machine, "problems": problems, "largest_that_fits": fitting})
+        kept = {} if measured is None else {"measured": measured}
+        print_json({**machine, **kept, "problems": problems, "largest_that_fits": fitting})
     else:
+        if measured is not None:
+            machine |= {
+                "measured memory": f"{measured['memory_gb_per_s']:.1f} GB/s read",
+                "measured products": f"{measured['bf16_tflops']:.2f} TFLOPs in bfloat16, {measured['fp32_tflops']:.2f} in float32",
+                "kept in": measured["path"],
+            }
         facts({name: _text(name, value) for name, value in machine.items()})
         line()
         for problem in problems:
@@ -36,6 +54,15 @@ def doctor(json: JsonOption = False) -> None:
         )
     if problems:
         raise GateError(f"{len(problems)} problem(s) found", hint="see the list above")
+
+
+def _measured(watts: float | None) -> dict[str, Any]:
+    """What this machine does at best, measured and kept; and where."""
+    from herd.bench.machine import measure_machine
+    from herd.plan.hardware import save_here
+
+    device = measure_machine(watts=watts)
+    return {**device.to_dict(), "path": str(save_here(device))}
 
 
 def _text(name: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from herd.cli.load import DeviceOption, DtypeOption, PpOption, ThreadsOption, Tp
 if TYPE_CHECKING:
     from herd.stack.config import ServerConfig
     from herd.stack.engine_process import EngineSpec
+    from herd.text.tool_calls import ToolStyle
 
 MemoryOption = Annotated[str | None, typer.Option(help="What everything together may take, such as 16GiB. [default: what is needed]")]
 ContextOption = Annotated[int | None, typer.Option(help="Tokens of a prompt and its answer together. [default: the model's]")]
@@ -52,6 +53,9 @@ def serve(
     engine_timeout: Annotated[float, typer.Option(help="Seconds of one step after which the engine is started anew.")] = 120.0,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that a Host header may hold; several times.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A web page that may ask, as https://HOST; several times.")] = None,
+    tool_style: Annotated[
+        str, typer.Option(help="How tools are described to the model and called: json, function or python_list (Llama 3.2).")
+    ] = "json",
     access_log: Annotated[bool, typer.Option(help="Log every request, never its content.")] = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -112,7 +116,7 @@ def serve(
         pp=pp,
         hang_s=engine_timeout,
     )
-    _serve(config, spec)
+    _serve(config, spec, tool_style)
 
 
 def _device(chosen: str) -> str:
@@ -124,14 +128,16 @@ def _device(chosen: str) -> str:
     return choose_device(chosen)
 
 
-def _serve(config: ServerConfig, spec: EngineSpec) -> None:
+def _serve(config: ServerConfig, spec: EngineSpec, tool_style: str) -> None:
     import asyncio
 
     from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
     from herd.cli.output import note
     from herd.stack.engine_process import EngineProcess
     from herd.stack.server import Server
+    from herd.text.prompt import PromptFormat
 
+    prompt_format = PromptFormat(tool_style=cast("ToolStyle", tool_style))
     tokenizer = load_checkpoint_tokenizer(resolve_model(spec.model))
 
     def ready(server: Server, process: EngineProcess) -> None:
@@ -146,4 +152,4 @@ def _serve(config: ServerConfig, spec: EngineSpec) -> None:
         keys = f"{len(config.keys)} keys" if config.keys else "no key needed"
         note(f"listening on http://{host}:{server.port}/v1 ({keys}); Ctrl-C ends it")
 
-    asyncio.run(Server(config, spec, tokenizer).run(ready))
+    asyncio.run(Server(config, spec, tokenizer, prompt_format=prompt_format).run(ready))

@@ -46,6 +46,7 @@ class Engine:
         grammars: makes the compiler of grammars at the first request that has one; without it such requests are refused.
         clock: seconds, for metrics.
         disk: the prefix cache on disk, over the same blocks.
+        after_events: called after each step, and after what was posted between two: whoever collects events in `emit` passes them on then.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Engine:
         grammars: Callable[[], GrammarCompiler] | None = None,
         clock: Callable[[], float] = time.monotonic,
         disk: DiskCache | None = None,
+        after_events: Callable[[], None] | None = None,
     ) -> None:
+        self.after_events = after_events
         self.stepper = Stepper(runner, scheduler, guesser=guesser, clock=clock, disk=disk)
         self.context = context
         self.plans: list[MemoryPlan] = []
@@ -178,8 +181,11 @@ class Engine:
         On a thread of its own the engine is broken then, since no one is there to judge the error; else the error goes to who waited.
         """
         try:
-            self._drain()
-            return self.stepper.step() or self._await_disk()
+            posted = self._drain()
+            ran = self.stepper.step()
+            if (ran or posted) and self.after_events is not None:
+                self.after_events()
+            return ran or self._await_disk()
         except BaseException as error:
             told = (
                 error
@@ -205,15 +211,18 @@ class Engine:
         self._wake.clear()
         return True
 
-    def _drain(self) -> None:
-        while True:
-            try:
-                self._inbox.get_nowait()()
-            except queue.Empty:
-                return
+    def _drain(self) -> bool:
+        """Do what was posted; says whether anything was."""
+        any_posted = False
+        while not self._inbox.empty():
+            self._inbox.get_nowait()()
+            any_posted = True
+        return any_posted
 
     def _end(self, error: EngineError) -> None:
         """Fail what is in flight, and what was posted while the engine went down."""
         self.stepper.fail_all(error)
         self._drain()
         self.stepper.fail_all(error)
+        if self.after_events is not None:
+            self.after_events()

@@ -37,6 +37,10 @@ def _book(item: StepItem, result: StepResult | None) -> str | None:
     """Count computed and accepted tokens; drafts that were not accepted are as if never computed. Returns why it ends, if it does."""
     sequence, num_tokens, first, num_sampled = item
     accepted, reason = result or ((), None)
+    if num_sampled == 1 == len(accepted) and not sequence.draft:  # the common case, for speed alone
+        sequence.num_computed = first + num_tokens
+        sequence.output += accepted
+        return reason or ("length" if len(sequence.output) >= sequence.max_new_tokens else None)
     if not num_sampled:
         assert not accepted, f"sequence {sequence.id} drew a token in the middle of its prompt"
         sequence.num_computed = first + num_tokens

@@ -75,6 +75,7 @@ class Plan:
             sequence.account.served += 1
             items.append(StepItem(sequence, 1, first, 1))
         self.step.num_tokens = len(items)
+        self.step.num_next = 0 if drafted else len(items)
         if drafted:
             self._add_drafts(drafted, keep=self.limits.chunk_alignment if prompts or self.roster.waiting else 0)
         return prompts

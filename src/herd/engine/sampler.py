@@ -2,7 +2,7 @@
 
 A draw depends on the row of scores, the sequence's own tokens and (seed, position): never on what else is in the batch, so a seed replays
 under any batching, and a drafted token is verified by drawing at its position and comparing. Rows are worked on one by one in float64.
-Greedy takes the lowest id among equals, and so do top-k and top-p at their limits. Shapes: V vocabulary.
+Greedy takes the lowest id among equals, and so do top-k and top-p at their limits. `draw` has C do the last part. Shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ Mask = NDArray[np.uint32]
 Scores = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+Draw = Callable[[Scores, TokenParams, float], int]
+"""Draws the id at a number in [0, 1) of a row's distribution, as `draw_in_numpy`."""
 
 
 _HIGHEST = 1e30
@@ -77,6 +79,15 @@ def best_ids(scores_RV: Scores) -> list[int]:
     return np.where(np.isfinite(highest_R), best_R, -1).tolist()
 
 
+def check_best(best: int, position: int) -> None:
+    """Raises CheckpointError where `best_ids` found scores that are no numbers: what would be drawn from them is noise."""
+    if best < 0:
+        raise CheckpointError(
+            f"the model's scores for token {position} are not finite numbers",
+            hint="its weights are damaged (herd verify MODEL), or its dtype is too narrow for them: try --dtype float32",
+        )
+
+
 def sample(
     scores_V: Scores,
     params: TokenParams,
@@ -85,19 +96,16 @@ def sample(
     position: int,
     mask: Mask | None = None,
     best: int | None = None,
+    draw: Draw | None = None,
 ) -> int:
     """The id of the next token, which will stand at `position` of its sequence. `best` is what `best_ids` says of the row, if known.
 
     `mask` has a bit for each id that a grammar allows, 32 to a word; it is above bans and `min_tokens`: where they leave nothing of it,
-    they are passed over. Raises CheckpointError for scores that are no numbers: what would be drawn from them is noise.
+    they are passed over. `draw` stands in for `draw_in_numpy`. Raises as `check_best`.
     """
     if best is None:
         [best] = best_ids(scores_V[None])
-    if best < 0:
-        raise CheckpointError(
-            f"the model's scores for token {position} are not finite numbers",
-            hint="its weights are damaged (herd verify MODEL), or its dtype is too narrow for them: try --dtype float32",
-        )
+    check_best(best, position)
     if params.temperature == 0.0 and mask is None and not params.bends_scores:
         return best
     raw = scores_V
@@ -107,9 +115,14 @@ def sample(
         scores_V = _masked(scores_V, raw, mask)
     if params.temperature == 0.0:
         return int(scores_V.argmax())
+    return (draw or draw_in_numpy)(scores_V, params, uniform(params.seed, position))
+
+
+def draw_in_numpy(scores_V: Scores, params: TokenParams, number: float) -> int:
+    """The id at a number in [0, 1) of the distribution."""
     ids, probs = distribution(scores_V, params)
     cumulative = np.cumsum(probs)
-    place = int(np.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], side="right"))
+    place = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
     # Where the sum steps over the mark, a probability is over 0; behind the end, which rounding can reach, the last such token is meant.
     return int(ids[place] if place < ids.size else ids[np.flatnonzero(probs)[-1]])
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
-from herd.engine.batch import RaggedBatch, RowReader, Runner, block_table
+from herd.engine.batch import RaggedBatch, RowReader, Runner
 from herd.engine.disk.cache import DiskCache
+from herd.engine.draw import RowDraws, best_draw, draws_rows
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
@@ -25,11 +26,12 @@ from herd.engine.params import TokenParams
 from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
 from herd.engine.rows import Rows, ScoreReader
-from herd.engine.sampler import Seen, TokenLogprobs, logprobs, sample, seed_of
+from herd.engine.sampler import Seen, TokenLogprobs, best_ids, check_best, logprobs, sample, seed_of
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Due, Guesser
 from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
+from herd.engine.tables import BlockTables
 
 _NOTHING = StepResult(accepted=[])
 """Of an item in the middle of a prompt."""
@@ -52,7 +54,7 @@ class _Live:
     pooler: Pooler | None = None
     admitted: bool = False
     num_told: int = 0
-    plain: bool = False  # the best id is the next token, and nothing but the token is told
+    plain: bool = False  # the next token is drawn from the scores as they are, and nothing but the token is told
 
 
 class Stepper:
@@ -69,6 +71,10 @@ class Stepper:
         self._unsound: list[int] = []
         self._outbox: list[tuple[Emit, TokenEvent]] = []
         self._mask_pool: MaskPool | None = None
+        self._tables = BlockTables()
+        self._chooser, self._row_draws = best_draw(), RowDraws()
+        self._num_special = 0
+        self._counting = np.arange(1, dtype=np.int64)
         self.num_steps = self.num_tokens = self.num_guessed = self.num_guesses_accepted = 0
         self.busy_s = 0.0
 
@@ -96,8 +102,8 @@ class Stepper:
             live.state = None if grammar is None else grammar.state()
             live.pooler = None if embed is None else Pooler(embed)
             silent = own.logprobs is None and own.prompt_logprobs is None and embed is None
-            greedy = own.temperature == 0.0 and not own.bends_scores
-            live.plain = greedy and silent and live.state is None and self.guesser is None
+            live.plain = silent and not own.bends_scores and draws_rows(own) and live.state is None and self.guesser is None
+            self._num_special += not live.plain
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -137,7 +143,9 @@ class Stepper:
     def _forget(self, sequence_id: int) -> _Live | None:
         if self.guesser is not None:
             self.guesser.forget(sequence_id)
-        return self._live.pop(sequence_id, None)
+        live = self._live.pop(sequence_id, None)
+        self._num_special -= live is not None and not live.plain
+        return live
 
     def fail_all(self, error: HerdError) -> None:
         """Tell every request in flight that it failed, and forget them. Safe in the middle of a step that was broken off."""
@@ -161,11 +169,7 @@ class Stepper:
         if not step.items:
             return False
         self._tell_admitted(step)
-        masks = self._start_masks(step)
-        results: dict[int, StepResult] = {}
-        for item, rows, states in self._scores(step):
-            number = item.sequence.id
-            results[number] = self._outcome(item, rows, states, masks.get(number))
+        results = self._next_tokens(step) if step.is_plain and not self._num_special else self._results(step)
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -181,6 +185,49 @@ class Stepper:
         sent, self._outbox = self._outbox, []
         for emit, event in sent:
             emit(event)
+
+    def _next_tokens(self, step: Step) -> dict[int, StepResult]:
+        """Results of a step of next tokens of plain sequences: the common one, in as few moves as go."""
+        sequences = [item.sequence for item in step.items]
+        count = len(sequences)
+        if count >= len(self._counting):
+            self._counting = np.arange(2 * count, dtype=np.int64)
+        last = [sequence.output[-1] if sequence.output else sequence.prompt[-1] for sequence in sequences]
+        positions = [item.first_position + 1 for item in step.items]
+        batch = RaggedBatch(
+            tokens_T=np.array(last, dtype=np.int32),
+            first_S=np.array(positions, dtype=np.int32) - 1,
+            starts=self._counting[: count + 1].astype(np.int32),
+            block_table_SW=self._tables.of([sequence.blocks for sequence in sequences], moved=bool(step.copies)),
+            rows_R=self._counting[:count],
+            copies=tuple(step.copies),
+        )
+        live_ones = [self._live[sequence.id] for sequence in sequences]
+        params = [live.params for live in live_ones]
+        ids: list[int] = []
+        for first, scores in self.runner.run(batch):
+            end = first + len(scores)
+            ids += self._row_draws.draw(scores, best_ids(scores), params[first:end], positions[first:end])
+        outbox, results = self._outbox, dict[int, StepResult]()
+        for sequence, live, token_id in zip(sequences, live_ones, ids, strict=True):
+            try:
+                check_best(token_id, sequence.num_tokens)
+            except HerdError as error:
+                results[sequence.id] = self._failed(live, error)
+                continue
+            finish = self._end(live, token_id, 1)
+            outbox.append((live.emit, Tokens(live.index, (token_id,), (), finish)))
+            results[sequence.id] = StepResult([token_id], finish)
+        return results
+
+    def _results(self, step: Step) -> dict[int, StepResult]:
+        """Results of any step."""
+        masks = self._start_masks(step)
+        results: dict[int, StepResult] = {}
+        for item, rows, states in self._scores(step):
+            number = item.sequence.id
+            results[number] = self._outcome(item, rows, states, masks.get(number))
+        return results
 
     def _guess(self) -> None:
         """Have guesses made for those that draw their next token in the coming step."""
@@ -241,7 +288,7 @@ class Stepper:
             tokens_T=np.asarray(tokens, dtype=np.int32),
             first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
             starts=np.asarray(starts, dtype=np.int32),
-            block_table_SW=block_table([item.sequence.blocks for item in step.items]),
+            block_table_SW=self._tables.of([item.sequence.blocks for item in step.items], moved=bool(step.copies)),
             rows_R=np.asarray(rows, dtype=np.int64),
             copies=tuple(step.copies),
             hidden_E=np.asarray(hidden, dtype=np.int64),
@@ -262,8 +309,6 @@ class Stepper:
     def _outcome(self, item: StepItem, rows: Rows, states: NDArray[np.float32] | None, mask: Future[Mask] | None) -> StepResult:
         """Sample after the last known token, and after each draft that was drawn too; report what came."""
         sequence, live = item.sequence, self._live[item.sequence.id]
-        if live.plain and item.num_tokens == item.num_sampled == 1 and (best := rows.best[rows.begin]) >= 0:
-            return self._tell(live, [best], self._end(live, best, 1))
         if live.pooler is not None:
             return self._pool(live, live.pooler, item, states)
         first_row = item.first_position + item.num_tokens - rows.num_rows
@@ -275,12 +320,15 @@ class Stepper:
             drawn = Rows(rows.chunk, rows.best, rows.end - item.num_sampled, rows.end)
             return self._draw(live, drawn, sequence.num_tokens, None if mask is None else mask.result())
         except Exception as error:
-            # One sequence's draw is no one else's business: whatever goes wrong in it, the others go on.
-            if not isinstance(error, HerdError):
-                log.error("a draw failed", exc_info=error)
-            self._outbox.append((live.emit, Failed(error=error)))
-            self._unsound.append(live.request)
-            return StepResult(accepted=[], finish="failed")
+            return self._failed(live, error)
+
+    def _failed(self, live: _Live, error: Exception) -> StepResult:
+        """End a request whose draw failed. That is no one else's business: whatever went wrong in it, the others go on."""
+        if not isinstance(error, HerdError):
+            log.error("a draw failed", exc_info=error)
+        self._outbox.append((live.emit, Failed(error=error)))
+        self._unsound.append(live.request)
+        return StepResult(accepted=[], finish="failed")
 
     def _pool(self, live: _Live, pooler: Pooler, item: StepItem, states: NDArray[np.float32] | None) -> StepResult:
         """Take in the states of a chunk; at the prompt's end tell the vector and finish without a token."""
@@ -301,7 +349,7 @@ class Stepper:
             if live.state is not None and number:
                 mask = live.state.mask()
             row = rows.chunk[place]
-            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place])
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place], draw=self._chooser)
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)

@@ -102,7 +102,7 @@ def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def event_to_list(event: TokenEvent) -> list[Any]:
     """An event as JSON: a letter and its fields."""
     if isinstance(event, Tokens):
-        return ["t", event.index, event.ids, event.finish, _logprobs(event.logprobs)]
+        return ["t", event.index, list(event.ids), event.finish, _logprobs(event.logprobs)]
     if isinstance(event, PromptLogprobs):
         return ["p", event.first, _logprobs(event.logprobs)]
     if isinstance(event, Embedded):

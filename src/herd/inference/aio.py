@@ -54,22 +54,36 @@ class AsyncModel:
 
     async def chat(self, request: ChatRequest) -> Stream:
         """Answer a conversation; see `port.AsyncInference.chat`."""
-        size = sum(len(message.text) for message in request.messages)
-        return await self.start(await aside(partial(self.preparer.chat, request), size))
+        return await self._start(request)
 
     async def complete(self, request: CompletionRequest) -> Stream:
         """Go on with a text; see `port.AsyncInference.complete`."""
-        return await self.start(await aside(partial(self.preparer.complete, request), len(request.prompt)))
+        return await self._start(request)
 
-    async def start(self, prepared: Prepared) -> Stream:
-        """Queue what was prepared."""
-        return await self.submit(prepared.tokens, AnswerReader(prepared.builders, self.tokenizer, prepared.tokens))
+    async def _start(self, request: ChatRequest | CompletionRequest) -> Stream:
+        prepared = await self.prepare(request)
+        return await self.submit(prepared.tokens, self.reader(prepared))
+
+    async def prepare(self, request: ChatRequest | CompletionRequest) -> Prepared:
+        """The request in token ids. Raises HerdError for one that cannot be."""
+        if isinstance(request, ChatRequest):
+            return await aside(partial(self.preparer.chat, request), size_of(request))
+        return await aside(partial(self.preparer.complete, request), size_of(request))
+
+    def reader(self, prepared: Prepared) -> AnswerReader:
+        """Reads the answers to what was prepared."""
+        return AnswerReader(prepared.builders, self.tokenizer, prepared.tokens)
 
     async def submit(self, request: TokenRequest, reader: Reader) -> Stream:
         """Queue a request that is read by `reader`."""
         stream = Stream(reader)
         stream.handle = await self.engine.submit(request, stream.emit)
         return stream
+
+
+def size_of(request: ChatRequest | CompletionRequest) -> int:
+    """Characters, or token ids, of what is asked."""
+    return sum(len(message.text) for message in request.messages) if isinstance(request, ChatRequest) else len(request.prompt)
 
 
 async def aside(prepare: Callable[[], _Result], size: int) -> _Result:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from herd.base.errors import UsageError
 from herd.engine.params import TokenParams
 from herd.engine.pooling import POOLINGS, Pooling
-from herd.engine.stream import Embedded, Failed, TokenEvent, TokenRequest, Tokens
-from herd.inference.port import Caller, Part
+from herd.engine.stream import Embedded, TokenEvent, TokenRequest
+from herd.inference.port import Caller
+from herd.inference.reading import QuietReader
 from herd.text.tokenizer import Tokenizer
 
 
@@ -37,28 +38,17 @@ def embed_request(tokenizer: Tokenizer, text: str | Sequence[int], pooling: Pool
     )
 
 
-class EmbedReader:
+class EmbedReader(QuietReader):
     """Reads the events of one `embed_request`."""
 
     def __init__(self) -> None:
-        self.cut: list[int] = []
-        self.done = False
+        super().__init__()
         self._vector: tuple[float, ...] | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        """None is written."""
-        return 0
-
-    def push(self, event: TokenEvent) -> list[Part]:
-        """Take an event. Raises the error of a failed request."""
-        if isinstance(event, Failed):
-            self.done = True
-            raise event.error
+    def take(self, event: TokenEvent) -> None:
+        """Keep the vector."""
         if isinstance(event, Embedded):
             self._vector = event.vector
-        self.done = self.done or (isinstance(event, Tokens) and event.finish is not None)
-        return []
 
     def result(self) -> tuple[float, ...]:
         """The vector, once `done`."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from herd.base.errors import TokenizerError, UsageError
 from herd.engine.params import TokenParams
 from herd.engine.sampler import TokenLogprobs
-from herd.engine.stream import Failed, PromptLogprobs, TokenEvent, TokenRequest, Tokens
-from herd.inference.port import Caller, Part
+from herd.engine.stream import PromptLogprobs, TokenEvent, TokenRequest
+from herd.inference.port import Caller
+from herd.inference.reading import QuietReader
 from herd.inference.requests import Prompts, check_prompts
 from herd.text.tokenizer import Tokenizer
 
@@ -65,28 +66,17 @@ def score_request(tokenizer: Tokenizer, prompt: Text, continuation: Text, *, cal
     )
 
 
-class ScoreReader:
+class ScoreReader(QuietReader):
     """Reads the events of one `score_request`."""
 
     def __init__(self) -> None:
-        self.cut: list[int] = []
-        self.done = False
+        super().__init__()
         self._found: list[TokenLogprobs] = []
 
-    @property
-    def num_tokens(self) -> int:
-        """None is written that anyone keeps."""
-        return 0
-
-    def push(self, event: TokenEvent) -> list[Part]:
-        """Take an event. Raises the error of a failed request."""
-        if isinstance(event, Failed):
-            self.done = True
-            raise event.error
+    def take(self, event: TokenEvent) -> None:
+        """Keep the log-probabilities."""
         if isinstance(event, PromptLogprobs):
             self._found += event.logprobs
-        self.done = self.done or (isinstance(event, Tokens) and event.finish is not None)
-        return []
 
     def result(self) -> Score:
         """The score, once `done`."""

@@ -52,7 +52,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "avx512": _AVX512,
     "avx512bf16": (*_AVX512, "-mavx512bf16"),
 }
-LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "read.c")
+LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c")
 COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c", "forward.c")
 
 

@@ -62,8 +62,8 @@ class _Batch(ctypes.Structure):
     """`herd_batch` of csrc/herd.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("tokens", "starts", "first", "table", "rows")),
-        *((name, ctypes.c_int64) for name in ("num_sequences", "num_rows", "table_stride")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "starts", "first", "table", "rows", "scores")),
+        *((name, ctypes.c_int64) for name in ("num_sequences", "num_rows", "table_stride", "num_scores", "scores_stride")),
     ]
 
 
@@ -95,7 +95,8 @@ class Forward:
         self._written = np.zeros(num_blocks * block_size, dtype=np.uint8)
         self._layers = (_Layer * len(blocks))(*(_layer(block) for block in blocks))
         self._kept = (list(blocks), norm, head, embedding)
-        self._rope, self._scores = rope, scores.numpy()
+        self._rope, self._scores, self._scores_at, self._scored = rope, scores.numpy(), scores.data_ptr(), False
+        self._width = scores.shape[1]
         normed = arenas["normed"]
         self._normed, self._row_bytes = normed.data_ptr(), normed.stride(0) * normed.itemsize
         weights = (head.data.data_ptr(), head.num_outputs, head.num_inputs, library.CODES[head.dtype], library.STORE)
@@ -145,25 +146,35 @@ class Forward:
         block_table_SW: NDArray[np.int32],
         rows_R: NDArray[np.int64],
     ) -> None:
-        """Leave the wanted rows of the last block, normalised, in their arena. Raises ConfigError as `plan_batch`, with nothing written."""
+        """Leave the wanted rows of the last block, normalised, in their arena, and their scores.
+
+        Raises ConfigError as `plan_batch`, with nothing written.
+        """
         assert len(tokens_T) == starts[-1] <= self._max_tokens, "more tokens than the arenas hold"
         rows = len(rows_R)
         most = int((first_S + starts[1:] - starts[:-1]).max(initial=0))
         if most > self._model.num_positions:
             cos, sin = self._rope.upto(most)
             self._model.cos, self._model.sin, self._model.num_positions = cos.data_ptr(), sin.data_ptr(), len(cos)
-        narrow = [np.ascontiguousarray(array, dtype=np.int32) for array in (tokens_T, starts, first_S, block_table_SW)]
-        arrays = [*narrow, np.ascontiguousarray(rows_R, dtype=np.int64)]
+        if most > block_table_SW.shape[1] * self._model.block_size:
+            self._refuse(tokens_T, first_S, np.diff(starts), block_table_SW)
+        table_SW = block_table_SW if _has_rows(block_table_SW) else np.ascontiguousarray(block_table_SW, dtype=np.int32)
+        narrow = [np.ascontiguousarray(array, dtype=np.int32) for array in (tokens_T, starts, first_S)]
+        arrays = [*narrow, table_SW, np.ascontiguousarray(rows_R, dtype=np.int64)]
         pointers = [array.__array_interface__["data"][0] for array in arrays]
-        batch = _Batch(*pointers, len(first_S), rows, block_table_SW.shape[1])
+        self._scored = rows <= len(self._scores)
+        sizes = (len(first_S), rows, table_SW.strides[0] // table_SW.itemsize, self._width, self._width)
+        batch = _Batch(*pointers, self._scores_at if self._scored else None, *sizes)
         status = _library().forward(ctypes.byref(self._model), ctypes.byref(batch))
         if status == library.BAD_BATCH:
             self._refuse(tokens_T, first_S, np.diff(starts), block_table_SW)
         library.raise_for(status)
 
     def score(self, first: int, count: int) -> NDArray[np.float32]:
-        """Scores [count, V] of wanted rows first and after, in their arena."""
+        """Scores [count, V] of wanted rows first and after, in their arena. Where it holds all of them, they are there already."""
         assert count <= len(self._scores), "more rows than the arena holds"
+        if self._scored:
+            return self._scores[first : first + count]
         stride = self._model.hidden
         library.raise_for(_library().linear(self._normed + first * self._row_bytes, stride, count, *self._head_call))
         return self._scores[:count]
@@ -176,6 +187,11 @@ class Forward:
         wrong = tokens_T[(tokens_T < 0) | (tokens_T >= self._model.vocab)]
         if len(wrong):
             raise refuse(f"the id {wrong[0]} is none of 0 to {self._model.vocab - 1}", "check the token ids against the vocabulary")
+
+
+def _has_rows(table: NDArray[np.int32]) -> bool:
+    """Whether C can walk a table as it lies: rows of one piece each, whatever is between them."""
+    return table.dtype == np.int32 and table.strides[1] == table.itemsize and table.strides[0] % table.itemsize == 0
 
 
 def _library() -> library.Library:

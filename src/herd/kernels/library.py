@@ -14,7 +14,7 @@ import torch
 from herd.base.errors import DoesNotFitError
 from herd.kernels.build import LEVELS
 
-ABI = 3
+ABI = 4
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
@@ -43,6 +43,7 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
         *(*_POINTER_THEN_STRIDE, c_void_p, c_void_p, c_int64, *_POINTER_THEN_STRIDE),
     ),
     "herd_forward": (c_void_p, c_void_p),
+    "herd_draw": (*_POINTER_THEN_STRIDE, c_int64, c_int64, c_void_p, c_void_p),
     "herd_read": (c_void_p, c_int64),
     "herd_pool_stress": (c_int64, c_int64),
     "herd_isa_built": (c_int,),
@@ -77,6 +78,7 @@ class Library:
         self.rope_write = loaded.herd_rope_write
         self.attention = loaded.herd_attention
         self.forward = loaded.herd_forward
+        self.draw = loaded.herd_draw
         self.read = loaded.herd_read
         self.pool_stress = loaded.herd_pool_stress
         self.set_spin = loaded.herd_set_spin

@@ -13,6 +13,7 @@ from pathlib import Path
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
 from herd.model.transformer import Transformer
+from herd.plan.accounting import Power, account, account_energy
 from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
@@ -50,10 +51,11 @@ def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Tr
 
 def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
     hours = sum(report.seconds for report in reports) / 3600
-    power = config.power
+    power = Power(watts=config.power.watts, pue=config.power.pue, grid_kg_per_kwh=config.power.grid_kg_per_kwh)
     methods = {report.energy_method for report in reports}
     measured = "nameplate" not in methods
-    kwh = power.pue * (sum(report.energy_j for report in reports) / 3.6e6 if measured else hours * power.watts / 1000)
+    device_kwh = sum(report.energy_j for report in reports) / 3.6e6
+    used = account_energy(device_kwh, power, device_hours=hours) if measured else account(hours, power)
     flops = sum(
         report.num_tokens * config.model.training_flops_per_token(stage.sequence_length)
         for report, (_, stage) in zip(reports, config.stages(), strict=True)
@@ -63,9 +65,9 @@ def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, 
         "num_parameters": config.model.num_parameters,
         "hours": round(hours, 3),
         "flops": float(flops),
-        "energy_kwh": round(kwh, 4),
+        "energy_kwh": round(used.energy_kwh, 4),
         "energy_method": "+".join(sorted(methods)) if measured else "nameplate",
-        "carbon_kg_co2eq": round(kwh * power.grid_kg_per_kwh, 4),
+        "carbon_kg_co2eq": round(used.carbon_kg, 4),
         "machine": reports[0].machine,
         "stages": [
             {

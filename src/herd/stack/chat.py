@@ -47,7 +47,7 @@ async def answer_chat(service: Service, body: ChatBody, context: Context) -> dic
 async def _start(service: Service, body: ChatBody, context: Context) -> Job:
     check_model(body.model, service.config.model_name)
     caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
-    return await service.chat(chat_request(body, service.config.caps, caller), context)
+    return await service.answer(chat_request(body, service.config.caps, caller), context)
 
 
 async def _whole(service: Service, job: Job, body: ChatBody) -> dict[str, Any]:

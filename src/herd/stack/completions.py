@@ -66,7 +66,7 @@ async def _start(service: Service, body: CompletionBody, context: Context) -> li
     jobs: list[Job] = []
     try:
         for request in asked:
-            jobs.append(await service.complete(request, context))  # noqa: PERF401 what began before an error has to be known
+            jobs.append(await service.answer(request, context))  # noqa: PERF401 what began before an error has to be known
     except BaseException:
         for job in jobs:
             job.close()

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from herd.base.errors import HerdError, from_dict
-from herd.base.log import get_logger
+from herd.base.log import environment, get_logger
 from herd.engine.memory import EngineConfig
 from herd.engine.stream import Emit, Failed, TokenRequest, Tokens
 from herd.engine.wire import LENGTH, event_from_list, frame, frame_size, request_to_dict
@@ -56,7 +56,6 @@ class EngineSpec:
         tp, pp: processes that share every layer, and stages that have the layers behind one another.
         hang_s: seconds without a step, while there is work, after which the process is taken for hung.
         silence_s: seconds without a word, after which it is too: it tells its counters four times a second.
-        log_level: of the process.
     """
 
     model: str
@@ -69,7 +68,6 @@ class EngineSpec:
     pp: int = 1
     hang_s: float = 120.0
     silence_s: float = 20.0
-    log_level: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The first frame."""
@@ -241,7 +239,12 @@ class EngineProcess:
             ours.setblocking(False)
             command = [sys.executable, "-m", "herd.stack.worker", str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | environment(),
             )
         reader, writer = self._reader, self._writer = await asyncio.open_connection(sock=ours)
         watch = asyncio.create_task(self._watch(), name="herd-engine-watch")

@@ -75,7 +75,7 @@ def is_internal(error: Exception) -> bool:
 def note_internal(error: Exception, request_id: str) -> None:
     """Write an error that the client is not told to the log."""
     if is_internal(error):
-        log.error("request %s failed", request_id, exc_info=error)
+        log.error("request %s failed", request_id, exc_info=error, extra={"fields": {"id": request_id}})
 
 
 def headers_of(error: Exception) -> Mapping[str, str]:

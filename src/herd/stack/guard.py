@@ -21,6 +21,7 @@ from herd.stack.config import ServerConfig, is_loopback
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.keys import ApiKey, find_key
 from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
+from herd.stack.tracing import Tracing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,13 +44,14 @@ _READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(slots=True)
 class Context:
-    """One HTTP request: its id, whose key it came with, when it began."""
+    """One HTTP request: its id, whose key it came with, when it began, its span if there is one."""
 
     request_id: str
     key: ApiKey | None
     started: float = field(default_factory=time.monotonic)
     status: int = 0
     log_fields: dict[str, Any] = field(default_factory=dict[str, Any])
+    span: Any = None
 
 
 class Guard:
@@ -57,6 +59,7 @@ class Guard:
 
     def __init__(self, app: App, config: ServerConfig, *, observe: Callable[[str, str, int, float], None] | None = None) -> None:
         self._app, self._config, self._observe = app, config, observe
+        self.tracing = Tracing()
         self.draining = False
         self.num_open = 0
 
@@ -73,6 +76,7 @@ class Guard:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         context = Context(request_id=given if _REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12), key=None)
+        context.span = self.tracing.request(scope["method"], headers, context.request_id)
         answer = _Answer(send, context, answer_headers(headers.get("origin"), self._config.allowed_origins))
         self.num_open += 1
         try:
@@ -100,10 +104,14 @@ class Guard:
         route = getattr(scope.get("route"), "path", "other")
         if self._observe is not None:
             self._observe(scope["method"], route, context.status, seconds)
+        key = None if context.key is None else context.key.name
+        self.tracing.answered(context.span, method=scope["method"], route=route, status=context.status, key=key)
         if self._config.access_log and route not in ("/health", "/ready", "/metrics"):
-            told = {"id": context.request_id, "key": None if context.key is None else context.key.name, **context.log_fields}
-            fields = " ".join(f"{name}={value}" for name, value in told.items() if value is not None)
-            log.info("%s %s %d %.1fms %s", scope["method"], route, context.status, seconds * 1e3, fields)
+            told = {"id": context.request_id, "key": key, **context.log_fields}
+            found = {name: value for name, value in told.items() if value is not None}
+            shown = " ".join(f"{name}={value}" for name, value in found.items())
+            facts = {"method": scope["method"], "route": route, "status": context.status, "ms": round(seconds * 1e3, 1), **found}
+            log.info("%s %s %d %.1fms %s", *list(facts.values())[:4], shown, extra={"fields": facts})
 
     def _admit(self, scope: Scope, headers: dict[str, str], context: Context) -> None:
         """Raises RequestError for who may not come in."""

@@ -6,15 +6,12 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from herd.engine.stream import TokenRequest
-from herd.inference.aio import AsyncModel, Stream, aside
-from herd.inference.answer import AnswerReader
+from herd.inference.aio import AsyncModel, Stream, aside, size_of
 from herd.inference.embed import EmbedReader
 from herd.inference.port import Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead
-from herd.inference.prepare import Prepared
 from herd.inference.reading import Reader
 from herd.stack.admission import Admission, Ticket
 from herd.stack.config import ServerConfig
@@ -23,6 +20,7 @@ from herd.stack.errors import RequestError
 from herd.stack.guard import Context
 from herd.stack.keys import Quota
 from herd.stack.metrics import Metrics
+from herd.stack.tracing import Tracing
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -121,6 +119,18 @@ class Call:
 
     def _finish(self, finished: Finished, decode_s: float, whole_s: float) -> None:
         metrics, count = self._service.metrics, finished.usage.completion_tokens
+        now = time.monotonic()
+        self._service.tracing.generated(
+            self._context.span,
+            model=self._service.config.model_name,
+            num_prompt=finished.usage.prompt_tokens,
+            num_cached=finished.usage.cached_tokens,
+            num_answer=count,
+            reason=finished.reason,
+            started=now - whole_s,
+            first=now - decode_s,
+            ended=now,
+        )
         metrics.finished(finished.reason)
         metrics.generation_tokens.inc(count)
         metrics.answer_sizes.observe(count)
@@ -150,6 +160,7 @@ class Service:
         self.config, self.engine, self.tokenizer = config, engine, tokenizer
         self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
         self.metrics = Metrics(engine, config.model_name)
+        self.tracing = Tracing()
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
         self.quotas = {key.name: Quota(key) for key in config.keys}
         self.created = int(time.time())
@@ -163,14 +174,12 @@ class Service:
             priority = key.priority if priority is None else max(priority, key.priority)
         return Caller(tenant=tenant, salt=own, priority=priority or 0)
 
-    async def chat(self, request: ChatRequest, context: Context) -> Job:
-        """Answer a conversation. Raises HerdError before anything has begun."""
-        size = sum(len(message.text) for message in request.messages)
-        return await self._start(await self.aside(partial(self.model.preparer.chat, request), size), context)
-
-    async def complete(self, request: CompletionRequest, context: Context) -> Job:
-        """Go on with a text. Raises HerdError before anything has begun."""
-        return await self._start(await self.aside(partial(self.model.preparer.complete, request), len(request.prompt)), context)
+    async def answer(self, request: ChatRequest | CompletionRequest, context: Context) -> Job:
+        """Answer a conversation, or go on with a text. Raises HerdError before anything has begun."""
+        self._check_size(size_of(request))
+        prepared = await self.model.prepare(request)
+        stream, call = await self._submit(prepared.tokens, self.model.reader(prepared), context)
+        return Job(prepared.tokens, stream, call)
 
     async def embed(self, request: TokenRequest, context: Context) -> EmbedJob:
         """Make a text a vector. Raises HerdError before anything has begun."""
@@ -180,18 +189,16 @@ class Service:
 
     async def aside(self, prepare: Callable[[], _Result], size: int) -> _Result:
         """Do work on so many characters of a prompt, on a thread where they are many. Raises RequestError where they cannot fit."""
+        self._check_size(size)
+        return await aside(prepare, size)
+
+    def _check_size(self, size: int) -> None:
         if self.engine.state != "ready":
             raise RequestError("engine_down", "the engine is not ready", hint="ask again in a few seconds", retry_after_s=2.0)
         most = self.engine.context * LONGEST_TOKEN
         if size > most:
             message = f"the prompt has {size:,} characters, more than any {self.engine.context:,} tokens hold"
             raise RequestError("context_overflow", message, hint="shorten the prompt; nothing was cut", param="prompt")
-        return await aside(prepare, size)
-
-    async def _start(self, prepared: Prepared, context: Context) -> Job:
-        tokens = prepared.tokens
-        stream, call = await self._submit(tokens, AnswerReader(prepared.builders, self.tokenizer, tokens), context)
-        return Job(tokens, stream, call)
 
     async def _submit(self, tokens: TokenRequest, reader: Reader, context: Context) -> tuple[Stream, Call]:
         """Admit a request and hand it to the engine."""
