@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import C_KINDS, c_library, running
 
-from herd.engine.draw import RowDraws, best_draw
+from herd.engine.draw import Drawer
 from herd.engine.params import TokenParams
 from herd.engine.sampler import best_ids, distribution, draw_in_numpy, sample, uniform
 from herd.kernels.draw import NUMBERS, draw
@@ -24,6 +24,17 @@ def numbers(uniforms: np.ndarray, **chosen: Any) -> np.ndarray:
         made[name] = value
     made["uniform"] = uniforms
     return made
+
+
+class Here:
+    """A runner as far as drawing goes."""
+
+    draws_rows = True
+    draw_rows = staticmethod(draw)
+
+
+def drawer() -> Drawer:
+    return Drawer(Here())
 
 
 def params(**values: Any) -> TokenParams:
@@ -96,27 +107,34 @@ def test_a_row_is_drawn_alone_as_in_a_batch_whatever_the_threads() -> None:
         for row in range(40)
     ]
     positions = list(range(100, 140))
-    alone = [sample(scores[row], chosen[row], position=positions[row], draw=best_draw()) for row in range(40)]
+    alone = [sample(scores[row], chosen[row], position=positions[row], draw=drawer().one) for row in range(40)]
     for threads in (1, 2, 5):
         with running(c_library().level, threads=threads):
-            rows = RowDraws()
+            rows = drawer()
             for _ in range(2):
-                assert rows.draw(scores, best_ids(scores), list(chosen), positions) == alone
+                assert rows.rows(scores, best_ids(scores), list(chosen), positions) == alone
             order = rng.permutation(40)
-            mixed = rows.draw(scores[order], best_ids(scores[order]), [chosen[row] for row in order], [positions[row] for row in order])
+            mixed = rows.rows(scores[order], best_ids(scores[order]), [chosen[row] for row in order], [positions[row] for row in order])
             assert mixed == [alone[row] for row in order]
 
 
 def test_a_row_of_noise_is_told_and_the_others_are_drawn() -> None:
     scores = np.random.default_rng(4).standard_normal((3, 50), dtype=np.float32)
     chosen = [params(temperature=1.0, seed=row) for row in range(3)]
-    expected = RowDraws().draw(scores, best_ids(scores), chosen, [7, 8, 9])
+    expected = drawer().rows(scores, best_ids(scores), chosen, [7, 8, 9])
     scores[1, 5] = np.nan
-    assert RowDraws().draw(scores, best_ids(scores), chosen, [7, 8, 9]) == [expected[0], -1, expected[2]]
+    assert drawer().rows(scores, best_ids(scores), chosen, [7, 8, 9]) == [expected[0], -1, expected[2]]
 
 
 def test_what_c_does_not_know_is_drawn_in_numpy() -> None:
     scores = np.random.default_rng(5).standard_normal(300, dtype=np.float32)
     chosen = params(typical_p=0.5, seed=1)
     for position in range(20):
-        assert sample(scores, chosen, position=position, draw=best_draw()) == draw_in_numpy(scores, chosen, uniform(1, position))
+        assert sample(scores, chosen, position=position, draw=drawer().one) == draw_in_numpy(scores, chosen, uniform(1, position))
+
+
+def test_without_a_kernel_numpy_draws_and_no_rows_at_once() -> None:
+    scores = np.random.default_rng(6).standard_normal(300, dtype=np.float32)
+    plain = Drawer(object())
+    assert not plain.draws_rows(params(temperature=0.7)) and plain.draws_rows(params(temperature=0.0))
+    assert plain.one(scores, params(seed=3), 0.4) == draw_in_numpy(scores, params(seed=3), 0.4)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from herd.base.errors import HerdError
 from herd.engine.batch import Piece, RowReader, Runner, ragged
 from herd.engine.blocks import BlockPool
-from herd.engine.draw import best_draw
+from herd.engine.draw import Drawer
 from herd.engine.payoff import Payoff
 from herd.engine.request import Sequence
 from herd.engine.sampler import Seen, sample
@@ -62,7 +62,7 @@ class DraftModel:
         self.runner, self.pool = runner, pool
         self._num_draft, self._token_budget, self._context = num_draft, token_budget, context
         self._states: dict[int, _State] = {}
-        self._chooser = best_draw()
+        self._drawer = Drawer(runner)
         self.num_steps = 0
 
     def guess(self, due: Many[Due]) -> dict[int, list[int]]:
@@ -185,7 +185,7 @@ class DraftModel:
         state = turn.state
         (row,) = rows.take(1)
         try:
-            token_id = sample(row, turn.due.params, turn.seen, position=state.num_computed, draw=self._chooser)
+            token_id = sample(row, turn.due.params, turn.seen, position=state.num_computed, draw=self._drawer.one)
         except HerdError:
             turn.limit = 0  # scores that are no numbers: whoever drafts badly is not asked, and the model itself will tell its own
             return

@@ -18,6 +18,7 @@ from torch import Tensor
 from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
 from herd.engine.layers import PackedLayers
+from herd.kernels import draw
 from herd.kernels.forward import Forward
 from herd.kernels.linear import linear, pack_linear
 from herd.kernels.norm import rms_norm
@@ -26,6 +27,8 @@ from herd.model.transformer import Transformer
 
 class CpuRunner:
     """A `Runner` on the CPU. `vocab_size` leaves rows of the output matrix out that no token stands for."""
+
+    draw_rows = staticmethod(draw.draw)
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class CpuRunner:
     ) -> None:
         config = model.config
         self.config, self.num_blocks, self.block_size = config, num_blocks, block_size
+        self.draws_rows = draw.available()
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self._layers = PackedLayers(
             config,

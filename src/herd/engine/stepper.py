@@ -18,7 +18,7 @@ from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.engine.batch import RaggedBatch, RowReader, Runner
 from herd.engine.disk.cache import DiskCache
-from herd.engine.draw import RowDraws, best_draw, draws_rows
+from herd.engine.draw import Drawer
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
@@ -72,7 +72,7 @@ class Stepper:
         self._outbox: list[tuple[Emit, TokenEvent]] = []
         self._mask_pool: MaskPool | None = None
         self._tables = BlockTables()
-        self._chooser, self._row_draws = best_draw(), RowDraws()
+        self._drawer = Drawer(runner)
         self._num_special = 0
         self._counting = np.arange(1, dtype=np.int64)
         self.num_steps = self.num_tokens = self.num_guessed = self.num_guesses_accepted = 0
@@ -102,7 +102,7 @@ class Stepper:
             live.state = None if grammar is None else grammar.state()
             live.pooler = None if embed is None else Pooler(embed)
             silent = own.logprobs is None and own.prompt_logprobs is None and embed is None
-            live.plain = silent and not own.bends_scores and draws_rows(own) and live.state is None and self.guesser is None
+            live.plain = silent and not own.bends_scores and self._drawer.draws_rows(own) and live.state is None and self.guesser is None
             self._num_special += not live.plain
             self._live[sequence.id] = live
             members.append(sequence)
@@ -207,7 +207,7 @@ class Stepper:
         ids: list[int] = []
         for first, scores in self.runner.run(batch):
             end = first + len(scores)
-            ids += self._row_draws.draw(scores, best_ids(scores), params[first:end], positions[first:end])
+            ids += self._drawer.rows(scores, best_ids(scores), params[first:end], positions[first:end])
         outbox, results = self._outbox, dict[int, StepResult]()
         for sequence, live, token_id in zip(sequences, live_ones, ids, strict=True):
             try:
@@ -349,7 +349,7 @@ class Stepper:
             if live.state is not None and number:
                 mask = live.state.mask()
             row = rows.chunk[place]
-            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place], draw=self._chooser)
+            token_id = sample(row, params, live.seen, position=known + number, mask=mask, best=rows.best[place], draw=self._drawer.one)
             accepted.append(token_id)
             if live.state is not None:
                 live.state.accept(token_id)

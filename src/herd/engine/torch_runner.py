@@ -16,6 +16,7 @@ from torch import Tensor
 
 from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
+from herd.kernels import draw
 from herd.kernels.batch import Batch, plan_batch
 from herd.kernels.int8_rows import dequantise, quantise, row_width
 from herd.model.attention import sdpa
@@ -59,7 +60,9 @@ def _loaded(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class TorchRunner:
-    """A `Runner` on the model's own device."""
+    """A `Runner` on the model's own device. Its scores come to the host, and so are drawn there."""
+
+    draw_rows = staticmethod(draw.draw)
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class TorchRunner:
         vocab_size: int | None = None,
     ) -> None:
         config = model.config
+        self.draws_rows = draw.available()
         self.model, self.num_blocks, self.block_size, self._score_rows = model, num_blocks, block_size, score_rows
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self._states = torch.empty(0, config.hidden_size)

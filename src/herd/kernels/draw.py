@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.kernels import dispatch, library
-
-NUMBERS = np.dtype([("temperature", "f8"), ("top_p", "f8"), ("min_p", "f8"), ("uniform", "f8"), ("top_k", "i8")])
-"""`herd_draw_params` of csrc/herd.h."""
+from herd.kernels.draw_numbers import NUMBERS
 
 
 def available() -> bool:

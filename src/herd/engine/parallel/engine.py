@@ -20,6 +20,7 @@ from herd.engine.memory import MemoryPlan
 from herd.engine.parallel.replica import LeadScheduler, frames
 from herd.engine.parallel.shard_runner import Scores, ShardRunner
 from herd.engine.parallel.workers import Workers
+from herd.kernels import draw
 from herd.model.config import ModelConfig
 
 
@@ -29,6 +30,7 @@ class LeadRunner:
     def __init__(self, shard: ShardRunner, scheduler: LeadScheduler, workers: Workers) -> None:
         self.block_size, self.num_blocks, self.vocab_size = shard.block_size, shard.num_blocks, shard.vocab_size
         self._shard, self._scheduler, self._workers = shard, scheduler, workers
+        self.draws_rows, self.draw_rows = draw.available(), draw.draw
 
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`."""
