@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from small_run import VOCAB, small_mixture, small_stage  # pyright: ignore[reportMissingImports]
+import torch.distributed as dist
+from small_run import VOCAB, small_mixture, small_rows, small_stage  # pyright: ignore[reportMissingImports]
 
 from herd.model.config import ModelConfig
 from herd.model.init import initialise
@@ -19,8 +22,11 @@ from herd.train.parallel.config import ParallelConfig
 from herd.train.parallel.mesh import build_mesh
 from herd.train.parallel.model import ShardedTransformer, build_sharded
 from herd.train.parallel.step import ParallelStep
+from herd.train.parallel.trainer import ParallelTrainer
+from herd.train.replicas import tensor_hash
 from herd.train.schedule import stage_learning_rate
 from herd.train.step import train_step
+from herd.train.trainer import HeldOut, Trainer
 
 STEPS = 20
 LENGTH = 32
@@ -87,4 +93,61 @@ def train_on_mesh(
     return {"steps": found, "heldout": step_on.loss_sum(rows, micro_batch_size=1)}
 
 
-CASES = {"train": train_on_mesh}
+CASES: dict[str, Any] = {"train": train_on_mesh}
+
+
+def trainer_on_mesh(
+    folder: Path, mesh: dict[str, Any], *, tied: bool, until: int, run: str = "this run", **changes: Any
+) -> ParallelTrainer:
+    """A trainer of this rank that has resumed what it found."""
+    stage = mesh_stage(**(TRAINER | changes))
+    ranks = build_mesh(ParallelConfig(**mesh), "cpu")
+    model = build_sharded(mesh_config(tied=tied), ranks, seed=3)
+    trainer = ParallelTrainer(model, stage, small_mixture(stage), folder=folder, run=run, heldout=heldout())
+    trainer.resume()
+    trainer.fit(until_step=until)
+    return trainer
+
+
+def plain_trainer(folder: Path, *, tied: bool, until: int, **changes: Any) -> Trainer:
+    """The same in one process."""
+    stage = mesh_stage(**(TRAINER | changes))
+    with torch.device("meta"):
+        model = Transformer(mesh_config(tied=tied))
+    trainer = Trainer(initialise(model, seed=3), stage, small_mixture(stage), folder=folder, run="this run", heldout=heldout())
+    trainer.resume()
+    trainer.fit(until_step=until)
+    return trainer
+
+
+TRAINER: dict[str, Any] = {"num_steps": 8, "save_every": 2, "eval_every": 4, "average_every": 3, "hash_every": 4}
+
+
+def heldout() -> dict[str, HeldOut]:
+    return {"en": HeldOut(rows=small_rows(10, seed=3), num_bytes=500), "th": HeldOut(rows=small_rows(4, seed=4), num_bytes=90)}
+
+
+def bits(trainer: ParallelTrainer) -> str:
+    """A hash of everything that a state of this rank holds."""
+    snapshot = trainer.saver.snapshot(trainer.model, trainer.optimizer, trainer.progress, average=trainer.average)
+    parts = {f"{kind}/{name}": tensor_hash(value) for kind, tensors in snapshot.files().items() for name, value in tensors.items()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def relay(*, folder: Path, mesh: dict[str, Any], place: str, until: int, tied: bool = True, **changes: Any) -> dict[str, Any]:
+    """Go on with the run in `place` on this mesh."""
+    trainer = trainer_on_mesh(Path(place), mesh, tied=tied, until=until, **changes)
+    return {"step": trainer.progress.step, "bits": bits(trainer)}
+
+
+def relay_interrupted(*, folder: Path, mesh: dict[str, Any], place: str, tied: bool = True) -> dict[str, Any]:
+    """Stop at step 3, begin again as new processes would and go to the end, beside the run that was not interrupted."""
+    whole = trainer_on_mesh(Path(place) / "whole", mesh, tied=tied, until=8)
+    before = bits(whole)
+    trainer_on_mesh(Path(place) / "cut", mesh, tied=tied, until=3)
+    dist.barrier()
+    again = trainer_on_mesh(Path(place) / "cut", mesh, tied=tied, until=8)
+    return {"same": before == bits(again), "count": again.average.count}
+
+
+CASES |= {"relay": relay, "interrupted": relay_interrupted}

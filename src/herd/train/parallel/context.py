@@ -83,17 +83,17 @@ class ContextCore:
         return found
 
     def __call__(
-        self, layer: int, q_BCNH: Float[Tensor, "B C N H"], k_BCKH: Float[Tensor, "B C K H"], v_BCKH: Float[Tensor, "B C K H"]
-    ) -> Float[Tensor, "B C N H"]:
-        """Gather, then mix."""
-        k_BTKH, v_BTKH = self._gather(torch.stack((k_BCKH, v_BCKH)))
+        self, layer: int, q_BTNH: Float[Tensor, "B T N H"], k_BTKH: Float[Tensor, "B T K H"], v_BTKH: Float[Tensor, "B T K H"]
+    ) -> Float[Tensor, "B T N H"]:
+        """Gather, then mix. T is this rank's part of the row, S the whole."""
+        k_BSKH, v_BSKH = self._gather(torch.stack((k_BTKH, v_BTKH)))
         if self.mask is not None:
-            return sdpa(q_BCNH, k_BTKH, v_BTKH, self.mask.to(q_BCNH.device))
+            return sdpa(q_BTNH, k_BSKH, v_BSKH, self.mask.to(q_BTNH.device))
         out = [
-            _with_past(q_BCNH[row : row + 1, first : first + queries], *(x[row : row + 1, key : key + keys] for x in (k_BTKH, v_BTKH)))
+            _with_past(q_BTNH[row : row + 1, first : first + queries], *(x[row : row + 1, key : key + keys] for x in (k_BSKH, v_BSKH)))
             for row, first, queries, key, keys in self._pieces
         ]
-        return torch.cat([piece[0] for piece in out]).view(q_BCNH.shape)
+        return torch.cat([piece[0] for piece in out]).view(q_BTNH.shape)
 
     def _gather(self, both: Tensor) -> tuple[Tensor, Tensor]:
         whole = _GatherRows.apply(both, self.group)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from herd.base.errors import ConfigError
 from herd.kernels.torch_compat import flatten_mesh
@@ -78,7 +79,7 @@ def build_mesh(config: ParallelConfig, device: torch.device | str) -> RankMesh:
     kind = torch.device(device)
     shape = tuple(getattr(config, name) for name in DIMENSIONS)
     # A mesh on "meta" has the fake group of a simulation; DeviceMesh wants a real kind of device.
-    mesh = dist.init_device_mesh("cpu" if kind.type == "meta" else kind.type, shape, mesh_dim_names=DIMENSIONS)
+    mesh = init_device_mesh("cpu" if kind.type == "meta" else kind.type, shape, mesh_dim_names=DIMENSIONS)
     rank = dist.get_rank()
     return RankMesh(
         config=config,

@@ -78,6 +78,9 @@ class Chunk(nn.Module):
 class ShardedTransformer(Transformer):
     """What one rank of a mesh has of a model. Built on the meta device; `fill` gives it values."""
 
+    model: Any
+    _chunks: list[Chunk]
+
     def __init__(self, config: ModelConfig, mesh: RankMesh, *, compute_dtype: torch.dtype = torch.float32) -> None:
         nn.Module.__init__(self)
         mesh.config.check(config)

@@ -75,7 +75,7 @@ class Pipeline:
     def forward_only(self, tokens: Tensor, documents: Tensor) -> list[Tensor]:
         """The last chunk's hidden states of every micro-batch, on the ranks that have it; nothing elsewhere.
 
-        The caller forgets what was gathered. Chunk after chunk and micro-batch after micro-batch: evaluation is no place to fill a pipeline.
+        The caller forgets what was gathered. Chunk after chunk and micro-batch after micro-batch: evaluation fills no pipeline.
         """
         found: list[Tensor] = []
         for start in range(0, len(tokens), self.rows):

@@ -121,7 +121,7 @@ class ParallelStep:
         return {"loss": total[0] / max(1, self._total), **by_source}
 
     def _settle_gradients(self) -> None:
-        """Bring every gradient to where its parameter is: sums of slices that DTensor has put off, and those of a tied matrix's two ends."""
+        """Bring every gradient to where its parameter is: sums that DTensor has put off, and a tied matrix's two ends."""
         for parameter in self.model.parameters():
             grad: Any = parameter.grad
             if grad is not None and hasattr(grad, "placements") and tuple(grad.placements) != tuple(parameter.placements):  # pyright: ignore[reportAttributeAccessIssue]

@@ -56,7 +56,7 @@ def split_head(head: nn.Module, mesh: Any) -> None:
     parallelize_module(head, mesh, ColwiseParallel())
 
 
-def enter(x: Tensor, mesh: Any) -> Tensor:
+def enter(x: Tensor, mesh: Any) -> DTensor:
     """A slice of the sequence as the DTensor that the blocks take."""
     return DTensor.from_local(x, mesh, [Shard(SEQUENCE)], run_check=False)
 
@@ -68,8 +68,9 @@ def leave(x: Tensor) -> Tensor:
 
 def gather_sequence(x: Tensor, mesh: Any) -> Tensor:
     """The whole sequence from every rank's slice; its gradient, a part of it on each rank, is added up and cut again."""
-    whole = enter(x, mesh).redistribute(mesh, [Replicate()])
-    return whole.to_local(grad_placements=[Partial()])  # pyright: ignore[reportAttributeAccessIssue]
+    whole: Any = enter(x, mesh)
+    whole = whole.redistribute(mesh, [Replicate()])
+    return whole.to_local(grad_placements=[Partial()])
 
 
 def slice_of(weight: Tensor) -> Tensor:
