@@ -19,6 +19,7 @@ from herd.train.numerics import prepare_model
 from herd.train.objectives.by_source import next_token_for, with_sources
 from herd.train.optimizer import build_adamw
 from herd.train.parallel.config import ParallelConfig
+from herd.train.parallel.export import whole_copy
 from herd.train.parallel.mesh import build_mesh
 from herd.train.parallel.model import ShardedTransformer, build_sharded
 from herd.train.parallel.step import ParallelStep
@@ -151,3 +152,24 @@ def relay_interrupted(*, folder: Path, mesh: dict[str, Any], place: str, tied: b
 
 
 CASES |= {"relay": relay, "interrupted": relay_interrupted}
+
+
+def whole_scores(*, folder: Path, mesh: dict[str, Any], tied: bool = False) -> dict[str, Any]:
+    """Whole hidden states' logits and the exported weights against the model of one process."""
+    ranks = build_mesh(ParallelConfig(**mesh), "cpu")
+    model = build_sharded(mesh_config(tied=tied), ranks, seed=3)
+    with torch.device("meta"):
+        plain = Transformer(mesh_config(tied=tied))
+    initialise(plain, seed=3)
+    tokens = torch.arange(2 * 13).view(2, 13) % VOCAB
+    with torch.no_grad():
+        expected = plain(tokens)
+    found = model.logits(model.hidden(tokens))
+    whole = whole_copy(model, folder / f"pieces-{mesh}")
+    same = ranks.rank > 0 or all(
+        torch.equal(ours, theirs.to(torch.bfloat16)) for ours, theirs in zip(whole.parameters(), plain.parameters(), strict=True)
+    )
+    return {"difference": float((found - expected).abs().max()), "same": same}
+
+
+CASES |= {"whole": whole_scores}

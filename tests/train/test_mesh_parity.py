@@ -39,6 +39,8 @@ MORE_FOUR: dict[str, dict[str, Any]] = {
     "cp 4": {"mesh": {"cp": 4}},
     "fsdp 4, tied": {"mesh": {"dp_shard": 4}, "tied": True},
 }
+WHOLE: dict[int, list[dict[str, Any]]] = {2: [{"dp_shard": 2}, {"pp": 2}, {"tp": 2}], 4: [{"pp": 2, "cp": 2}, {"tp": 2, "cp": 2}]}
+"""Meshes whose whole logits and exported weights are compared."""
 
 
 def reference(arguments: dict[str, Any]) -> list[list[float]]:
@@ -49,9 +51,13 @@ def reference(arguments: dict[str, Any]) -> list[list[float]]:
 @pytest.mark.parametrize("world", [2, 4])
 def test_losses_equal_those_of_one_process(world: int, tmp_path: Path) -> None:
     cases = {2: TWO, 4: FOUR}[world] | ({2: MORE_TWO, 4: MORE_FOUR}[world] if FULL else {})
-    found = run_cases(
-        tmp_path, world, [{"name": name, "run": "train", "arguments": arguments} for name, arguments in cases.items()], timeout_s=500
-    )
+    jobs = [{"name": name, "run": "train", "arguments": arguments} for name, arguments in cases.items()]
+    jobs += [{"name": f"whole {mesh}", "run": "whole", "arguments": {"mesh": mesh, "tied": "pp" in mesh}} for mesh in WHOLE[world]]
+    found = run_cases(tmp_path, world, jobs, timeout_s=500)
+    for mesh in WHOLE[world]:
+        for rank in found:
+            assert rank[f"whole {mesh}"]["difference"] < 1e-5, mesh
+            assert rank[f"whole {mesh}"]["same"], mesh
     for name, arguments in cases.items():
         ours = found[0][name]["steps"]
         assert all(rank[name] == found[0][name] for rank in found), name

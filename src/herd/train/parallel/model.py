@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from herd.base.errors import ConfigError
 from herd.kernels.torch_compat import local_tensor, sum_gradients
 from herd.model.attention import AttentionCore
 from herd.model.block import Block
@@ -212,6 +213,25 @@ class ShardedTransformer(Transformer):
             whole = initial_values(self.config, name, parameter.shape, seed=seed)
             local_tensor(parameter).copy_(whole[box_of(parameter).slices])
         return self
+
+    @torch.no_grad()
+    def hidden(self, tokens_BT: Tensor, *, core: AttentionCore | None = None, positions_BT: Tensor | None = None) -> Tensor:
+        """Final hidden states of whole rows, on every rank, which all call this with the same tokens: for scores that need few rows.
+
+        Raises ConfigError for a core or positions: on a mesh rows are single documents from position 0.
+        """
+        from herd.train.parallel.whole import whole_hidden  # it is made of this class
+
+        if core is not None or positions_BT is not None:
+            raise ConfigError("on a mesh hidden states are those of whole rows", hint="give neither core nor positions")
+        return whole_hidden(self, tokens_BT)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits of hidden states, on every rank; all call this together."""
+        from herd.train.parallel.whole import whole_logits
+
+        return whole_logits(self, hidden)
 
     def forget_gathered(self) -> None:
         """Drop gathered parameters that a forward without backward left behind: they are stale after the next update."""

@@ -22,10 +22,13 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 class Pipeline:
     """Runs the micro-batches of one shape. Build another for another number of micro-batches or length."""
 
-    def __init__(self, model: ShardedTransformer, *, num_micro_batches: int, rows: int, length: int, loss_of: LossOf) -> None:
+    def __init__(
+        self, model: ShardedTransformer, *, rows: int, length: int, num_micro_batches: int = 0, loss_of: LossOf | None = None
+    ) -> None:
+        """Without a loss it only goes forward."""
         self.model, self.loss_of = model, loss_of
         self.num_micro_batches, self.rows, self.length = num_micro_batches, rows, length
-        self._schedule = self._torch_schedule() if model.mesh.config.pp > 1 else None
+        self._schedule = self._torch_schedule() if loss_of is not None and model.mesh.config.pp > 1 else None
 
     def _hidden(self) -> Tensor:
         """What goes from one stage to the next, without values."""
@@ -65,6 +68,7 @@ class Pipeline:
 
     def _loop(self, tokens: Tensor, documents: Tensor, targets: Tensor) -> None:
         (chunk,) = self.model.chunks
+        assert self.loss_of is not None, "made to go forward only"
         for start in range(0, len(tokens), self.rows):
             rows = slice(start, start + self.rows)
             loss = self.loss_of(chunk(tokens[rows], documents[rows]), targets[rows])

@@ -190,7 +190,7 @@ class ParallelStep:
         columns = as_columns(batch)
         rows, length = len(columns["tokens"]), columns["tokens"].shape[1] - 1
         tokens, documents, targets = self.inputs(columns)
-        pipeline = self._pipeline_for_evaluation(micro_batch_size, length)
+        pipeline = Pipeline(self.model, rows=micro_batch_size, length=length)
         self._found = _Found()
         for number, hidden in enumerate(pipeline.forward_only(tokens, documents)):
             part = slice(number * micro_batch_size, min(rows, (number + 1) * micro_batch_size))
@@ -200,10 +200,3 @@ class ParallelStep:
         self.model.forget_gathered()
         mine = self._found.objective if self.model.mesh.place["tp"] == 0 else 0.0
         return self.model.mesh.sum([mine])[0]
-
-    def _pipeline_for_evaluation(self, rows: int, length: int) -> Pipeline:
-        """Without a schedule: forward alone."""
-        pipeline = Pipeline.__new__(Pipeline)
-        pipeline.model, pipeline.loss_of = self.model, self._loss_of
-        pipeline.num_micro_batches, pipeline.rows, pipeline.length = 1, rows, length
-        return pipeline
