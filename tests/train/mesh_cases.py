@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from small_run import VOCAB, small_mixture, small_rows, small_stage  # pyright: ignore[reportMissingImports]
 
+from herd.kernels.torch_compat import allocation_peak, local_tensor
 from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
@@ -173,3 +175,52 @@ def whole_scores(*, folder: Path, mesh: dict[str, Any], tied: bool = False) -> d
 
 
 CASES |= {"whole": whole_scores}
+
+
+MEMORY_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "single": ({}, {}),
+    "fsdp": ({"dp_shard": 2, "zero": 3}, {}),
+    "tp": ({"tp": 2}, {}),
+    "pp": ({"pp": 2}, {}),
+    "long context": ({"cp": 2}, {"sequence_length": 4096, "batch_size": 1, "recompute": "full"}),
+}
+
+
+def memory_config() -> ModelConfig:
+    return ModelConfig(
+        vocab_size=1024,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        initializer_range=0.02,
+    )
+
+
+def memory_stage(changes: dict[str, Any]) -> Any:
+    return small_stage(**({"sequence_length": 512, "batch_size": 4, "micro_batch_size": 1} | changes))
+
+
+def measured_memory(*, folder: Path, name: str) -> dict[str, Any]:
+    """The peak of a real step, by the allocator's record, on every rank."""
+    mesh, changes = MEMORY_RUNS[name]
+    stage = memory_stage(changes)
+    ranks = build_mesh(ParallelConfig(**mesh), "cpu")
+    model = build_sharded(memory_config(), ranks, seed=3)
+    prepare_model(model, stage)
+    optimizer, step = build_adamw(model, stage), ParallelStep(model)
+    rows = stage.batch_size // ranks.config.dp
+    tokens = np.random.default_rng(ranks.dp_index).integers(0, 1024, (rows, stage.sequence_length + 1)).astype(np.int32)
+    batch = (tokens, np.zeros(tokens.shape, np.int16), np.ones(tokens.shape, np.bool_))
+    step(optimizer, batch, stage, lr=1e-4)
+    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    static = sum(local_tensor(tensor).nbytes for tensor in held)
+    # Threads of gloo give back a message's tensors when they come to it: the least of some steps is the step's own.
+    return {"peak": static + min(allocation_peak(lambda: step(optimizer, batch, stage, lr=1e-4)) for _ in range(4)), "static": static}
+
+
+CASES |= {"memory": measured_memory}

@@ -17,6 +17,7 @@ from herd.cli import (
     convert,
     doctor,
     keys,
+    launch,
     merge,
     models,
     plan,
@@ -84,6 +85,7 @@ app.command("show", rich_help_panel=_MODELS)(show.show)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
+app.command("launch", rich_help_panel=_TRAIN)(launch.launch)
 app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
 app.command("average", rich_help_panel=_TRAIN)(merge.average)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)

@@ -29,6 +29,9 @@ class PowerConfig:
     grid_kg_per_kwh: float = 0.39
 
 
+_ONE_PROCESS = ParallelConfig()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeConfig:
     """Everything a run is made of. `heldout_bytes` of text per language stay out of training and measure it.
@@ -52,7 +55,7 @@ class RecipeConfig:
     heldout_bytes: int = 40_000
     heldout_one_in: int = 64
     power: PowerConfig = PowerConfig()
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = _ONE_PROCESS
     sample_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

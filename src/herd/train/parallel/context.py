@@ -15,6 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from herd.kernels.torch_compat import all_gather_flat, reduce_scatter_flat
 from herd.model.attention import AttentionCore, document_mask, sdpa
 from herd.train.attention import MASKED_UP_TO, SHORT_DOCUMENTS, Span, document_spans
 
@@ -45,14 +46,14 @@ class _GatherRows(torch.autograd.Function):
         ctx.group = group
         ranks = dist.get_world_size(group)
         out = x.new_empty((ranks * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(out, x.contiguous(), group=group)
+        all_gather_flat(out, x.contiguous(), group)
         return out.view(ranks, *x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
         out = grad.new_empty(grad.shape[1:])
-        dist.reduce_scatter_tensor(out, grad.flatten(0, 1), group=ctx.group)
+        reduce_scatter_flat(out, grad.flatten(0, 1), ctx.group)
         return out, None
 
 

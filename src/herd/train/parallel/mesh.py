@@ -21,34 +21,27 @@ from herd.train.parallel.config import DIMENSIONS, ParallelConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankMesh:
-    """The mesh as one rank sees it. `device_mesh` has the dimensions of `DIMENSIONS` and, flattened, `shard`."""
+    """The mesh as one rank sees it: its dimensions, those of `DIMENSIONS` and `shard`, each as a mesh, and what FSDP takes."""
 
     config: ParallelConfig
-    device_mesh: Any
-    shard_mesh: Any
+    meshes: dict[str, Any]
+    fsdp_mesh: Any
     device: torch.device
     rank: int
     place: dict[str, int]
 
     def group(self, name: str) -> Any:
         """The process group of this rank along a dimension."""
-        return (self.shard_mesh if name == "shard" else self.device_mesh[name]).get_group()
+        return self.meshes[name].get_group()
 
     def submesh(self, name: str) -> Any:
         """One dimension as a mesh."""
-        return self.device_mesh[name]
+        return self.meshes[name]
 
     @property
     def is_sharded(self) -> bool:
         """Whether FSDP is at work: several ranks have the same stage and slice of the model."""
         return self.config.dp * self.config.cp > 1
-
-    @property
-    def fsdp_mesh(self) -> Any:
-        """What `fully_shard` takes: the shard dimension alone, or with replicas before it."""
-        if self.config.dp_replicate == 1:
-            return self.shard_mesh
-        return self.device_mesh["dp_replicate", "shard"]
 
     @property
     def dp_index(self) -> int:
@@ -78,13 +71,13 @@ def build_mesh(config: ParallelConfig, device: torch.device | str) -> RankMesh:
         )
     kind = torch.device(device)
     shape = tuple(getattr(config, name) for name in DIMENSIONS)
-    # A mesh on "meta" has the fake group of a simulation; DeviceMesh wants a real kind of device.
-    mesh = init_device_mesh("cpu" if kind.type == "meta" else kind.type, shape, mesh_dim_names=DIMENSIONS)
+    mesh = init_device_mesh(kind.type, shape, mesh_dim_names=DIMENSIONS)
     rank = dist.get_rank()
+    shard = flatten_mesh(mesh["dp_shard", "cp"], "shard")
     return RankMesh(
         config=config,
-        device_mesh=mesh,
-        shard_mesh=flatten_mesh(mesh["dp_shard", "cp"], "shard"),
+        meshes={**{name: mesh[name] for name in DIMENSIONS}, "shard": shard},
+        fsdp_mesh=shard if config.dp_replicate == 1 else mesh["dp_replicate", "shard"],
         device=kind,
         rank=rank,
         place=config.coordinates(rank),

@@ -7,6 +7,7 @@ The same blocks as everywhere; the planner (`plan.pipeline`) says which. Shapes:
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -58,7 +59,7 @@ class Chunk(nn.Module):
         owner = self._owner[0]
         rope = owner.rope(documents.shape[1], x.device)
         core = owner.core(documents)
-        with torch.autocast(owner.autocast_device, owner.compute_dtype, enabled=owner.compute_dtype != torch.float32):
+        with torch.autocast(owner.device.type, owner.compute_dtype, enabled=owner.compute_dtype != torch.float32):
             if self.is_first:
                 x = cast("nn.Embedding", self.embed_tokens)(x)
             elif owner.mesh.config.tp > 1:
@@ -82,7 +83,7 @@ class ShardedTransformer(Transformer):
     model: Any
     _chunks: list[Chunk]
 
-    def __init__(self, config: ModelConfig, mesh: RankMesh, *, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config: ModelConfig, mesh: RankMesh, *, compute_dtype: torch.dtype = torch.float32, build_on: str = "meta") -> None:
         nn.Module.__init__(self)
         mesh.config.check(config)
         self.config, self.mesh, self.compute_dtype = config, mesh, compute_dtype
@@ -93,7 +94,7 @@ class ShardedTransformer(Transformer):
         self.num_chunks = len(ranges)
         mine = list(enumerate(ranges))[mesh.place["pp"] :: mesh.config.pp]
         self.has_embedding, self.has_head = mine[0][0] == 0, mine[-1][0] == self.num_chunks - 1
-        with torch.device("meta"):
+        with torch.device(build_on):
             self._build([layer for _, layers in mine for layer in layers])
         self.chunks = [Chunk(self, index, layers) for index, layers in mine]
 
@@ -136,11 +137,6 @@ class ShardedTransformer(Transformer):
     def dtype(self) -> torch.dtype:
         """The dtype of the masters."""
         return torch.float32
-
-    @property
-    def autocast_device(self) -> str:
-        """The kind of device that autocast is asked for; a simulation has none of its own."""
-        return "cpu" if self.device.type == "meta" else self.device.type
 
     @property
     def stream_dtype(self) -> torch.dtype:
@@ -204,6 +200,8 @@ class ShardedTransformer(Transformer):
             fully_shard(chunk, reshard_after_forward=False, **settings)
             for module in (chunk, *chunk.layers):
                 sum_gradients(module)
+        # A chunk's output is a view of a DTensor's slice; nothing writes into it.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
 
     @torch.no_grad()
     def fill(self, *, seed: int) -> ShardedTransformer:

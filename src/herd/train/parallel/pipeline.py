@@ -69,8 +69,12 @@ class Pipeline:
     def _loop(self, tokens: Tensor, documents: Tensor, targets: Tensor) -> None:
         (chunk,) = self.model.chunks
         assert self.loss_of is not None, "made to go forward only"
+        shared = self.model.mesh.is_sharded
         for start in range(0, len(tokens), self.rows):
             rows = slice(start, start + self.rows)
+            if shared and self.model.mesh.config.zero == 2:
+                # Gathered parameters stay for the next micro-batch; gradients are shared out after each.
+                cast("Any", chunk).set_reshard_after_backward(start + self.rows >= len(tokens))
             loss = self.loss_of(chunk(tokens[rows], documents[rows]), targets[rows])
             if loss.requires_grad:
                 loss.backward()

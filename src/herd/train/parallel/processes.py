@@ -54,7 +54,7 @@ def joined(config: ParallelConfig, device: str) -> Iterator[None]:
     if started == 1:
         raise UsageError(
             f"the mesh has {config.world_size} ranks, and this is one process",
-            hint=f"start it by torchrun: herd launch RECIPE parallel... prints the command (--nproc-per-node {config.world_size} on one machine)",
+            hint=f"herd launch RECIPE parallel... starts torchrun (--nproc-per-node {config.world_size} on one machine)",
         )
     if started != config.world_size:
         raise ConfigError(

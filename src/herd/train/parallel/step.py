@@ -38,7 +38,12 @@ class _Found:
 
     losses: list[Tensor] = field(default_factory=list[Tensor])
     counts: list[Tensor] = field(default_factory=list[Tensor])
-    objective: float = 0.0
+    totals: list[Tensor] = field(default_factory=list[Tensor])
+
+    @property
+    def objective(self) -> float:
+        """The sum of what is minimised."""
+        return float(torch.stack(self.totals).double().sum()) if self.totals else 0.0
 
 
 class ParallelStep:
@@ -47,9 +52,10 @@ class ParallelStep:
     def __init__(self, model: ShardedTransformer, *, z_loss: float = 0.0, source_names: Sequence[str] = ()) -> None:
         self.model, self.z_loss, self.source_names = model, z_loss, tuple(source_names)
         self._pipelines: dict[tuple[int, int, int], Pipeline] = {}
-        self._found, self._total = _Found(), 1
+        self._found, self.total = _Found(), 1
 
-    def _pipeline(self, count: int, rows: int, length: int) -> Pipeline:
+    def pipeline(self, count: int, rows: int, length: int) -> Pipeline:
+        """What runs so many micro-batches of so many rows."""
         key = (count, rows, length)
         if key not in self._pipelines:
             self._pipelines = {key: Pipeline(self.model, num_micro_batches=count, rows=rows, length=length, loss_of=self._loss_of)}
@@ -61,8 +67,8 @@ class ParallelStep:
         total = self._cross_entropy(hidden, targets_BC, losses)
         self._found.losses.append(losses.view(targets_BC.shape).sum(1))
         self._found.counts.append((targets_BC != IGNORE).sum(1))
-        self._found.objective += float(total.detach()) if total.device.type != "meta" else 0.0
-        return total / max(1, self._total)
+        self._found.totals.append(total.detach())
+        return total / max(1, self.total)
 
     def _cross_entropy(self, hidden: Tensor, targets_BC: Tensor, losses: Tensor) -> Tensor:
         model, group = self.model, None
@@ -80,12 +86,12 @@ class ParallelStep:
         """Tokens [B, C] and targets [B, C] of this rank's places, and documents [B, T] of the whole rows."""
         config, model = self.model.mesh.config, self.model
         needed = {name: columns[name] for name in ("tokens", "documents", "counts")}
-        device = torch.device("cpu") if model.device.type == "meta" else model.device
+        device = model.device
         tensors = to_tensors(needed, device)
         documents = tensors["documents"][:, :-1]
         places = local_positions(documents.shape[1], config.cp, model.mesh.place["cp"], device)
         targets = torch.where(tensors["counts"][:, 1:], tensors["tokens"][:, 1:], IGNORE)
-        return tensors["tokens"][:, :-1][:, places].to(model.device), documents, targets[:, places].to(model.device)
+        return tensors["tokens"][:, :-1][:, places], documents, targets[:, places]
 
     def __call__(
         self, optimizer: torch.optim.Optimizer, batch: AnyBatch, stage: StageConfig, *, lr: float, accept: Accept | None = None
@@ -96,13 +102,13 @@ class ParallelStep:
         count = model.mesh.config.check_rows(length=length, batch_size=stage.batch_size, micro_batch_size=stage.micro_batch_size)
         # Tensor, context and pipeline ranks hold the same rows: each row is to be counted once.
         alone = all(model.mesh.place[name] == 0 for name in ("pp", "cp", "tp"))
-        self._total = round(model.mesh.sum([num_targets(columns) if alone else 0])[0])
+        self.total = round(model.mesh.sum([num_targets(columns) if alone else 0])[0])
         self._found = _Found()
-        self._pipeline(count, stage.micro_batch_size, length).run(*self.inputs(columns))
-        self._settle_gradients()
+        self.pipeline(count, stage.micro_batch_size, length).run(*self.inputs(columns))
+        self.settle_gradients()
         metrics = self._measured(columns)
         grad_norm, applied = self._update(optimizer, stage, lr=lr, loss=metrics["loss"], accept=accept)
-        return StepResult(loss=metrics.pop("loss"), num_counted=self._total, grad_norm=grad_norm, metrics=metrics, applied=applied)
+        return StepResult(loss=metrics.pop("loss"), num_counted=self.total, grad_norm=grad_norm, metrics=metrics, applied=applied)
 
     def _measured(self, columns: Columns) -> dict[str, float]:
         """The loss of the whole batch, and each source's where they are known; the same on every rank."""
@@ -118,9 +124,9 @@ class ParallelStep:
         by_source = {
             f"loss/{name}": total[1 + 2 * number] / total[2 + 2 * number] for number, name in enumerate(names) if total[2 + 2 * number]
         }
-        return {"loss": total[0] / max(1, self._total), **by_source}
+        return {"loss": total[0] / max(1, self.total), **by_source}
 
-    def _settle_gradients(self) -> None:
+    def settle_gradients(self) -> None:
         """Bring every gradient to where its parameter is: sums that DTensor has put off, and a tied matrix's two ends."""
         for parameter in self.model.parameters():
             grad: Any = parameter.grad
@@ -165,8 +171,7 @@ class ParallelStep:
         """Clip by the norm of the whole gradient, ask, update, clear: `train.update` over slices."""
         parts = self._gradients()
         squares = [grad.float().norm().double().square() for grad, counts in parts if counts and grad.numel()]
-        on_meta = self.model.device.type == "meta"
-        mine = 0.0 if on_meta or not squares else float(torch.stack(squares).sum())
+        mine = float(torch.stack(squares).sum()) if squares else 0.0
         grad_norm = math.sqrt(self.model.mesh.sum([mine])[0])
         if stage.grad_clip > 0 and stage.clip == "norm":
             # As torch's clip_grad_norm_ has it.
@@ -196,7 +201,7 @@ class ParallelStep:
             part = slice(number * micro_batch_size, min(rows, (number + 1) * micro_batch_size))
             losses = torch.zeros(targets[part].numel(), dtype=torch.float32, device=targets.device)
             self._cross_entropy(hidden, targets[part], losses)
-            self._found.objective += float(losses.sum())
+            self._found.totals.append(losses.sum())
         self.model.forget_gathered()
         mine = self._found.objective if self.model.mesh.place["tp"] == 0 else 0.0
         return self.model.mesh.sum([mine])[0]

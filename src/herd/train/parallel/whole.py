@@ -1,6 +1,7 @@
 """Whole hidden states and logits of a model that is cut over a mesh, on every rank: for gates and scores of a few rows.
 
-All ranks call these together with the same arguments, as they would call a `Transformer`. Shapes: B rows, T tokens, D model dim, V vocabulary.
+All ranks call these together with the same arguments, as they would call a `Transformer`.
+Shapes: B rows, T tokens, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
