@@ -27,7 +27,7 @@ def show_rank(report: RankReport) -> None:
     table([(row.what, _value(row, row.traced), _value(row, row.planned)) for row in report.rows], ("", "traced", "planned"))
 
 
-def _value(row: Row, value: float | None) -> str:
+def _value(row: Row, value: float | int | None) -> str:
     if value is None:
         return "-"
     if row.unit == "B":

@@ -1,7 +1,7 @@
 """A traced rank beside the planner's closed forms: memory by item, calls and bytes by dimension, and the time of a step.
 
-The planner supposes fused kernels and what a mesh of the report does; the trace is what herd's own code does. Where they differ, the row says
-by how much. Traced step time is the planner's with the traced messages in the place of its own.
+The planner supposes fused kernels and a mesh that works as the report's did; the trace is what herd's own code does.
+Traced step time is the planner's with the traced messages in the place of its own.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Row:
 
     what: str
     unit: str
-    traced: float | None
-    planned: float | None
+    traced: float | int | None
+    planned: float | int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,7 @@ def beside(simulation: Simulation, config: ModelConfig, parallel: ParallelConfig
             what="masters and moments",
             unit="B",
             traced=simulation.parameters + simulation.optimizer,
-            planned=memory.optimizer + (memory.parameters if batch.precision == "fp32" and mesh.zero == 3 else 0),
+            planned=memory.optimizer + (4 * -(-memory.num_parameters // mesh.shard) if batch.precision == "fp32" else 0),
         ),
         Row(what="gathered parameters", unit="B", traced=None, planned=memory.parameters),
         Row(what="gradients at the end", unit="B", traced=simulation.gradients, planned=memory.gradients),

@@ -1,7 +1,7 @@
 """One rank of any mesh, traced without its hardware: the real model, the real parallel plan, the real schedule, tensors without values.
 
 Torch's fake process group stands for the other ranks, so a rank of 16,384 runs in one process. Every operator of a step is seen
-(`memory_tracker`): bytes alive at every moment, and calls and bytes of each collective by dimension. What a kernel takes within one operator,
+(`memory_tracker`): bytes alive at every moment, and calls and bytes of each collective by dimension. What a kernel takes in one operator,
 the driver's memory and the allocator's gaps are not in it. Documents are taken to be as long as rows, which is what attention costs most.
 `plan` has the closed forms of the same; the command line shows both.
 """
@@ -160,19 +160,14 @@ def _kept(model: ShardedTransformer, chunk: Any, stage: StageConfig) -> int:
     if not chunk.is_first:
         shape = (stage.micro_batch_size, stage.sequence_length // config.cp // config.tp, model.config.hidden_size)
         x = torch.empty(shape, dtype=model.stream_dtype, requires_grad=True)
-    own: set[int] = {id(local_tensor(parameter).untyped_storage()) for parameter in model.parameters()}
-    seen: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = local_tensor(tensor).untyped_storage()
-        if not isinstance(tensor, torch.nn.Parameter):
-            seen[id(storage)] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    own = {id(local_tensor(parameter).untyped_storage()) for parameter in model.parameters()}
+    tracker = MemoryTracker()
+    with tracker:
         out = chunk(x, documents)
-    seen[id(out.untyped_storage())] = out.untyped_storage()
-    gathered = {id(local_tensor(parameter).untyped_storage()) for parameter in model.parameters()}
-    total = sum(storage.nbytes() for key, storage in seen.items() if key not in own | gathered)
+        kept = tracker.live
+    # What FSDP has gathered is the parameters of the moment.
+    storages = {id(part.untyped_storage()): part for part in map(local_tensor, model.parameters())}
+    gathered = sum(part.untyped_storage().nbytes() for key, part in storages.items() if key not in own)
+    del out
     model.forget_gathered()
-    return total
+    return kept - gathered
