@@ -69,6 +69,7 @@ def test_the_commands_are_these() -> None:
         "convert",
         "verify",
         "train",
+        "launch",
         "tokenizer train",
         "tokenizer encode",
         "tokenizer decode",

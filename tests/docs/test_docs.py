@@ -169,9 +169,16 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     from herd.recipes.config import RecipeConfig
     from herd.train.config import GuardConfig, MixChange, RampPhase, SourceConfig, StageConfig
     from herd.train.context_config import LongContextConfig
+    from herd.train.parallel.config import ParallelConfig
 
     fields = {field.name for kind in (RecipeConfig, StageConfig, SourceConfig) for field in dataclasses.fields(kind)}
-    parts = {"ramp": RampPhase, "mix_changes": MixChange, "guard": GuardConfig, "long_context": LongContextConfig}
+    parts = {
+        "ramp": RampPhase,
+        "mix_changes": MixChange,
+        "guard": GuardConfig,
+        "long_context": LongContextConfig,
+        "parallel": ParallelConfig,
+    }
     fields |= {f"{name}.{field.name}" for name, kind in parts.items() for field in dataclasses.fields(kind)}
     assert set(config_rows()) == fields
 

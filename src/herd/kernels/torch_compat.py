@@ -123,7 +123,7 @@ def allocation_peak(run: Any) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    results: Any = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
     events = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
     total = peak = 0
     for _, size in sorted(events, key=lambda event: event[0]):

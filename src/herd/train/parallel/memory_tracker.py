@@ -53,7 +53,7 @@ class MemoryTracker(dispatch_mode_class()):
             tracker._size(storage)
             return result
 
-        torch.UntypedStorage.resize_ = resize
+        torch.UntypedStorage.resize_ = resize  # pyright: ignore[reportAttributeAccessIssue]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
