@@ -127,7 +127,7 @@ def error_classes(kind: type[HerdError] = HerdError) -> Iterator[type[HerdError]
     import herd.engine.engine
     import herd.stack.server
     import herd.stack.worker
-    import herd.train.trainer  # noqa: F401  the errors of training live there and in what it imports
+    import herd.train.parallel.trainer  # noqa: F401  the errors of training live there and in what it imports
 
     yield kind
     for below in kind.__subclasses__():
