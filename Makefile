@@ -43,6 +43,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.scheduler
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.engine --only cria
+	$(BIN)/python -m benchmarks.train
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py

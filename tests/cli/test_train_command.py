@@ -12,7 +12,7 @@ from herd.base.config_io import from_toml, to_toml
 from herd.recipes.card import StageReport
 from herd.recipes.config import RecipeConfig
 from herd.recipes.pipeline import RunResult
-from herd.recipes.registry import RECIPES, find_recipe
+from herd.recipes.registry import RECIPES, find_recipe, read_config
 
 
 @pytest.fixture
@@ -48,8 +48,22 @@ def test_without_a_recipe_the_recipes_are_listed(herd: HerdCommand) -> None:
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_dry_run_prints_a_config_that_reads_back_to_the_recipe(herd: HerdCommand, tmp_path: Path, name: str) -> None:
     result = herd("train", name, "--dry-run")
-    assert (result.code, result.err) == (0, "") and from_toml(RecipeConfig, result.out) == find_recipe(name)
+    assert (result.code, result.err) == (0, "") and read_config(result.out) == find_recipe(name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_post_training_recipe_takes_a_file_and_a_model(
+    herd: HerdCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
+) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "Hi", "completion": "The herd."}\n' * 8, encoding="utf-8")
+    quick = ("epochs=0", "train.num_steps=2", "train.warmup_steps=0", "heldback_one_in=0", "sample_prompts=")
+    result = herd("train", "sft", f"model={tiny_folder}", *quick, "--data", "chats.jsonl", "--json")
+    assert result.code == 0 and "⟦The herd.<|eot_id|>⟧" in result.err
+    assert result.json["model"] == "runs/sft/model" and result.json["stages"][0]["num_records"] == 8
+    assert "done: herd chat --model runs/sft/model" in herd("train", "sft", f"model={tiny_folder}", *quick, "--data", "chats.jsonl").err
+    assert herd("run", "-m", "runs/sft/model", "--max-tokens", "2", "Hi").code == 0
+    message, hint = herd("train", "dpo", f"model={tiny_folder}", "--data", "chats.jsonl").refusal(1)
+    assert "chats.jsonl, record 1" in message and "chosen and rejected" in hint
 
 
 def test_overrides_change_single_values(herd: HerdCommand) -> None:
@@ -110,6 +124,8 @@ def test_the_result_is_reported_as_json(herd: HerdCommand, carried_out: dict[str
         "bits_per_byte": {"en": 2.5},
         "epochs": {"stories": 0.5},
         "machine": "a machine",
+        "energy_j": 0.0,
+        "energy_method": "nameplate",
     }
 
 

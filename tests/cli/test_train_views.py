@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ QUICK = (
 def test_a_dry_run_tells_steps_tokens_and_time_of_each_stage(herd: HerdCommand) -> None:
     result = herd("train", "llama-405b", "--dry-run")
     notes = [line for line in result.out.splitlines() if line.startswith("# ")]
-    assert notes[0].startswith("# pretrain: 1,053,244 steps, 14,799,995,928,576 tokens, 3.74e+25 FLOP, ") and "years" in notes[0]
+    assert (
+        notes[0].startswith("# pretrain: 1,053,244 steps, 14,799,995,928,576 tokens, 3.74e+25 FLOP, ")
+        and "years" in notes[0]
+        and "GiB on one device" in notes[0]
+    )
     assert len(notes) == 8
     stages = herd("train", "tiny", "--dry-run", "--json").json["stages"]
     assert [(stage["name"], stage["num_steps"], stage["num_tokens"]) for stage in stages] == [
@@ -85,9 +90,18 @@ def test_a_report_of_nothing_is_refused(herd: HerdCommand, arguments: tuple[str,
     assert words in message and hint
 
 
-def test_inspecting_a_post_training_recipe_is_refused(herd: HerdCommand) -> None:
-    message, _ = herd("train", "sft", "--inspect").refusal(2)
-    assert "recipes from random weights" in message
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "reward"])
+def test_a_post_training_recipe_is_inspected_before_it_runs(herd: HerdCommand, tmp_path: Path, tiny_folder: Path, recipe: str) -> None:
+    record = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho."}]}
+    if recipe != "sft":
+        record = {"prompt": "Hi", "chosen": "Ho.", "rejected": "Ha."}  # type: ignore[dict-item]
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(record)}\n" * 3, encoding="utf-8")
+    words = ("train", recipe, f"model={tiny_folder}", "heldback_one_in=0", "--inspect", "--data", "data.jsonl")
+    result = herd(*words)
+    assert (result.code, result.err) == (0, "") and "train / data: 1 rows" in result.out and "⟦Ho.<|eot_id|>⟧" in result.out
+    view = herd(*words, "--json").json[0]
+    assert view["num_rows"] == 1 and 0 < view["share_counted"] < view["share_filled"] < 1
+    assert not (tmp_path / "runs" / recipe / "train").exists()
 
 
 def test_a_run_that_a_signal_stopped_leaves_with_75(herd: HerdCommand, monkeypatch: pytest.MonkeyPatch) -> None:

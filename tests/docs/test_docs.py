@@ -167,18 +167,17 @@ def config_rows() -> dict[str, str]:
 
 def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     from herd.recipes.config import RecipeConfig
+    from herd.recipes.tune_config import TuneConfig
+    from herd.train.adapters.config import LoraConfig
     from herd.train.config import GuardConfig, MixChange, RampPhase, SourceConfig, StageConfig
     from herd.train.context_config import LongContextConfig
+    from herd.train.objectives.config import DistillConfig, PreferenceConfig, RewardConfig
     from herd.train.parallel.config import ParallelConfig
 
-    fields = {field.name for kind in (RecipeConfig, StageConfig, SourceConfig) for field in dataclasses.fields(kind)}
-    parts = {
-        "ramp": RampPhase,
-        "mix_changes": MixChange,
-        "guard": GuardConfig,
-        "long_context": LongContextConfig,
-        "parallel": ParallelConfig,
-    }
+    kinds = (RecipeConfig, StageConfig, SourceConfig, TuneConfig, PreferenceConfig, RewardConfig, DistillConfig, LoraConfig)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    parts: dict[str, type] = {"ramp": RampPhase, "mix_changes": MixChange, "guard": GuardConfig, "long_context": LongContextConfig}
+    parts["parallel"] = ParallelConfig
     fields |= {f"{name}.{field.name}" for name, kind in parts.items() for field in dataclasses.fields(kind)}
     assert set(config_rows()) == fields
 

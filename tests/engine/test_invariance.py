@@ -80,16 +80,14 @@ def test_with_speculation(model: Transformer, alone: list[Answer], num_draft: in
 @pytest.mark.parametrize("sizes", [{"token_budget": 1, "max_sequences": 1}, {}, {"score_rows": 3}, {"num_blocks": 130}], ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_that_nothing_is_told_of(model: Transformer, temperature: float, sizes: dict[str, int]) -> None:
-    """The engine takes a shorter way with them: all rows of a step are drawn at once."""
+    """The engine takes a shorter way with them: all their rows of a step are drawn at once, whatever else is in it."""
     chosen = {"temperature": temperature, "repetition_penalty": 1.0, "min_p": 0.02}
     told = mixed_requests(40, seed=6, logprobs=0, **chosen)
     expected = [[found.token_id for _, found in answer] for answer in answers(small_engine(model, max_sequences=1), told)]
     engine = small_engine(model, **sizes)
     plain = mixed_requests(40, seed=6, logprobs=None, **chosen)
-    mixed = [
-        replace(request, params=replace(request.params, temperature=0.0)) if number % 7 == 3 else request
-        for number, request in enumerate(plain)
-    ]
+    changes = {3: {"temperature": 0.0}, 5: {"logprobs": 1}}
+    mixed = [replace(request, params=replace(request.params, **changes.get(number % 7, {}))) for number, request in enumerate(plain)]
     greedy = {number for number in range(40) if number % 7 == 3} if temperature else set[int]()
     streams = [engine.submit(request) for request in mixed]
     found = [[token_id for event in stream if isinstance(event, Tokens) for token_id in event.ids] for stream in streams]

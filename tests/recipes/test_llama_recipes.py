@@ -86,7 +86,7 @@ def test_an_estimate_names_what_it_rests_on() -> None:
     assert first.seconds == pytest.approx(first.flops / 4e11)
     assert "40% (assumed) of its measured 1.00 TFLOP/s" in describe(first)
     (bare, _) = estimate_stages(tiny)
-    assert bare.seconds is None and describe(bare).endswith("FLOP")
+    assert bare.seconds is None and describe(bare).endswith("on one device")
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,12 @@ def test_doubtful_printed_numbers_say_so() -> None:
     assert '"252M tokens"' in (RampPhase.__doc__ or "") and "1,200,000 steps" in (StageConfig.__doc__ or "")
     assert llama.ANNEAL_TOKENS == 40_000_000 and llama.FIRST_RAMP_TOKENS == 252_000_000
     assert set(SIZES) | {"tiny-long"} <= set(RECIPES)
+
+
+def test_memory_of_one_device_is_the_planners() -> None:
+    config = recipe("llama-8b")
+    (base, *_) = estimate_stages(config)
+    # 16 bytes a parameter of state; gradients, activations and one layer in work come on top.
+    assert base.memory_bytes > 16 * config.model.num_parameters
+    smaller = apply_overrides(config, ["pretrain.micro_batch_size=1", "pretrain.recompute=full"])
+    assert estimate_stages(smaller)[0].memory_bytes < base.memory_bytes

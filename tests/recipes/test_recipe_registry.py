@@ -28,7 +28,7 @@ def test_every_recipe_says_in_a_line_what_it_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("Tiny", "did you mean 'tiny'?"), ("crya", "did you mean 'cria'?"), ("70b", "recipes: cria, tiny")]
+    ("name", "hint"), [("Tiny", "did you mean 'tiny'?"), ("crya", "did you mean 'cria'?"), ("gemma", "recipes: " + ", ".join(RECIPES))]
 )
 def test_an_unknown_recipe_is_refused_with_the_nearest_name_or_all_of_them(name: str, hint: str) -> None:
     with pytest.raises(NotFoundError, match=f"^no recipe is named '{name}'$") as caught:

@@ -15,7 +15,7 @@ from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.train.config import SourceConfig, StageConfig
-from herd.train.mixing import ScheduledMixture, stage_mixture
+from herd.train.mixing import StageMixture, stage_mixture
 from herd.train.step import Batch
 from herd.train.trainer import HeldOut, Trainer
 
@@ -81,7 +81,7 @@ def small_sources(length: int = LENGTH) -> dict[str, Rows]:
     return {"a": small_rows(20, seed=1, length=length), "b": small_rows(30, seed=2, length=length)}
 
 
-def small_mixture(stage: StageConfig) -> ScheduledMixture:
+def small_mixture(stage: StageConfig) -> StageMixture:
     return stage_mixture(small_sources(stage.sequence_length), stage, seed=7)
 
 

@@ -48,12 +48,14 @@ def test_what_is_not_finite_is_judged_even_before_the_window_is_full(loss: float
 def test_a_guard_that_is_given_the_newest_losses_judges_as_the_one_that_saw_all(losses: list[float], loss: float) -> None:
     first = filled(losses)
     second = filled([])
-    second.losses = list(tuple(first.losses))
+    second.losses = list(first.losses)
     assert first.judge(loss, 1.0) == second.judge(loss, 1.0)
     assert len(first.losses) == 8
 
 
-@pytest.mark.parametrize(("field", "value"), [("spike_sigma", 0.0), ("spike_sigma", NAN), ("window", 7), ("max_skips", -1), ("max_rollbacks", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("spike_sigma", 0.0), ("spike_sigma", NAN), ("window", 7), ("max_skips", -1), ("max_rollbacks", -1)]
+)
 def test_an_impossible_guard_is_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"^guard.{field} is ") as caught:
         GuardConfig(**{field: value})
@@ -127,17 +129,31 @@ def test_a_rollback_goes_to_the_newest_state_and_on_with_the_data_after_the_bad(
     assert events_of(tmp_path) == ["start", "rolled back", "end"]
 
 
-@pytest.mark.parametrize(("guard", "save_every"), [(SKIP, 2), (BACK, 2), (BACK, 4)])
-@pytest.mark.parametrize("stop", [3, 4, 6, 7, 10])
-def test_a_guarded_run_that_is_interrupted_is_the_uninterrupted_one(tmp_path: Path, guard: GuardConfig, save_every: int, stop: int) -> None:
-    bad = {18, 33}
-    whole = poisoned(tmp_path / "whole", bad, guard=guard, save_every=save_every)
-    whole.fit()
+GUARDED = {"skip": (SKIP, 2), "rollback": (BACK, 2), "rollback far": (BACK, 4)}
+BAD = {18, 33}
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trainer]:
+    """The guarded runs that nothing interrupts."""
+    runs: dict[str, Trainer] = {}
+    for name, (guard, save_every) in GUARDED.items():
+        runs[name] = poisoned(tmp_path_factory.mktemp("whole"), BAD, guard=guard, save_every=save_every)
+        runs[name].fit()
+    return runs
+
+
+@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize("stop", [4, 6, 7])
+def test_a_guarded_run_that_is_interrupted_is_the_uninterrupted_one(
+    tmp_path: Path, left_alone: dict[str, Trainer], name: str, stop: int
+) -> None:
+    whole, (guard, save_every) = left_alone[name], GUARDED[name]
 
     class Interrupt(BaseException):
         pass
 
-    first = poisoned(tmp_path / "parts", bad, guard=guard, save_every=save_every)
+    first = poisoned(tmp_path / "parts", BAD, guard=guard, save_every=save_every)
 
     def interrupt(step: int, *_: object) -> None:
         if step == stop:
@@ -146,7 +162,7 @@ def test_a_guarded_run_that_is_interrupted_is_the_uninterrupted_one(tmp_path: Pa
     first.on_step = interrupt
     with pytest.raises(Interrupt):
         first.fit()
-    second = poisoned(tmp_path / "parts", bad, guard=guard, save_every=save_every)
+    second = poisoned(tmp_path / "parts", BAD, guard=guard, save_every=save_every)
     second.resume()
     second.fit()
     assert_same_run(second, whole)

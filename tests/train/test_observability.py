@@ -16,10 +16,10 @@ import torch
 from small_run import as_batch, log_of, small_model, small_rows, small_sources, small_stage, small_trainer, tensors_of, whole_run  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ConfigError, NotFoundError
-from herd.data.mixture import Mixture
 from herd.train import speed
 from herd.train.callback import Callback
 from herd.train.energy import EnergyMeter, NameplateCounter, NvmlCounter, RaplCounter, carbon_kg, find_meter
+from herd.train.mixing import stage_mixture
 from herd.train.report import stage_folders, summarise, write_report
 from herd.train.run_log import flat
 from herd.train.step import batch_loss_sum, some_rows
@@ -47,8 +47,13 @@ def test_each_sources_loss_is_that_of_its_rows(tmp_path: Path) -> None:
 
 def test_telling_the_loss_by_source_does_not_change_what_is_learned(tmp_path: Path) -> None:
     stage = small_stage()
-    mixture = Mixture(small_sources(), {"a": 1.0, "b": 2.0}, seed=7, num_samples=48)
-    without = Trainer(small_model(), stage, mixture, folder=tmp_path / "without", run="this run")
+
+    class Anonymous:
+        """The same rows in the same order, without their sources."""
+
+        batch = staticmethod(stage_mixture(small_sources(), stage, seed=7).batch)
+
+    without = Trainer(small_model(), stage, Anonymous(), folder=tmp_path / "without", run="this run")
     without.fit()
     assert not any(name.startswith("loss/") for record in log_of(tmp_path / "without") for name in record)
     left, right = tensors_of(without), tensors_of(whole_run(tmp_path / "with", heldout=False))

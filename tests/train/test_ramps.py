@@ -163,13 +163,22 @@ def test_a_mix_change_takes_effect_at_its_tokens_and_repeats_no_row() -> None:
     plain = mixture()
     changed = mixture(mix_changes=changed_mix((24 * 100, {"a": 0.0}), (24 * 300, {"a": 5.0, "b": 0.0})))
     numbers = changed.source_numbers(0, 800)
-    assert np.array_equal(numbers[:100], plain.source_numbers(0, 100))
+    assert set(numbers[:100]) == set(plain.source_numbers(0, 100)) == {0, 1}
     assert set(numbers[100:300]) == {1} and set(numbers[300:]) == {0}
-    for source in (0, 1):
-        picks = [changed._row(source, int(turn)) for turn in changed._turn[numbers == source]]
-        size = len(changed.rows[source])
+    sources, rows = changed.rows_of(0, 800)
+    for source, name in enumerate(changed.names):
+        picks = rows[sources == source].tolist()
+        size = len(changed.sources[name])
         for start in range(0, len(picks) - size, size):
             assert sorted(picks[start : start + size]) == list(range(size)), "every epoch reads every row once"
+
+
+def test_a_source_is_read_no_more_often_than_it_may() -> None:
+    sources = (SourceConfig(name="a", path="a", weight=9.0, max_epochs=2.0), SourceConfig(name="b", path="b"))
+    epochs = mixture(sources=sources).epochs(3000)
+    assert epochs["a"] == 2.0 and epochs["b"] > 20
+    with pytest.raises(ConfigError, match="source 'a' has max_epochs -1"):
+        SourceConfig(name="a", path="a", max_epochs=-1.0)
 
 
 def test_a_source_that_begins_later_is_packed_and_one_that_never_does_is_not() -> None:
@@ -188,7 +197,7 @@ def test_a_source_that_begins_later_is_packed_and_one_that_never_does_is_not() -
 def test_an_impossible_mix_is_refused(changes: tuple[tuple[int, dict[str, float]], ...], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         small_stage(mix_changes=changed_mix(*changes))
-    with pytest.raises(ConfigError, match="from sample 4 on"):
+    with pytest.raises(ConfigError, match="the phase from sample 4 has no positive weight"):
         mixture(mix_changes=changed_mix((96, {"a": 0.0, "b": 0.0})))
 
 

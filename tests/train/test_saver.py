@@ -173,6 +173,30 @@ def test_at_most_one_state_is_in_flight_and_it_holds_the_weights_of_its_moment(t
     assert torch.equal(trainer.model.head_weight, weights)
 
 
+def test_a_log_that_cannot_be_written_is_kept_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
+) -> None:
+    real, calls = Path.open, []
+
+    def full(self: Path, mode: str = "r", *args: Any, **rest: Any) -> Any:
+        if self.name == "log.jsonl" and mode == "a":
+            calls.append(1)
+            if 3 <= len(calls) <= 6:
+                with real(self, mode, *args, **rest) as file:
+                    file.write('{"torn')
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, mode, *args, **rest)
+
+    whole = whole_run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        ours = whole_run(tmp_path / "run")
+    assert len(calls) > 10
+    assert_same_run(ours, whole)
+    told = [record.getMessage() for record in warnings.records if "log.jsonl cannot be written" in record.getMessage()]
+    assert len(told) == 1 and "No space left on device" in told[0]
+
+
 def test_the_copy_in_host_memory_is_made_in_the_same_buffers_again(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path)
     trainer._one_step()

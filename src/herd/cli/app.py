@@ -15,6 +15,7 @@ from herd.cli import (
     completion,
     config,
     convert,
+    data,
     doctor,
     keys,
     launch,
@@ -86,6 +87,7 @@ app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
 app.command("launch", rich_help_panel=_TRAIN)(launch.launch)
+app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
 app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
 app.command("average", rich_help_panel=_TRAIN)(merge.average)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)

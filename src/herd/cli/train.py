@@ -47,7 +47,9 @@ def train(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit. `herd train tiny` takes two minutes.
+    """Train or tune a model by a recipe; interrupt and repeat the command to go on, bit for bit.
+
+    `herd train tiny` takes under two minutes.
 
     SIGTERM and SIGUSR1 (as Slurm sends before a job's end) save the step in progress and leave with exit code 75: run the command again.
     A run that hangs ends with 76. `herd train report RUN` writes one HTML page of a run's curves, speed and energy.
@@ -116,7 +118,7 @@ def _dry_run(config: AnyConfig, place: Path, *, json: bool) -> None:
     if isinstance(config, RecipeConfig):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         peak = measured_peak(device, getattr(torch, config.pretrain.compute_dtype), torch.get_num_threads())
-        estimates = estimate_stages(config, folder=place, peak_flops=peak)
+        estimates = estimate_stages(config, folder=place, peak_flops=peak, on_gpu=device == "cuda")
     if json:
         print_json({"config": to_dict(config), "stages": [to_dict(estimate) for estimate in estimates]})
         return
@@ -151,15 +153,15 @@ def _inspect(config: AnyConfig, data: Path | None, place: Path, *, json: bool) -
     import sys
 
     from herd.base.config_io import to_dict
-    from herd.base.errors import UsageError
     from herd.cli.output import line, print_json
     from herd.recipes.config import RecipeConfig
-    from herd.recipes.inspect import inspect_recipe
+    from herd.recipes.inspect import inspect_recipe, inspect_tune
 
-    if not isinstance(config, RecipeConfig):
-        raise UsageError("--inspect is for recipes from random weights", hint="a post-training run prints its samples before it trains")
     colour = not json and sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    views = inspect_recipe(config, data=data, output=place, colour=colour)
+    if isinstance(config, RecipeConfig):
+        views = inspect_recipe(config, data=data, output=place, colour=colour)
+    else:
+        views = inspect_tune(config, data=data, output=place, colour=colour)
     if json:
         print_json([to_dict(view) for view in views])
         return

@@ -1,7 +1,8 @@
-"""Read records from files: JSON lines (plain, .gz, .zst) and plain text, one at a time, never the whole file.
+"""Read records from files: JSON lines and plain text (each also .gz, .zst), Parquet, WARC, HTML; one at a time, never the whole file.
 
-Knows files and field shapes, nothing of tokens. A corpus record has `text` (and `lang`, `source`, `id`); a chat record has `messages`;
-question sets carry `question` and `answer` (and perhaps `context`). `to_messages` brings the last two to one shape.
+A file is a local path or a URL that fsspec opens (s3://, gs://, https://, memory://). Knows files and field shapes, nothing of tokens. A
+corpus record has `text` (and `lang`, `source`, `id`, `url`); a chat record has `messages`; question sets carry `question` and `answer`
+(and perhaps `context`). `to_messages` brings the last two to one shape.
 """
 
 from __future__ import annotations
@@ -15,21 +16,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+import fsspec
 import zstandard
 
 from herd.base.errors import FormatError, NotFoundError
 
 Record = dict[str, Any]
 
+TEXT_ENDINGS = (".jsonl", ".txt", ".md")
+ENDINGS = (
+    *(ending + packed for ending in TEXT_ENDINGS for packed in ("", ".gz", ".zst")),
+    ".parquet",
+    ".warc",
+    ".warc.gz",
+    ".wet.gz",
+    ".html",
+    ".htm",
+)
+"""The names of files that hold records."""
+
 _PACKED_BYTES = 2**12
 """Read from a compressed file at once; a hostile one swells each to 128 MiB at most."""
+MAX_LINE_BYTES = 2**27
+"""The longest line that is read: one that never ends would fill the memory."""
 _DAMAGE = (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 class _ZstdReader(io.RawIOBase):
     """The unpacked bytes of a zstd file, of one frame or several. Raises EOFError on a frame without an end, where zstandard just stops."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: Any) -> None:
         self._raw = raw
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._inside = False
@@ -54,17 +70,26 @@ class _ZstdReader(io.RawIOBase):
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for its bytes, those of .gz and .zst unpacked. Raises NotFoundError, FormatError on a damaged file."""
+def opened(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a local file or a URL for its bytes as they are. Raises NotFoundError."""
     try:
-        raw = path.open("rb")
-    except OSError as error:
-        raise NotFoundError(f"cannot read {path}: {error.strerror}", hint="check the path, or the folder given with --data") from error
+        remote = isinstance(path, str) and "://" in path
+        raw = cast("IO[bytes]", cast("Any", fsspec.open(path, "rb")).open() if remote else Path(path).open("rb"))  # noqa: SIM115 - closed below
+    except (OSError, ValueError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise NotFoundError(f"cannot read {path}: {reason}", hint="check the path, or the folder given with --data") from error
     with raw:
+        yield raw
+
+
+@contextmanager
+def _unpacked(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a file for its bytes, those of .gz and .zst unpacked. Raises NotFoundError, FormatError on a damaged file."""
+    with opened(path) as raw:
         stream: Any = raw
-        if path.suffix == ".gz":
+        if str(path).endswith(".gz"):
             stream = gzip.GzipFile(fileobj=raw)
-        elif path.suffix == ".zst":
+        elif str(path).endswith(".zst"):
             stream = io.BufferedReader(_ZstdReader(raw), 2**17)
         try:
             yield stream
@@ -72,10 +97,18 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
             raise FormatError(f"{path} is damaged or not compressed as its name says: {error}", hint="fetch the file again") from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Every line of a text file (.gz and .zst are unpacked) with its number, from 1. Raises FormatError naming one that is not UTF-8."""
+def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
+    """Every line of a text file (.gz and .zst are unpacked) with its number, from 1.
+
+    Raises FormatError naming one that is not UTF-8 or is over `MAX_LINE_BYTES`.
+    """
     with _unpacked(path) as stream:
-        for number, line in enumerate(stream, start=1):
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                reason = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
+                raise FormatError(f"{path}, line {number}: {reason}", hint="one record a line; break long documents into several")
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
@@ -84,7 +117,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def read_jsonl(path: Path) -> Iterator[Record]:
+def read_jsonl(path: Path | str) -> Iterator[Record]:
     """Every JSON object of a JSON-lines file. Raises FormatError naming the line that is not one."""
     for number, line in read_lines(path):
         if line.strip():
@@ -107,7 +140,7 @@ def _parse_line(line: str, where: str) -> Record:
     return cast("Record", record)
 
 
-def read_plain(path: Path) -> Iterator[Record]:
+def read_plain(path: Path | str) -> Iterator[Record]:
     """A plain text file as records: documents are separated by a line of only `---`, or the whole file is one."""
     buffer: list[str] = []
     for _, line in read_lines(path):
@@ -121,14 +154,41 @@ def read_plain(path: Path) -> Iterator[Record]:
         yield {"text": "".join(buffer).strip()}
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """Every record of a file, by its name: .jsonl (.gz, .zst) or .txt (.gz, .zst). Raises FormatError for other names."""
-    name = path.name.removesuffix(".gz").removesuffix(".zst")
-    if name.endswith(".jsonl"):
-        return read_jsonl(path)
-    if name.endswith((".txt", ".md")):
-        return read_plain(path)
-    raise FormatError(f"{path} is neither JSON lines nor text", hint="use .jsonl, .jsonl.zst, .jsonl.gz or .txt")
+def read_records(path: Path | str) -> Iterator[Record]:
+    """Every record of a file, by its name. Pages of WARC and HTML files come as their text. Raises FormatError for other names."""
+    return _pages_as_text(read_raw(path))
+
+
+def read_raw(path: Path | str) -> Iterator[Record]:
+    """Every record of a file, by its name; pages as they are, in `html`. Raises FormatError for other names."""
+    name = str(path).lower().removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(TEXT_ENDINGS):
+        return read_jsonl(path) if name.endswith(".jsonl") else read_plain(path)
+    if name.endswith(".parquet"):
+        from herd.data.parquet import read_parquet
+
+        return read_parquet(path)
+    if name.endswith((".warc", ".wet")):
+        from herd.data.web import read_warc
+
+        return read_warc(path)
+    if name.endswith((".html", ".htm")):
+        from herd.data.web import read_html
+
+        return read_html(path)
+    raise FormatError(
+        f"{path} is neither JSON lines nor text, Parquet, WARC or HTML",
+        hint="use .jsonl, .jsonl.zst, .jsonl.gz, .txt, .parquet, .warc.gz or .html",
+    )
+
+
+def _pages_as_text(records: Iterator[Record]) -> Iterator[Record]:
+    for record in records:
+        if isinstance(record.get("html"), str) and not isinstance(record.get("text"), str):
+            from herd.data.web import html_to_text
+
+            record["text"] = html_to_text(record.pop("html"))
+        yield record
 
 
 def to_messages(record: Record) -> list[dict[str, str]]:

@@ -11,10 +11,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+RowBatch = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.bool_]]
+"""Tokens, document numbers and loss mask, each [rows, T+1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +42,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row: T + 1."""
+        return self.tokens.shape[1]
+
+    def take(self, rows: NDArray[np.int64]) -> RowBatch:
+        """Tokens, document numbers and loss mask of some rows."""
+        return self.tokens[rows], self.documents[rows], self.counts[rows]
+
 
 def split_document(document: Document, length: int) -> list[Document]:
     """Cut a document into pieces of at most `length` tokens; the last has two at least, since a token alone is never predicted."""
@@ -50,22 +63,31 @@ def split_document(document: Document, length: int) -> list[Document]:
     return [Document(ids=ids[start:end], counts=None if counts is None else counts[start:end]) for start, end in pairwise(cuts)]
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def best_fit(lengths: Sequence[int], capacity: int, *, max_items: int | None = None) -> list[list[int]]:
     """Assign items to bins: each, longest first, to the fullest bin that still holds it. Returns the item numbers of every bin.
 
-    Ties keep the order of the items, so the result is a pure function of the lengths. O(n log n) comparisons.
+    Ties keep the order of the items, so the result is a pure function of the lengths. A bin takes at most `max_items`. O(n log n)
+    comparisons: open bins are kept by their room, of which there are at most `capacity`.
     """
     bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []
+    rooms: list[int] = []
+    open_bins: dict[int, list[int]] = {}
     for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        place = bisect_left(free, (lengths[item], -1))
-        if place == len(free):
+        place = bisect_left(rooms, lengths[item])
+        if place == len(rooms):
             number, room = len(bins), capacity
             bins.append([])
         else:
-            room, number = free.pop(place)
+            room = rooms[place]
+            number = heappop(open_bins[room])
+            if not open_bins[room]:
+                del rooms[place]
         bins[number].append(item)
-        insort(free, (room - lengths[item], number))
+        room -= lengths[item]
+        if room > 0 and len(bins[number]) != max_items:
+            if not open_bins.setdefault(room, []):
+                insort(rooms, room)
+            heappush(open_bins[room], number)
     return bins
 
 

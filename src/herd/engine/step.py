@@ -41,7 +41,7 @@ class Step:
         admitted: sequences that left the queue, for the first time or after a preemption.
         preempted: sequences that lost their blocks and wait again.
         num_tokens: the sum over the items.
-        num_next: items that are one next token each, without drafts and prompts: the first ones.
+        num_next: the first items that are one next token each; none where drafts follow some.
     """
 
     items: list[StepItem] = field(default_factory=list[StepItem])
@@ -50,8 +50,3 @@ class Step:
     preempted: list[Sequence] = field(default_factory=list[Sequence])
     num_tokens: int = 0
     num_next: int = 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it computes next tokens and nothing else."""
-        return self.num_next == len(self.items)

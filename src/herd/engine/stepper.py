@@ -7,7 +7,7 @@ it. Knows token ids and who is to be told; nothing of threads, which are `engine
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ from herd.engine.params import TokenParams
 from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
 from herd.engine.rows import Rows, ScoreReader
-from herd.engine.sampler import Seen, TokenLogprobs, best_ids, check_best, logprobs, sample, seed_of
+from herd.engine.sampler import Seen, TokenLogprobs, check_best, logprobs, sample, seed_of
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Due, Guesser
 from herd.engine.step import Step, StepItem, StepResult
@@ -35,6 +35,7 @@ from herd.engine.tables import BlockTables
 
 _NOTHING = StepResult(accepted=[])
 """Of an item in the middle of a prompt."""
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 log = get_logger(__name__)
@@ -73,7 +74,7 @@ class Stepper:
         self._mask_pool: MaskPool | None = None
         self._tables = BlockTables()
         self._drawer = Drawer(runner)
-        self._num_special = 0
+        self._num_grammars = self._num_poolers = 0
         self._counting = np.arange(1, dtype=np.int64)
         self.num_steps = self.num_tokens = self.num_guessed = self.num_guesses_accepted = 0
         self.busy_s = 0.0
@@ -103,7 +104,8 @@ class Stepper:
             live.pooler = None if embed is None else Pooler(embed)
             silent = own.logprobs is None and own.prompt_logprobs is None and embed is None
             live.plain = silent and not own.bends_scores and self._drawer.draws_rows(own) and live.state is None and self.guesser is None
-            self._num_special += not live.plain
+            self._num_grammars += live.state is not None
+            self._num_poolers += live.pooler is not None
             self._live[sequence.id] = live
             members.append(sequence)
         self._members[number] = [sequence.id for sequence in members]
@@ -144,7 +146,9 @@ class Stepper:
         if self.guesser is not None:
             self.guesser.forget(sequence_id)
         live = self._live.pop(sequence_id, None)
-        self._num_special -= live is not None and not live.plain
+        if live is not None:
+            self._num_grammars -= live.state is not None
+            self._num_poolers -= live.pooler is not None
         return live
 
     def fail_all(self, error: HerdError) -> None:
@@ -169,7 +173,7 @@ class Stepper:
         if not step.items:
             return False
         self._tell_admitted(step)
-        results = self._next_tokens(step) if step.is_plain and not self._num_special else self._results(step)
+        results = self._results(step)
         self.scheduler.update(results)
         self._forget_finished(results)
         self._send()
@@ -186,47 +190,52 @@ class Stepper:
         for emit, event in sent:
             emit(event)
 
-    def _next_tokens(self, step: Step) -> dict[int, StepResult]:
-        """Results of a step of next tokens of plain sequences: the common one, in as few moves as go."""
-        sequences = [item.sequence for item in step.items]
-        count = len(sequences)
-        if count >= len(self._counting):
-            self._counting = np.arange(2 * count, dtype=np.int64)
-        last = [sequence.output[-1] if sequence.output else sequence.prompt[-1] for sequence in sequences]
-        positions = [item.first_position + 1 for item in step.items]
-        batch = RaggedBatch(
-            tokens_T=np.array(last, dtype=np.int32),
-            first_S=np.array(positions, dtype=np.int32) - 1,
-            starts=self._counting[: count + 1].astype(np.int32),
-            block_table_SW=self._tables.of([sequence.blocks for sequence in sequences], moved=bool(step.copies)),
-            rows_R=self._counting[:count],
-            copies=tuple(step.copies),
-        )
-        live_ones = [self._live[sequence.id] for sequence in sequences]
-        params = [live.params for live in live_ones]
-        ids: list[int] = []
-        for first, scores in self.runner.run(batch):
-            end = first + len(scores)
-            ids += self._drawer.rows(scores, best_ids(scores), params[first:end], positions[first:end])
-        outbox, results = self._outbox, dict[int, StepResult]()
-        for sequence, live, token_id in zip(sequences, live_ones, ids, strict=True):
+    def _results(self, step: Step) -> dict[int, StepResult]:
+        """Run the step; what came of each item. Next tokens come first, and all at once."""
+        masks = self._start_masks(step)
+        num_next = 0 if self._num_poolers else step.num_next  # what is pooled wants no scores, also of its last token
+        batch, wanted = self._batch(step, num_next)
+        scores = ScoreReader(self.runner.run(batch), self.runner.vocab_size)
+        results = self._next_tokens(step.items[:num_next], scores, masks)
+        if not wanted:
+            return results
+        states = RowReader(self.runner.hidden(batch) if len(batch.hidden_E) else iter(()))
+        for item, num_scores, num_states in wanted:
+            number = item.sequence.id
+            found = states.take(num_states) if num_states else None
+            results[number] = self._outcome(item, scores.take(num_scores), found, masks.get(number))
+        return results
+
+    def _next_tokens(self, items: list[StepItem], scores: ScoreReader, masks: Mapping[int, Future[Mask]]) -> dict[int, StepResult]:
+        """Results of next tokens. Those of plain sequences, the common ones, are drawn together, in as few moves as go."""
+        if not items:
+            return {}
+        rows = scores.take(len(items))
+        results: dict[int, StepResult] = {}
+        plain: list[tuple[int, _Live]] = []
+        for number, item in enumerate(items, start=rows.begin):
+            live = self._live[item.sequence.id]
+            if live.plain:
+                plain.append((number, live))
+            else:
+                own = Rows(rows.chunk, rows.best, number, number + 1)
+                results[item.sequence.id] = self._outcome(item, own, None, masks.get(item.sequence.id))
+        if not plain:
+            return results
+        places = [number for number, _ in plain]
+        chosen = rows.scores if len(plain) == len(items) else rows.chunk[places]
+        positions = [live.sequence.num_tokens for _, live in plain]
+        ids = self._drawer.rows(chosen, [rows.best[place] for place in places], [live.params for _, live in plain], positions)
+        outbox = self._outbox
+        for (_, live), token_id, position in zip(plain, ids, positions, strict=True):
             try:
-                check_best(token_id, sequence.num_tokens)
+                check_best(token_id, position)
             except HerdError as error:
-                results[sequence.id] = self._failed(live, error)
+                results[live.sequence.id] = self._failed(live, error)
                 continue
             finish = self._end(live, token_id, 1)
             outbox.append((live.emit, Tokens(live.index, (token_id,), (), finish)))
-            results[sequence.id] = StepResult([token_id], finish)
-        return results
-
-    def _results(self, step: Step) -> dict[int, StepResult]:
-        """Results of any step."""
-        masks = self._start_masks(step)
-        results: dict[int, StepResult] = {}
-        for item, rows, states in self._scores(step):
-            number = item.sequence.id
-            results[number] = self._outcome(item, rows, states, masks.get(number))
+            results[live.sequence.id] = StepResult([token_id], finish)
         return results
 
     def _guess(self) -> None:
@@ -252,6 +261,8 @@ class Stepper:
 
     def _start_masks(self, step: Step) -> dict[int, Future[Mask]]:
         """Have the grammars' masks computed while the model runs, by sequence."""
+        if not self._num_grammars:
+            return {}
         found = {item.sequence.id: self._live[item.sequence.id].state for item in step.items if item.num_sampled}
         states = {number: state for number, state in found.items() if state is not None}
         if not states:
@@ -260,20 +271,17 @@ class Stepper:
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 
-    def _scores(self, step: Step) -> Iterator[tuple[StepItem, Rows, NDArray[np.float32] | None]]:
-        """Run the step; for each item the scores and the states of the rows it needs, none where its end was not reached."""
-        batch, wanted = self._batch(step)
-        scores = ScoreReader(self.runner.run(batch), self.runner.vocab_size)
-        states = RowReader(self.runner.hidden(batch) if len(batch.hidden_E) else iter(()))
-        for item, num_scores, num_states in wanted:
-            yield item, scores.take(num_scores), states.take(num_states) if num_states else None
-
-    def _batch(self, step: Step) -> tuple[RaggedBatch, list[tuple[StepItem, int, int]]]:
-        tokens: list[int] = []
-        starts, rows, hidden = [0], list[int](), list[int]()
+    def _batch(self, step: Step, num_next: int) -> tuple[RaggedBatch, list[tuple[StepItem, int, int]]]:
+        """What the runner computes, and how many rows of scores and of states each item wants behind the first `num_next`."""
+        items = step.items
+        if num_next >= len(self._counting):
+            self._counting = np.arange(2 * num_next, dtype=np.int64)
+        sequences = [item.sequence for item in items]
+        tokens = [sequence.output[-1] if sequence.output else sequence.prompt[-1] for sequence in sequences[:num_next]]
+        starts, rows, hidden = list[int](), list[int](), list[int]()
         wanted: list[tuple[StepItem, int, int]] = []
-        begin = 0
-        for item in step.items:
+        begin = num_next
+        for item in items[num_next:]:
             sequence, num_tokens, first, num_sampled = item
             end, pooler = first + num_tokens, self._live[sequence.id].pooler
             tokens += sequence.tokens(first, end)
@@ -284,14 +292,15 @@ class Stepper:
             rows += range(begin - count, begin)
             wanted.append((item, count, len(pooled)))
             starts.append(begin)
+        lead = self._counting[: num_next + 1]
         batch = RaggedBatch(
-            tokens_T=np.asarray(tokens, dtype=np.int32),
-            first_S=np.asarray([item.first_position for item in step.items], dtype=np.int32),
-            starts=np.asarray(starts, dtype=np.int32),
-            block_table_SW=self._tables.of([item.sequence.blocks for item in step.items], moved=bool(step.copies)),
-            rows_R=np.asarray(rows, dtype=np.int64),
+            tokens_T=np.array(tokens, dtype=np.int32),
+            first_S=np.array([item.first_position for item in items], dtype=np.int32),
+            starts=np.concatenate((lead, starts)).astype(np.int32) if starts else lead.astype(np.int32),
+            block_table_SW=self._tables.of([sequence.blocks for sequence in sequences], moved=bool(step.copies)),
+            rows_R=np.concatenate((lead[:-1], rows)).astype(np.int64) if rows else lead[:-1],
             copies=tuple(step.copies),
-            hidden_E=np.asarray(hidden, dtype=np.int64),
+            hidden_E=np.array(hidden, dtype=np.int64) if hidden else _NO_ROWS,
         )
         return batch, wanted
 

@@ -18,6 +18,7 @@ from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
 from herd.text.tokenizer import Tokenizer
+from herd.train.energy import JOULES_PER_KWH
 
 UNKNOWN = "not on record: name it before you share the model"
 
@@ -50,12 +51,12 @@ def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Tr
 
 
 def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
-    hours = sum(report.seconds for report in reports) / 3600
-    power = Power(watts=config.power.watts, pue=config.power.pue, grid_kg_per_kwh=config.power.grid_kg_per_kwh)
+    power, hours = config.power, sum(report.seconds for report in reports) / 3600
+    nameplate = Power(watts=power.watts, pue=power.pue, grid_kg_per_kwh=power.grid_kg_per_kwh)
     methods = {report.energy_method for report in reports}
     measured = "nameplate" not in methods
-    device_kwh = sum(report.energy_j for report in reports) / 3.6e6
-    used = account_energy(device_kwh, power, device_hours=hours) if measured else account(hours, power)
+    kwh = sum(report.energy_j for report in reports) / JOULES_PER_KWH
+    used = account_energy(kwh, nameplate, device_hours=hours) if measured else account(hours, nameplate)
     flops = sum(
         report.num_tokens * config.model.training_flops_per_token(stage.sequence_length)
         for report, (_, stage) in zip(reports, config.stages(), strict=True)

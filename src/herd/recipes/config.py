@@ -13,10 +13,14 @@ from herd.train.parallel.config import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerTraining:
-    """How the tokenizer is trained: base tokens besides the 256 special ones, and the text it sees."""
+    """How the tokenizer is trained: base tokens besides the 256 special ones, and the text it sees.
+
+    `path` names the folder of one that is taken as it is; then `sources` may be empty.
+    """
 
     vocab_size: int
     sources: tuple[SourceConfig, ...]
+    path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,48 +15,50 @@ from herd.train.config import SourceConfig, StageConfig
 MB = 1_000_000
 
 
-def _text(name: str, path: str, weight: float, *languages: str, max_bytes: int = 0) -> SourceConfig:
+def text(name: str, path: str, weight: float, *languages: str, max_bytes: int = 0) -> SourceConfig:
+    """A corpus of the data folder."""
     return SourceConfig(name=name, path=f"corpus/{path}.jsonl.zst", weight=weight, languages=languages, max_bytes=max_bytes)
 
 
-def _chat(name: str, path: str, weight: float, *languages: str, num_items: int = 0) -> SourceConfig:
+def chat(name: str, path: str, weight: float, *languages: str, num_items: int = 0) -> SourceConfig:
+    """A set of dialogues."""
     return SourceConfig(name=name, path=path, kind="chat", weight=weight, languages=languages, num_items=num_items)
 
 
 def _prose() -> tuple[SourceConfig, ...]:
     """Text by language; weights are shares in per cent of the pre-training rows."""
     return (
-        _text("stories_en", "childrens_stories", 9.0, "en"),
-        _text("fairytales_en", "fairytales_en", 9.0, "en"),
-        _text("news_en", "onestop_english", 8.0, "en"),
-        _text("classics_en", "standardebooks_en", 7.0, "en", max_bytes=6 * MB),
-        _text("textbooks_en", "openstax_en", 7.0, "en", max_bytes=6 * MB),
-        _text("sentences_en", "common_voice_sentences", 5.0, "en"),
-        _text("simple_de", "klexikon_de", 4.0, "de", max_bytes=4 * MB),
-        _text("textbooks_es", "openstax_es", 2.0, "es", max_bytes=3 * MB),
-        _text("courses_es", "ms_courses", 2.0, "es", max_bytes=2 * MB),
-        _text("sentences_fr", "common_voice_sentences", 4.0, "fr", max_bytes=4 * MB),
-        _text("sentences_it", "common_voice_sentences", 2.0, "it"),
-        _text("courses_it", "ms_courses", 2.0, "it", max_bytes=2 * MB),
-        _text("sentences_pt", "common_voice_sentences", 2.0, "pt"),
-        _text("courses_pt", "ms_courses", 2.0, "pt", max_bytes=2 * MB),
-        _text("stories_hi", "childrens_stories", 2.0, "hi"),
-        _text("sentences_hi", "common_voice_sentences", 2.0, "hi", max_bytes=3 * MB),
-        _text("courses_th", "ms_courses", 2.0, "th", max_bytes=3 * MB),
-        _text("news_th", "thaigov_th", 2.0, "th", max_bytes=3 * MB),
+        text("stories_en", "childrens_stories", 9.0, "en"),
+        text("fairytales_en", "fairytales_en", 9.0, "en"),
+        text("news_en", "onestop_english", 8.0, "en"),
+        text("classics_en", "standardebooks_en", 7.0, "en", max_bytes=6 * MB),
+        text("textbooks_en", "openstax_en", 7.0, "en", max_bytes=6 * MB),
+        text("sentences_en", "common_voice_sentences", 5.0, "en"),
+        text("simple_de", "klexikon_de", 4.0, "de", max_bytes=4 * MB),
+        text("textbooks_es", "openstax_es", 2.0, "es", max_bytes=3 * MB),
+        text("courses_es", "ms_courses", 2.0, "es", max_bytes=2 * MB),
+        text("sentences_fr", "common_voice_sentences", 4.0, "fr", max_bytes=4 * MB),
+        text("sentences_it", "common_voice_sentences", 2.0, "it"),
+        text("courses_it", "ms_courses", 2.0, "it", max_bytes=2 * MB),
+        text("sentences_pt", "common_voice_sentences", 2.0, "pt"),
+        text("courses_pt", "ms_courses", 2.0, "pt", max_bytes=2 * MB),
+        text("stories_hi", "childrens_stories", 2.0, "hi"),
+        text("sentences_hi", "common_voice_sentences", 2.0, "hi", max_bytes=3 * MB),
+        text("courses_th", "ms_courses", 2.0, "th", max_bytes=3 * MB),
+        text("news_th", "thaigov_th", 2.0, "th", max_bytes=3 * MB),
     )
 
 
 def _dialogues(*, own: float, public: float) -> tuple[SourceConfig, ...]:
     """Dialogues in the 3.1 format; `own` is the share of our own and our drills together, `public` that of the public sets, in per cent."""
     return (
-        *((_chat("own", "own:dialogues", own * 0.8), _chat("drills", "own:drills", own * 0.2, num_items=20_000)) if own else ()),
-        _chat("dolly", "instruct/dolly_hhrlhf_small.jsonl.zst", public * 0.25),
-        _chat("smalltalk", "instruct/chatterbot_smalltalk.jsonl.zst", public * 0.15),
-        _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", public * 0.25),
-        _chat("stories_qa", "instruct/fairytaleqa.jsonl.zst", public * 0.15, num_items=4000),
-        _chat("trivia", "instruct/nq_open_efficientqa_dev.jsonl", public * 0.1),
-        _chat("oasst", "instruct/oasst_en_100_trees.jsonl.zst", public * 0.1),
+        *((chat("own", "own:dialogues", own * 0.8), chat("drills", "own:drills", own * 0.2, num_items=20_000)) if own else ()),
+        chat("dolly", "instruct/dolly_hhrlhf_small.jsonl.zst", public * 0.25),
+        chat("smalltalk", "instruct/chatterbot_smalltalk.jsonl.zst", public * 0.15),
+        chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", public * 0.25),
+        chat("stories_qa", "instruct/fairytaleqa.jsonl.zst", public * 0.15, num_items=4000),
+        chat("trivia", "instruct/nq_open_efficientqa_dev.jsonl", public * 0.1),
+        chat("oasst", "instruct/oasst_en_100_trees.jsonl.zst", public * 0.1),
     )
 
 
@@ -70,17 +72,17 @@ def _annealing_mix() -> tuple[SourceConfig, ...]:
 def _tokenizer_sample() -> tuple[SourceConfig, ...]:
     """Text for the tokenizer: English twice the share of each other language."""
     return (
-        _text("stories_en", "childrens_stories", 1.0),
-        _text("fairytales_en", "fairytales_en", 1.0),
-        _text("news_en", "onestop_english", 1.0, "en"),
-        _text("textbooks_en", "openstax_en", 1.0, "en", max_bytes=3 * MB),
-        _text("sentences", "common_voice_sentences", 1.0, max_bytes=12 * MB),
-        _text("simple_de", "klexikon_de", 1.0, "de", max_bytes=2 * MB),
-        _text("textbooks_es", "openstax_es", 1.0, "es", max_bytes=2 * MB),
-        _text("courses_it", "ms_courses", 1.0, "it", max_bytes=2 * MB),
-        _text("courses_pt", "ms_courses", 1.0, "pt", max_bytes=2 * MB),
-        _text("courses_th", "ms_courses", 1.0, "th", max_bytes=4 * MB),
-        _chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", 1.0),
+        text("stories_en", "childrens_stories", 1.0),
+        text("fairytales_en", "fairytales_en", 1.0),
+        text("news_en", "onestop_english", 1.0, "en"),
+        text("textbooks_en", "openstax_en", 1.0, "en", max_bytes=3 * MB),
+        text("sentences", "common_voice_sentences", 1.0, max_bytes=12 * MB),
+        text("simple_de", "klexikon_de", 1.0, "de", max_bytes=2 * MB),
+        text("textbooks_es", "openstax_es", 1.0, "es", max_bytes=2 * MB),
+        text("courses_it", "ms_courses", 1.0, "it", max_bytes=2 * MB),
+        text("courses_pt", "ms_courses", 1.0, "pt", max_bytes=2 * MB),
+        text("courses_th", "ms_courses", 1.0, "th", max_bytes=4 * MB),
+        chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", 1.0),
     )
 
 

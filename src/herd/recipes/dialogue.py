@@ -2,8 +2,8 @@
 
 Read are: `messages` as OpenAI's clients write them (with `tool_calls`, role `tool` or `ipython`); `conversations` of `from` and `value`,
 as ShareGPT and LLaMA-Factory write them (function_call, observation); `prompt` or `question` or `instruction` (with `input`) beside
-`completion`, `response`, `answer` or `output`; the other shapes of `data.records.to_messages`. `tools` holds definitions, as a list or as
-JSON text, `builtin_tools` names of Llama's own.
+`completion`, `response`, `answer` or `output`; utterances with `intent` and `slots` (`intent_calls`); the other shapes of
+`data.records.to_messages`. `tools` holds definitions, as a list or as JSON text, `builtin_tools` names of Llama's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import Any, cast
 
 from herd.base.errors import FormatError
 from herd.data.records import Record, to_messages
+from herd.recipes.intent_calls import intent_record, is_intent
 from herd.text.messages import Message, ToolDefinition, as_messages, as_tools
+
+TODAY = "23 July 2024"
+"""The date that prompts with tools tell in training, unless a config says another: the same rows on every day."""
 
 _PROMPTS = ("prompt", "question", "instruction")
 _ANSWERS = ("completion", "response", "answer", "output")
@@ -42,6 +46,8 @@ class Dialogue:
 
 def read_dialogue(record: Record) -> Dialogue:
     """The conversation of a record. Raises FormatError for a record of another shape."""
+    if is_intent(record):
+        record = intent_record(record)
     return Dialogue(messages=tuple(read_messages(record)), **read_tools(record))
 
 
@@ -96,7 +102,9 @@ def prompt_messages(record: Record) -> list[Message]:
 
 
 def answer_messages(value: Any) -> list[Message]:
-    """An answer: text, one message, or several (a call, its result, what is made of it)."""
+    """An answer: text, one message, or several (a call, its result, what is made of it); of a list of texts, the first."""
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        value = value[0]
     if isinstance(value, str):
         return [Message.assistant(value)]
     return message_list(value if isinstance(value, list) else [value])
@@ -123,7 +131,7 @@ def _plain(value: Any) -> Mapping[str, Any]:
 
 def _from_speaker(value: Mapping[str, Any]) -> Mapping[str, Any]:
     speaker, text = value["from"], value.get("value")
-    if speaker not in _SPEAKERS or not isinstance(text, str):
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
         raise FormatError(f"a turn is from {speaker!r} and says {str(text)[:60]!r}", hint="from: " + ", ".join(_SPEAKERS))
     if speaker != "function_call":
         return {"role": _SPEAKERS[speaker], "content": text}

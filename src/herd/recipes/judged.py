@@ -14,13 +14,13 @@ from typing import Any
 from herd.base.errors import FormatError
 from herd.data.answers import Answer, Judged
 from herd.data.records import Record
-from herd.recipes.dialogue import Dialogue, answer_messages, message_list, prompt_messages, read_messages, read_tools
+from herd.recipes.dialogue import Dialogue, answer_messages, prompt_messages, read_messages, read_tools
 from herd.text.messages import Message
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 from herd.train.objectives.branches import KL_ONLY
 
-GRADES = {"rejected": 1, "chosen": 2, "edited": 3}
+GRADES = {"edited": 3, "chosen": 2, "rejected": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +66,10 @@ def _named(record: Record) -> tuple[list[Message], list[tuple[list[Message], int
     found = {name: answer_messages(record[name]) for name in GRADES if record.get(name) is not None}
     if any(name in record for name in ("prompt", "question", "instruction", "messages", "conversations")):
         return prompt_messages(record), [(messages, GRADES[name]) for name, messages in found.items()]
-    whole = {name: message_list(record[name] if isinstance(record[name], list) else [record[name]]) for name in found}
-    shared = _common(list(whole.values()))
+    shared = _common(list(found.values()))
     if not shared:
         raise FormatError("chosen and rejected have no common beginning", hint="give the prompt in a field of its own")
-    return whole["chosen"][:shared], [(messages[shared:], GRADES[name]) for name, messages in whole.items()]
+    return found["chosen"][:shared], [(messages[shared:], GRADES[name]) for name, messages in found.items()]
 
 
 def _common(conversations: Sequence[Sequence[Message]]) -> int:

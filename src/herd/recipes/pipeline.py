@@ -87,7 +87,7 @@ class _Run:
 def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False, device: str = "cpu") -> RunResult | TuneResult:
     """Train `config`, from random weights or from a model, into `output` and return where the model is.
 
-    `device` is where a model from random weights trains.
+    `device` is where the model trains.
 
     A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
     UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
@@ -98,7 +98,7 @@ def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: b
             if is_first():
                 _claim(config, output, restart=restart)
         if isinstance(config, TuneConfig):
-            return run_tune(config, data=data, output=output, should_stop=lambda: stop)
+            return run_tune(config, data=data, output=output, should_stop=lambda: stop, device=device)
         place = local_device(device) if parallel.world_size > 1 else device
         return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=place)
 

@@ -13,9 +13,15 @@ import numpy as np
 
 from herd.base.atomic import atomic_directory, atomic_file
 from herd.base.config_io import to_toml
+from herd.base.errors import ConfigError
 from herd.base.log import get_logger
+from herd.data.loader import RowSource
+from herd.data.packed import PackedTokens
 from herd.data.rows import Document, Rows, pack
+from herd.data.token_shards import INDEX, TokenDataset
+from herd.data.tokenise import tokenizer_digest
 from herd.recipes.config import RecipeConfig
+from herd.recipes.dialogue import TODAY
 from herd.recipes.sources import encode_record, is_heldout, read_source, record_text
 from herd.text.bpe_train import train_bpe
 from herd.text.prompt import PromptFormat
@@ -30,9 +36,19 @@ _HELDOUT_PIECES = 8
 
 
 def prepare_tokenizer(config: RecipeConfig, data: Path | None, folder: Path) -> Tokenizer:
-    """Train the recipe's tokenizer into `folder`, or load it if it is there."""
+    """Train the recipe's tokenizer into `folder`, or copy the one that it names; load it if it is there."""
     if (folder / "tokenizer.model").exists():
         return load_tokenizer(folder)
+    if config.tokenizer.path:
+        tokenizer = load_tokenizer(Path(config.tokenizer.path))
+        if tokenizer.vocab_size != config.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer in {config.tokenizer.path} has {tokenizer.vocab_size} tokens, the model {config.model.vocab_size} rows",
+                hint=f"set model.vocab_size={tokenizer.vocab_size} and tokenizer.vocab_size={tokenizer.num_base}",
+            )
+        with atomic_directory(folder) as temporary:
+            tokenizer.save(temporary)
+        return tokenizer
 
     def texts() -> Iterator[str]:
         for source in config.tokenizer.sources:
@@ -55,7 +71,7 @@ def _cache_name(source: SourceConfig, stage: StageConfig, config: RecipeConfig, 
 def _documents(
     source: SourceConfig, stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer
 ) -> Iterator[Document]:
-    chat = PromptFormat()
+    chat = PromptFormat(today=TODAY)
     for record in read_source(source, data, seed=config.seed):
         if source.kind == "text" and is_heldout(record_text(record), config.heldout_one_in):
             continue
@@ -64,10 +80,13 @@ def _documents(
 
 def prepare_rows(
     stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer, *, digest: str, cache: Path
-) -> dict[str, Rows]:
-    """Packed rows of every source of a stage that has a positive weight at some time."""
-    rows: dict[str, Rows] = {}
+) -> dict[str, RowSource]:
+    """Packed rows of every source of a stage that has a positive weight at some time: in memory, or on disk from token folders."""
+    rows: dict[str, RowSource] = {}
     for source in stage.used_sources:
+        if (tokens := token_folder(source, data)) is not None:
+            rows[source.name] = _open_tokens(tokens, source, stage, tokenizer_folder=cache.parent / "tokenizer", cache=cache)
+            continue
         path = cache / _cache_name(source, stage, config, digest)
         if not path.exists():
             documents = _documents(source, stage, config, data, tokenizer)
@@ -80,6 +99,25 @@ def prepare_rows(
             _write_rows(path, packed)
         rows[source.name] = _read_rows(path)
     return rows
+
+
+def token_folder(source: SourceConfig, data: Path | None) -> Path | None:
+    """The folder of `herd data tokenize` that a source names, if it names one."""
+    if source.path.startswith(("own:", "package:")):
+        return None
+    folder = (data or Path()) / source.path
+    return folder if (folder / INDEX).is_file() else None
+
+
+def _open_tokens(folder: Path, source: SourceConfig, stage: StageConfig, *, tokenizer_folder: Path, cache: Path) -> PackedTokens:
+    dataset = TokenDataset(folder)
+    mine = tokenizer_digest(str(tokenizer_folder))
+    if dataset.tokenizer != mine:
+        raise ConfigError(
+            f"the tokens of source {source.name!r} are another tokenizer's ({dataset.tokenizer[:12]}, the run's is {mine[:12]})",
+            hint="set tokenizer.path to the tokenizer that they were made with",
+        )
+    return PackedTokens(dataset, stage.sequence_length, split=source.kind == "text", cache=cache / f"{source.name}.packed")
 
 
 def _write_rows(path: Path, rows: Rows) -> None:
@@ -109,7 +147,7 @@ def prepare_heldout(config: RecipeConfig, data: Path | None, tokenizer: Tokenize
     texts: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     for source in config.pretrain.sources:
-        if source.kind != "text" or source.weight == 0:
+        if source.kind != "text" or source.weight == 0 or token_folder(source, data) is not None:
             continue
         for record in read_source(source, data, seed=config.seed):
             language = str(record.get("lang") or "en")

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from herd.base.errors import FormatError, NotFoundError
-from herd.data.records import Record, read_records, to_messages
+from herd.base.errors import NotFoundError
+from herd.data.records import Record, read_records
 from herd.data.rows import Document
 from herd.recipes.chat_data import drills, own_dialogues
+from herd.recipes.dialogue import read_dialogue
 from herd.recipes.needle_text import needle_records
-from herd.text.messages import Message
+from herd.recipes.tool_drills import tool_drills
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 from herd.train.config import SourceConfig
@@ -37,6 +38,8 @@ def read_source(source: SourceConfig, data: Path | None, *, seed: int) -> Iterat
         records: Iterator[Record] = own_dialogues()
     elif source.path == "own:drills":
         records = drills(seed, source.num_items or 10_000)
+    elif source.path == "own:tool-drills":
+        records = tool_drills(seed, source.num_items or 10_000)
     elif source.path == "own:needles":
         records = needle_records(seed, source.num_items or 1000, num_bytes=source.document_bytes or 8192)
     else:
@@ -56,7 +59,7 @@ def record_text(record: Record) -> str:
     """A record's text: its document, or its dialogue's turns a line each."""
     if isinstance(record.get("text"), str):
         return record["text"]
-    return "\n".join(turn["content"] for turn in to_messages(record))
+    return "\n".join(message.text for message in read_dialogue(record).messages)
 
 
 def is_heldout(text: str, one_in: int) -> bool:
@@ -68,14 +71,6 @@ def encode_record(record: Record, source: SourceConfig, tokenizer: Tokenizer, ch
     """Token ids of one record: a document between begin and end of text, or a dialogue in the 3.1 format."""
     if source.kind == "text":
         return Document(ids=tokenizer.encode(record_text(record), bos=True, eos=True))
-    messages = [_message(turn) for turn in to_messages(record)]
-    ids, answer = chat.encode_with_mask(tokenizer, messages)
+    found = read_dialogue(record)
+    ids, answer = chat.encode_with_mask(tokenizer, found.messages, tools=found.tools, builtin_tools=found.builtin_tools)
     return Document(ids=ids, counts=answer if answers_only else None)
-
-
-def _message(turn: dict[str, str]) -> Message:
-    makers = {"system": Message.system, "user": Message.user, "assistant": Message.assistant}
-    role = turn.get("role")
-    if role not in makers:
-        raise FormatError(f"a training dialogue holds a turn of role {role!r}", hint="roles are system, user and assistant")
-    return makers[role](turn["content"])

@@ -25,8 +25,9 @@ from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.load import as_dtype, load_model, save_model
+from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
-from herd.checkpoint.reward import load_reward_model, save_reward_model
+from herd.checkpoint.reward import is_reward_model, load_reward_model, save_reward_model
 from herd.data.columns import ColumnMixture
 from herd.model.reward import RewardModel
 from herd.model.transformer import Transformer
@@ -82,32 +83,19 @@ class TuneResult:
     next_step: str
 
 
-def run_tune(config: TuneConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object] = lambda: False) -> TuneResult:
+def run_tune(
+    config: TuneConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object] = lambda: False, device: str = "cpu"
+) -> TuneResult:
     """Tune a model into `output`, whose config.toml has been written; returns where the model is. `should_stop` is the trainer's."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     path = resolve_model(config.model)
     tokenizer = load_checkpoint_tokenizer(path)
-    model = _starting_model(config, path)
+    model = _starting_model(config, path, device)
     _check_length(config, model)
-    digests = {source.name: data_digest(source, config, data, tokenizer_digest(tokenizer)) for source in config.train.sources}
-    prepared = {
-        source.name: prepare_source(
-            source,
-            config,
-            data,
-            tokenizer,
-            context=model.config.max_position_embeddings,
-            digest=digests[source.name],
-            cache=output / "data",
-        )
-        for source in config.train.sources
-        if source.weight > 0
-    }
-    for source in config.train.sources:
-        if source.name in prepared and source.kind == "chat" and (config.method != "sft" or config.train.answers_only):
-            check_answers_end(source.name, prepared[source.name].train, tokenizer)
-            show_sample(source.name, prepared[source.name].train, tokenizer)
+    digests, prepared = _prepare(config, data, output, tokenizer, context=model.config.max_position_embeddings)
+    for name, part in prepared.items():
+        show_sample(name, part.train, tokenizer)
     run = _run_digest(config, path, digests)
     dtype = as_dtype(config.train.compute_dtype)
     prepared = {name: _completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
@@ -119,10 +107,43 @@ def run_tune(config: TuneConfig, *, data: Path | None, output: Path, should_stop
     return TuneResult(model=target, stages=(report,), next_step=_next_step(config, output))
 
 
-def _starting_model(config: TuneConfig, path: Path) -> Transformer:
+def _prepare(
+    config: TuneConfig, data: Path | None, output: Path, tokenizer: Tokenizer, *, context: int
+) -> tuple[dict[str, str], dict[str, Prepared]]:
+    """The digest of every source's data, and its rows. Raises FormatError for answers that never end."""
+    vocabulary = tokenizer_digest(tokenizer)
+    digests = {source.name: data_digest(source, config, data, vocabulary) for source in config.train.sources if source.weight > 0}
+    prepared: dict[str, Prepared] = {}
+    for source in config.train.sources:
+        if source.weight > 0:
+            digest = digests[source.name]
+            prepared[source.name] = prepare_source(source, config, data, tokenizer, context=context, digest=digest, cache=output / "data")
+            if source.kind == "chat":
+                check_answers_end(source.name, prepared[source.name].train, tokenizer)
+    return digests, prepared
+
+
+def inspect_data(config: TuneConfig, *, data: Path | None, output: Path) -> tuple[Tokenizer, dict[str, Table]]:
+    """The tokenizer of the starting model, and the rows that a run would train on. Nothing is trained."""
+    path = resolve_model(config.model)
+    tokenizer = load_checkpoint_tokenizer(path)
+    _, prepared = _prepare(config, data, output, tokenizer, context=_context(path))
+    return tokenizer, {name: part.train for name, part in prepared.items()}
+
+
+def _context(path: Path) -> int:
+    """The context of a model, its weights unread."""
+    if is_reward_model(path):
+        return int(read_json_object(path / "config.json")["max_position_embeddings"])
+    with open_checkpoint(path) as source:
+        return source.config.max_position_embeddings
+
+
+def _starting_model(config: TuneConfig, path: Path, device: str) -> Transformer:
     """float32 masters; where only adapters are trained, the frozen weights in the compute dtype."""
     dtype = config.train.compute_dtype if config.lora.rank else "float32"
-    return load_reward_model(path, dtype=dtype) if config.method == "reward" else load_model(path, dtype=dtype)
+    load = load_reward_model if config.method == "reward" else load_model
+    return load(path, dtype=dtype, device=device)
 
 
 def _check_length(config: TuneConfig, model: Transformer) -> None:
@@ -135,8 +156,9 @@ def _check_length(config: TuneConfig, model: Transformer) -> None:
 
 
 def _run_digest(config: TuneConfig, path: Path, digests: dict[str, str]) -> str:
-    """What the states of a run depend on: the config, the data and the files of the starting model."""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    """What the states of a run depend on: the config, the data, the files of the starting model and of a teacher."""
+    models = [path, *([resolve_model(config.teacher)] if config.method == "distill" else [])]
+    files = [file for model in models for file in ([model] if model.is_file() else sorted(model.iterdir())) if file.is_file()]
     marks = "|".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     return hashlib.sha256(f"{to_toml(config)}|{sorted(digests.items())}|{marks}".encode()).hexdigest()
 
@@ -159,11 +181,11 @@ def _completed(
     if config.method == "preference" and config.preference.needs_reference:
         return _with_reference(name, prepared, config, model, run, dtype, cache)
     if config.method == "distill":
-        teacher = _Teacher(config, tokenizer, dtype)
+        teacher = _Teacher(config, tokenizer, dtype, model.device)
         return replace(
             prepared,
-            train=teacher.columns(prepared.train, cache / f"{name}-teacher"),
-            heldback=teacher.columns(prepared.heldback, cache / f"{name}-teacher-heldback"),
+            train=teacher.columns(prepared.train, cache / f"{name}-teacher-{run[:16]}"),
+            heldback=teacher.columns(prepared.heldback, cache / f"{name}-teacher-{run[:16]}-heldback"),
         )
     return prepared
 
@@ -187,8 +209,8 @@ def _with_reference(
 class _Teacher:
     """Loads the teacher when first needed; gives rows with its predictions."""
 
-    def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
-        self.config, self.dtype = config, dtype
+    def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
         self.path = resolve_model(config.teacher)
         self.digest = tokenizer_digest(tokenizer)
         other = tokenizer_digest(load_checkpoint_tokenizer(self.path))
@@ -204,7 +226,7 @@ class _Teacher:
             return {**table, "teacher_ids": np.zeros(empty, np.int32), "teacher_logprobs": np.zeros(empty, np.float16)}
         with track_steps("teacher", total=len(table["tokens"])) as advance:
             write_teacher(
-                load_model(self.path, dtype=self.dtype),
+                load_model(self.path, dtype=self.dtype, device=self.device),
                 table,
                 folder,
                 top_k=self.config.distill.top_k,
@@ -251,8 +273,7 @@ def _fit(
     if trainer.resume():
         log.info("%s: resumed at step %d of %d", config.name, trainer.progress.step, stage.num_steps)
     with track_steps(config.name, total=stage.num_steps, done=trainer.progress.step) as advance:
-        trainer.on_step = _on_step(config.seed, advance)
-        torch.manual_seed(_step_seed(config.seed, trainer.progress.step))
+        trainer.on_step = _on_step(advance)
         model.train()
         progress = trainer.fit()
     model.eval()
@@ -272,14 +293,8 @@ def _fit(
     )
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """Of the dropout of the step after `step`: a function of the two alone, so that a resumed run drops the same."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/step/{step}".encode(), digest_size=7).digest(), "little")
-
-
-def _on_step(seed: int, advance: Callable[[int, str], None]) -> Callable[[int, StepResult, float], None]:
+def _on_step(advance: Callable[[int, str], None]) -> Callable[[int, StepResult, float], None]:
     def on_step(step: int, result: StepResult, tokens_per_s: float) -> None:
-        torch.manual_seed(_step_seed(seed, step))
         accuracy = f"  accuracy {result.metrics['accuracy']:.2f}" if "accuracy" in result.metrics else ""
         advance(step, f"loss {result.loss:.3f}{accuracy}  {tokens_per_s:,.0f} tok/s")
 
@@ -295,10 +310,11 @@ def _export(config: TuneConfig, model: Transformer, path: Path, tokenizer: Token
         if not config.merge:
             return
         plain = merged(path, output / "adapter", reward=config.method == "reward", dtype=dtype)
+    plain = plain.to("cpu", dtype)
     if isinstance(plain, RewardModel):
-        save_reward_model(plain.to(dtype), target, tokenizer=tokenizer, overwrite=True)
+        save_reward_model(plain, target, tokenizer=tokenizer, overwrite=True)
     else:
-        save_model(plain.to(dtype), target, tokenizer=tokenizer, overwrite=True)
+        save_model(plain, target, tokenizer=tokenizer, overwrite=True)
     write_tune_card(config, _facts(config, report, plain), plain, tokenizer, target)
 
 

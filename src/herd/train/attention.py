@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from herd.model.attention import AttentionCore, MaskedCore, document_mask, sdpa
+from herd.train.blockwise import blockwise_attention, is_faster
 
 MASKED_UP_TO = 2048
 SHORT_DOCUMENTS = 32
@@ -52,7 +53,8 @@ class DocumentCore:
                 torch.stack([part[row, start:end] for row, start, end in (self.spans[member] for member in members)])
                 for part in (q_BTNH, k_BTKH, v_BTKH)
             )
-            for member, piece in zip(members, sdpa(q, k, v, causal=True).unbind(0), strict=True):
+            out = blockwise_attention(q, k, v) if is_faster(q) else sdpa(q, k, v, causal=True)
+            for member, piece in zip(members, out.unbind(0), strict=True):
                 pieces[member] = piece
         return torch.cat([piece for piece in pieces if piece is not None]).view(q_BTNH.shape)
 

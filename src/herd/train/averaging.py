@@ -27,6 +27,8 @@ class WeightAverage:
         """Take the model's present weights in."""
         self.count += 1
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # frozen: it is its own mean
+                continue
             weights = parameter.detach().float()
             if self.count == 1:
                 self.mean[name] = weights.clone()

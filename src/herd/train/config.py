@@ -18,9 +18,11 @@ class SourceConfig:
     """One source of training data.
 
     `path` is a file below the data folder, `package:NAME` for a file that ships with herd, `own:dialogues`, `own:drills` or
-    `own:needles` (facts hidden in long texts of about `document_bytes`, and asked for at their end; 0 is 8,192).
-    `weight` is its share of the sequences. `languages` keeps only records of those languages, `max_bytes` stops reading after that much
-    text, `num_items` after that many records.
+    `own:needles` (facts hidden in long texts of about `document_bytes`, and asked for at their end; 0 is 8,192). A folder of
+    `herd data tokenize` is read as it is; any other path is text or dialogues, tokenised for the run.
+
+    `weight` is its share of the sequences, `max_epochs` how often it may be read (0: as often as that takes). `languages` keeps only
+    records of those languages, `max_bytes` stops reading after that much text, `num_items` after that many records.
     """
 
     name: str
@@ -31,10 +33,13 @@ class SourceConfig:
     max_bytes: int = 0
     num_items: int = 0
     document_bytes: int = 0
+    max_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"source {self.name!r} has weight {self.weight}", hint="a weight is a share of the sequences, 0 or more")
+        if not 0 <= self.max_epochs < math.inf:
+            raise ConfigError(f"source {self.name!r} has max_epochs {self.max_epochs}", hint="0 reads it as often as its weight takes")
         for name in ("max_bytes", "num_items", "document_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"source {self.name!r} has {name} {getattr(self, name)}", hint="a limit is positive; 0 is none")

@@ -105,3 +105,10 @@ def convert_to_float8(model: Transformer) -> int:
     for _, module in linears:
         module.__class__ = Float8Linear
     return len(linears)
+
+
+def convert_back(model: Transformer) -> None:
+    """Make every `Float8Linear` the plain one that it was."""
+    converted: list[Linear] = [module for module in model.modules() if isinstance(module, Float8Linear)]
+    for module in converted:
+        module.__class__ = Linear

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
+
 from herd.model.transformer import Transformer
+from herd.train.attention import DocumentCore
 from herd.train.config import StageConfig
-from herd.train.float8 import check_float8, convert_to_float8
+from herd.train.float8 import check_float8, convert_back, convert_to_float8
 from herd.train.recompute import set_recompute
 
 
@@ -16,7 +21,19 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
     if stage.float8:
         check_float8(model.device)
         convert_to_float8(model)
+    else:
+        convert_back(model)
     set_recompute(model, stage.recompute)
     if stage.compile:
+        _hide_attention_from_the_compiler()
         for block in model.model.layers:
             block.compile()
+
+
+@lru_cache(maxsize=1)
+def _hide_attention_from_the_compiler() -> None:
+    """Documents have other lengths in every batch: compiled, each batch would be compiled anew. What stands before and after is compiled.
+
+    Done when first asked for, since the decorator imports the whole compiler.
+    """
+    setattr(DocumentCore, "__call__", torch.compiler.disable(DocumentCore.__call__))  # noqa: B010

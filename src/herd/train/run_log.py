@@ -8,6 +8,7 @@ happened: every start, end and rollback with its time. Knows numbers and files o
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from herd.base.atomic import atomic_file
 from herd.base.errors import ConfigError
+from herd.base.log import get_logger
+
+log = get_logger(__name__)
 
 LOG, EVENTS = "log.jsonl", "events.jsonl"
 
@@ -84,6 +88,7 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sinks: list[Sink] = []
+        self._pending: dict[str, str] = {LOG: "", EVENTS: ""}
 
     @property
     def path(self) -> Path:
@@ -105,19 +110,40 @@ class RunLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record, which has a `step`."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(LOG, record)
         values = {name: value for name, value in flat(record) if name != "step"}
         for sink in self.sinks:
             sink.write(values, int(record["step"]))
 
     def event(self, name: str, **values: Any) -> None:
         """Append what happened to `events.jsonl`, with the time."""
-        with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": name, "time": round(time.time(), 3), **values}) + "\n")
+        self._append(EVENTS, {"event": name, "time": round(time.time(), 3), **values})
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Append a line. What a full disk refuses is kept and written with the next one: no log is worth a run."""
+        told = bool(self._pending[name])
+        self._pending[name] += json.dumps(record) + "\n"
+        path = self.folder / name
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(self._pending[name])
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)
+            if not told:
+                log.warning("%s cannot be written: %s; its lines are kept and tried again with the next", path, error.strerror)
+        else:
+            self._pending[name] = ""
+
+    def first_start(self) -> float | None:
+        """When the run was started for the first time, in seconds of the epoch."""
+        events = read_lines(self.folder / EVENTS)
+        return events[0]["time"] if events else None
 
     def trim(self, step: int) -> None:
         """Drop records past `step`, which will be trained again, and what an interruption cut short."""
+        self._pending[LOG] = ""
         for stale in self.folder.glob(f".{LOG}.*"):
             stale.unlink()
         if not self.path.exists():

@@ -48,6 +48,8 @@ class StateSaver:
         self._join()
         if kind is None:
             self._check(last=False)
+        elif self._error is not None:
+            log.warning("the training state in flight could not be written below %s: %s", self.root, _reason(self._error))
         self._buffers = None
 
     def save(

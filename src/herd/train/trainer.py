@@ -36,7 +36,7 @@ from herd.train.optimizer import build_adamw
 from herd.train.preemption import PreemptedError
 from herd.train.profiling import StepProfiler
 from herd.train.replicas import parameter_hash
-from herd.train.run_log import RunLog, effective_time, read_lines
+from herd.train.run_log import RunLog, read_lines
 from herd.train.saver import StateSaver
 from herd.train.schedule import Phase as StepPhase
 from herd.train.schedule import stage_learning_rate, step_plan
@@ -126,6 +126,7 @@ class Trainer:
             max_failures=stage.max_failed_saves,
         )
         self.progress = Progress()
+        self.first_start = time.time()
 
     @property
     def states(self) -> Path:
@@ -174,6 +175,7 @@ class Trainer:
 
     def _train(self, last: int) -> None:
         self.log.event("start", step=self.progress.step)
+        self.first_start = self.log.first_start() or self.first_start
         reason = "error"
         try:
             self.log.open_sinks(tensorboard=self.stage.tensorboard, wandb=self.stage.wandb, done=self.progress.step)
@@ -274,14 +276,14 @@ class Trainer:
     def _log_step(self, result: StepResult, phase: StepPhase, *, lr: float, tokens_per_s: float) -> None:
         self._count_energy()
         flops = self.model.config.training_flops_per_token(phase.sequence_length)
-        effective = effective_time(self.folder, self.progress.seconds)
+        elapsed = time.time() - self.first_start
         machine = {
             **utilisation(tokens_per_s / self.num_devices, flops, self.model.device, self.dtype),
             "peak_memory_bytes": peak_memory_bytes(self.model.device),
             "energy_j": round(self.progress.energy_j, 3),
             "seconds": round(self.progress.seconds, 3),
             "time": round(time.time(), 3),
-            **({} if effective is None else {"effective": round(effective, 4)}),
+            "effective": round(min(1.0, self.progress.seconds / elapsed), 4) if elapsed > 0 else 1.0,
         }
         shape = {"sequence_length": phase.sequence_length, "batch_size": phase.batch_size} if self.stage.ramp else {}
         rate = round(tokens_per_s, 1)

@@ -45,7 +45,7 @@ def inject(model: Transformer, config: LoraConfig, *, seed: int = 0) -> Transfor
             _replace(model, name, _with_start(AdaptedLinear(module, config), name, seed))
     score = getattr(model, "score", None)
     if score is not None:  # a reward model's head is new: it is trained whole, as PEFT's modules_to_save
-        score.weight.requires_grad_(True)
+        score.weight = nn.Parameter(score.weight.detach().float())
     model.register_state_dict_post_hook(_keep_trained)
     model.register_load_state_dict_post_hook(_expect_trained)
     return model

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +82,17 @@ def _absmax(scales: Tensor, factors: Tensor, mean: Tensor) -> Tensor:
     return (_blocks(scales.float(), SECOND_BLOCK) * factors[:, None]).flatten()[: len(scales)] + mean
 
 
+@lru_cache(maxsize=8)
+def _pairs(device: torch.device) -> Tensor:
+    """The two levels of every byte [256, 2]; kept, since a copy to a GPU for each use would wait for it."""
+    levels = torch.tensor(LEVELS, device=device)
+    return torch.cartesian_prod(levels, levels)
+
+
 def dequantise(stored: Nf4, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix that the codes stand for."""
-    levels = torch.tensor(LEVELS, device=stored.codes.device)
-    pairs = torch.cartesian_prod(levels, levels)  # the two levels of every byte
-    blocks = F.embedding(stored.codes.int(), pairs).view(-1, BLOCK) * _absmax(stored.scales, stored.factors, stored.mean)[:, None]
+    blocks = (
+        F.embedding(stored.codes.int(), _pairs(stored.codes.device)).view(-1, BLOCK)
+        * _absmax(stored.scales, stored.factors, stored.mean)[:, None]
+    )
     return blocks.flatten()[: math.prod(stored.shape)].view(stored.shape).to(dtype)

@@ -25,7 +25,7 @@ KL_ONLY = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """The A answers of a batch in their order.
+    """The A answers of a batch in their order, so that answers to one prompt stand side by side.
 
     `ids` [B, T+1]: the answer that a token is part of, or -1; `prompts`: equal for answers to one prompt; `grades`; `last`: the place of
     an answer's last token in the flattened batch.
@@ -62,10 +62,12 @@ def find_answers(columns: Columns) -> Answers:
 
 def ranked_pairs(answers: Answers) -> NDArray[np.int64]:
     """[P, 2]: of every two answers to one prompt with different grades, the better and the worse."""
-    same = answers.prompts[:, None] == answers.prompts[None, :]
-    better = answers.grades[:, None] > answers.grades[None, :]
-    judged = (answers.grades >= 0)[:, None] & (answers.grades >= 0)[None, :]
-    return np.argwhere(same & better & judged)
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    edges = np.flatnonzero(np.diff(answers.prompts)) + 1
+    for start, grades in zip([0, *edges.tolist()], np.split(answers.grades, edges), strict=True):
+        better = (grades[:, None] > grades[None, :]) & (grades >= 0)
+        pairs.append(np.argwhere(better) + start)
+    return np.concatenate(pairs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,8 +63,9 @@ class Preference(Objective):
         pairs = ranked_pairs(answers)
         if not self.config.nll_weight or self.config.nll_per == "sequence":
             return {"pairs": len(pairs)}
-        mask = columns["answer" if self.config.nll_end else "counts"][:, 1:]
-        return {"pairs": len(pairs), "better_tokens": sum(int(mask[answers.ids[:, 1:] == number].sum()) for number in pairs[:, 0])}
+        mask = columns["answer" if self.config.nll_end else "counts"][:, 1:] & (answers.ids[:, 1:] >= 0)
+        lengths = np.bincount(answers.ids[:, 1:][mask], minlength=len(answers))
+        return {"pairs": len(pairs), "better_tokens": int(lengths[pairs[:, 0]].sum())}
 
     def prepare(self, model: Transformer, parts: Sequence[Columns], dtype: torch.dtype) -> Shared:
         """Nothing."""

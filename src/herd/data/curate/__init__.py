@@ -1,0 +1,1 @@
+"""A run of curation: its configuration, the plan that follows from it, what each step does, and the report."""
