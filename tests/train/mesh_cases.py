@@ -20,12 +20,14 @@ from herd.train.mixing import cut_rows
 from herd.train.numerics import prepare_model
 from herd.train.objectives.by_source import next_token_for, with_sources
 from herd.train.optimizer import build_adamw
+from herd.train.parallel import state
 from herd.train.parallel.config import ParallelConfig
 from herd.train.parallel.export import whole_copy
 from herd.train.parallel.mesh import build_mesh
 from herd.train.parallel.model import ShardedTransformer, build_sharded
 from herd.train.parallel.step import ParallelStep
 from herd.train.parallel.trainer import ParallelTrainer
+from herd.train.preemption import PreemptedError
 from herd.train.replicas import tensor_hash
 from herd.train.schedule import stage_learning_rate
 from herd.train.step import train_step
@@ -153,6 +155,43 @@ def relay_interrupted(*, folder: Path, mesh: dict[str, Any], place: str, tied: b
     return {"same": before == bits(again), "count": again.average.count}
 
 
+def stopped(*, folder: Path, mesh: dict[str, Any], place: str) -> dict[str, Any]:
+    """A signal reaches the last rank alone, in step 3: all save that step and leave."""
+    ranks = build_mesh(ParallelConfig(**mesh), "cpu")
+    stage = mesh_stage(**TRAINER)
+    model = build_sharded(mesh_config(), ranks, seed=3)
+    trainer = ParallelTrainer(model, stage, small_mixture(stage), folder=Path(place), run="this run")
+    trainer.should_stop = lambda: ranks.rank == ranks.config.world_size - 1 and trainer.progress.step == 3
+    try:
+        trainer.fit()
+    except PreemptedError as error:
+        return {"step": trainer.progress.step, "code": error.exit_code, "newest": max(path.name for path in trainer.states.iterdir())}
+    return {}
+
+
+def unsaved(*, folder: Path, mesh: dict[str, Any], place: str) -> dict[str, Any]:
+    """The last rank cannot write its pieces of step 4: every rank counts one failure, and the states before it stay."""
+    ranks = build_mesh(ParallelConfig(**mesh), "cpu")
+    stage = mesh_stage(**(TRAINER | {"save_async": False, "num_steps": 6}))
+    model = build_sharded(mesh_config(), ranks, seed=3)
+    trainer = ParallelTrainer(model, stage, small_mixture(stage), folder=Path(place), run="this run")
+    honest = state._write_files
+
+    def failing(target: Path, snapshot: Any, rank: int) -> Any:
+        full = ranks.rank == ranks.config.world_size - 1 and snapshot.progress.step == 4
+        return "OSError: no space left on device" if full else honest(target, snapshot, rank)
+
+    state._write_files = failing
+    try:
+        trainer.fit(until_step=5)
+        failures = trainer.saver.num_failures
+        kept = sorted(path.name for path in trainer.states.iterdir())
+    finally:
+        state._write_files = honest
+    return {"failures": failures, "kept": kept}
+
+
+CASES |= {"stopped": stopped, "unsaved": unsaved}
 CASES |= {"relay": relay, "interrupted": relay_interrupted}
 
 

@@ -46,7 +46,11 @@ def test_a_run_goes_from_mesh_to_mesh_and_through_one_process(tmp_path: Path) ->
     cases += [relay(place, {"cp": 2}, 6), relay(place, {"dp_replicate": 2}, 7)]
     interrupted = {"mesh": {"dp_shard": 2}, "place": str(tmp_path / "interrupted")}
     cases.append({"name": "interrupted", "run": "interrupted", "arguments": interrupted})
+    for name in ("stopped", "unsaved"):
+        cases.append({"name": name, "run": name, "arguments": {"mesh": {"dp_shard": 2}, "place": str(tmp_path / name)}})
     found = run_cases(tmp_path / "two", 2, cases, timeout_s=300)
+    assert all(rank["stopped"] == {"step": 3, "code": 75, "newest": "step-00000003"} for rank in found)
+    assert all(rank["unsaved"] == {"failures": 0, "kept": ["step-00000002", "step-00000005"]} for rank in found)
     assert all(rank["interrupted"] == {"same": True, "count": 2} for rank in found)
     damaged = shutil.copytree(place, tmp_path / "damaged")
     newest = find_state(place / "states")
