@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,31 @@ def test_a_recipe_on_two_processes_is_the_recipe_on_one(tmp_path: Path) -> None:
     # The finished run is the same run without the mesh: nothing is trained again.
     if os.environ.get("HERD_TEST_FULL"):
         herd(tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("HERD_TEST_FULL"), reason="HERD_TEST_FULL=1 kills a process of a run under torchrun")
+def test_a_killed_process_is_started_again_and_the_run_ends(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    more = ["pretrain.num_steps=60", "pretrain.save_every=5", "parallel.dp_shard=2", "--per-node", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "herd", "launch", "tiny", *TINY, *more, "--output", str(output)]
+    log = (tmp_path / "log").open("w")
+    running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        beat, deadline = output / "pretrain" / "heartbeat" / "rank-00001.json", time.monotonic() + 120
+        while not (beat.exists() and list((output / "pretrain" / "states").glob("step-*"))):
+            assert time.monotonic() < deadline and running.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        os.kill(json.loads(beat.read_text())["pid"], signal.SIGKILL)
+        assert running.wait(timeout=200) == 0, (tmp_path / "log").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        log.close()
+    events = [json.loads(line)["event"] for line in (output / "pretrain" / "events.jsonl").read_text().splitlines()]
+    assert events.count("start") == 2
+    assert len(losses(output / "pretrain")) == 60
+    assert (output / "model" / "README.md").exists()
 
 
 def test_a_mesh_without_a_launcher_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,12 +92,15 @@ def _list(*, json: bool) -> None:
 def _train(config: AnyConfig, data: Path | None, place: Path, *, restart: bool, device: str | None, json: bool) -> None:
     from herd.cli.output import note, print_json
     from herd.recipes.pipeline import run_recipe
+    from herd.train.heartbeat import process_rank
 
     try:
         result = run_recipe(config, data=data, output=place, restart=restart, device=choose_device(settings.value("device", device)))
     except KeyboardInterrupt:
         note(f"\nstopped; the same command goes on from the last state saved in {place}")
         raise
+    if process_rank():
+        return  # the first process tells
     if json:
         print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
         return

@@ -62,7 +62,11 @@ def joined(config: ParallelConfig, device: str) -> Iterator[None]:
             hint=f"set parallel.dp_shard={started} for plain FSDP, or start {config.world_size} processes",
         )
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout_s))
+    wait = timedelta(seconds=config.timeout_s)
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=wait)))
+    # torchrun's store outlives a restart: under the same names gloo would look for the processes that died.
+    named = dist.PrefixStore(f"herd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=named, rank=rank, world_size=size, timeout=wait)
     try:
         yield
     finally:
