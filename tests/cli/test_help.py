@@ -79,6 +79,7 @@ def test_the_commands_are_these() -> None:
         "convert",
         "verify",
         "train",
+        "launch",
         "merge",
         "average",
         "data curate",

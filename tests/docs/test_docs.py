@@ -129,7 +129,7 @@ def error_classes(kind: type[HerdError] = HerdError) -> Iterator[type[HerdError]
     import herd.stack.worker
     import herd.tools.errors
     import herd.tools.web.inflate
-    import herd.train.trainer  # noqa: F401  the errors of training live there and in what it imports
+    import herd.train.parallel.trainer  # noqa: F401  the errors of training live there and in what it imports
 
     yield kind
     for below in kind.__subclasses__():
@@ -174,10 +174,12 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     from herd.train.config import GuardConfig, MixChange, RampPhase, SourceConfig, StageConfig
     from herd.train.context_config import LongContextConfig
     from herd.train.objectives.config import DistillConfig, PreferenceConfig, RewardConfig
+    from herd.train.parallel.config import ParallelConfig
 
     kinds = (RecipeConfig, StageConfig, SourceConfig, TuneConfig, PreferenceConfig, RewardConfig, DistillConfig, LoraConfig)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    parts = {"ramp": RampPhase, "mix_changes": MixChange, "guard": GuardConfig, "long_context": LongContextConfig}
+    parts: dict[str, type] = {"ramp": RampPhase, "mix_changes": MixChange, "guard": GuardConfig, "long_context": LongContextConfig}
+    parts["parallel"] = ParallelConfig
     fields |= {f"{name}.{field.name}" for name, kind in parts.items() for field in dataclasses.fields(kind)}
     assert set(config_rows()) == fields
 

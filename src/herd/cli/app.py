@@ -19,6 +19,7 @@ from herd.cli import (
     doctor,
     guard,
     keys,
+    launch,
     merge,
     models,
     plan,
@@ -90,6 +91,7 @@ app.command("show", rich_help_panel=_MODELS)(show.show)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
+app.command("launch", rich_help_panel=_TRAIN)(launch.launch)
 app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
 app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
 app.command("average", rich_help_panel=_TRAIN)(merge.average)

@@ -37,6 +37,12 @@ def train(
     inspect: Annotated[
         bool, typer.Option("--inspect", help="Prepare the data, print a sample of each source with what counts marked, and stop.")
     ] = False,
+    simulate: Annotated[
+        str | None,
+        typer.Option(help="Trace this rank (or `all`: one of each pipeline stage) of the mesh without its hardware, and stop."),
+    ] = None,
+    stage: Annotated[str, typer.Option(help="The stage that --simulate traces, as pretrain or long-131072.")] = "pretrain",
+    hardware: Annotated[str, typer.Option(help="The device that --simulate reckons with: a name of `herd plan hardware`.")] = "h100-80gb",
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
@@ -61,7 +67,9 @@ def train(
     config = apply_overrides(find_recipe(recipe), overrides or [])
     folder = settings.value("data", str(data) if data else None)
     files = Path(folder) if folder else None
-    if dry_run:
+    if simulate is not None:
+        _simulate(config, simulate, stage, hardware, json=json)
+    elif dry_run:
         _dry_run(config, output or _place(config.name), json=json)
     elif inspect:
         _inspect(config, files, output or _place(config.name), json=json)
@@ -84,12 +92,15 @@ def _list(*, json: bool) -> None:
 def _train(config: AnyConfig, data: Path | None, place: Path, *, restart: bool, device: str | None, json: bool) -> None:
     from herd.cli.output import note, print_json
     from herd.recipes.pipeline import run_recipe
+    from herd.train.heartbeat import process_rank
 
     try:
         result = run_recipe(config, data=data, output=place, restart=restart, device=choose_device(settings.value("device", device)))
     except KeyboardInterrupt:
         note(f"\nstopped; the same command goes on from the last state saved in {place}")
         raise
+    if process_rank():
+        return  # the first process tells
     if json:
         print_json({"model": str(result.model), "stages": [_stage(stage) for stage in result.stages]})
         return
@@ -117,6 +128,27 @@ def _dry_run(config: AnyConfig, place: Path, *, json: bool) -> None:
     for estimate in estimates:
         line(f"# {describe(estimate)}")
     line(to_toml(config).rstrip())
+
+
+def _simulate(config: AnyConfig, wanted: str, stage: str, hardware: str, *, json: bool) -> None:
+    """One table a rank: traced beside planned."""
+    from herd.base.errors import UsageError
+    from herd.base.progress import track_steps
+    from herd.cli.output import print_json
+    from herd.cli.simulate_tables import show_rank
+    from herd.recipes.config import RecipeConfig
+    from herd.recipes.simulate import ranks_to_trace, simulate_recipe
+
+    if not isinstance(config, RecipeConfig):
+        raise UsageError("--simulate is for recipes from random weights", hint="a post-training run has one process")
+    ranks = ranks_to_trace(config.parallel, wanted)
+    with track_steps("tracing", total=len(ranks)) as advance:
+        reports = simulate_recipe(config, ranks=ranks, stage_name=stage, hardware=hardware, advance=advance)
+    if json:
+        print_json([report.to_dict() for report in reports])
+        return
+    for report in reports:
+        show_rank(report)
 
 
 def _inspect(config: AnyConfig, data: Path | None, place: Path, *, json: bool) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 _RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
@@ -21,19 +24,21 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def initial_values(config: ModelConfig, name: str, shape: Sequence[int], *, seed: int) -> Tensor:
+    """The first float32 values, on the CPU, of a parameter of this name and (whole) shape."""
+    if name.endswith("norm.weight"):
+        return torch.ones(tuple(shape))
+    depth = 1.0 / math.sqrt(2 * config.num_hidden_layers)
+    scale = config.initializer_range * (depth if name.endswith(_RESIDUAL_WRITERS) else 1.0)
+    values = torch.empty(tuple(shape), dtype=torch.float32)
+    return torch.nn.init.trunc_normal_(values, 0.0, scale, -3 * scale, 3 * scale, generator=parameter_generator(seed, name))
+
+
 @torch.no_grad()
 def initialise(model: Transformer, *, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:
     """Allocate `model` (built on meta or not) on `device` in `dtype` and fill it. Returns the model."""
     model.to(dtype=dtype)
     model.to_empty(device=device)
-    std = model.config.initializer_range
-    depth = 1.0 / math.sqrt(2 * model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-            continue
-        scale = std * depth if name.endswith(_RESIDUAL_WRITERS) else std
-        values = torch.empty(parameter.shape, dtype=torch.float32)
-        torch.nn.init.trunc_normal_(values, 0.0, scale, -3 * scale, 3 * scale, generator=parameter_generator(seed, name))
-        parameter.copy_(values)
+        parameter.copy_(initial_values(model.config, name, parameter.shape, seed=seed))
     return model

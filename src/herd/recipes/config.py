@@ -8,6 +8,7 @@ from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.train.config import SourceConfig, StageConfig
 from herd.train.context_config import LongContextConfig
+from herd.train.parallel.config import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +33,16 @@ class PowerConfig:
     grid_kg_per_kwh: float = 0.39
 
 
+_ONE_PROCESS = ParallelConfig()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeConfig:
     """Everything a run is made of. `heldout_bytes` of text per language stay out of training and measure it.
 
     The stages follow one another: `pretrain`, `long_context` at each of its lengths, `anneal`, `sft`; all but the first may be left out.
+
+    `parallel` is how the run is spread over processes; the same run may go on on another mesh.
 
     `sample_prompts` are put to the finished model in the order given; every answer goes into the card as it came.
     """
@@ -53,6 +59,7 @@ class RecipeConfig:
     heldout_bytes: int = 40_000
     heldout_one_in: int = 64
     power: PowerConfig = PowerConfig()
+    parallel: ParallelConfig = _ONE_PROCESS
     sample_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.load import save_model
+from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.recipes.card import StageReport, write_card
@@ -39,6 +40,12 @@ from herd.train.config import StageConfig
 from herd.train.energy import find_meter
 from herd.train.long_context import LengthGate, NeedleScore, check_passed, with_config
 from herd.train.mixing import stage_mixture
+from herd.train.parallel.config import ParallelConfig
+from herd.train.parallel.export import whole_copy
+from herd.train.parallel.mesh import build_mesh
+from herd.train.parallel.model import ShardedTransformer, build_sharded
+from herd.train.parallel.processes import first_rank_first, is_first, joined, local_device, wait_for_all
+from herd.train.parallel.trainer import ParallelTrainer
 from herd.train.preemption import stop_on_signal
 from herd.train.step import StepResult
 from herd.train.trainer import HeldOut, Trainer
@@ -85,28 +92,44 @@ def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: b
     A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
     UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
     """
-    _claim(config, output, restart=restart)
-    with stop_on_signal() as stop:
+    parallel = ParallelConfig() if isinstance(config, TuneConfig) else config.parallel
+    with joined(parallel, device), stop_on_signal() as stop:
+        with first_rank_first():
+            if is_first():
+                _claim(config, output, restart=restart)
         if isinstance(config, TuneConfig):
             return run_tune(config, data=data, output=output, should_stop=lambda: stop, device=device)
-        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=device)
+        place = local_device(device) if parallel.world_size > 1 else device
+        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=place)
 
 
 def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object], device: str) -> RunResult:
     """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
+    with first_rank_first():
+        tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
     heldout = prepare_heldout(config, data, tokenizer)
-    with torch.device("meta"):
-        model = Transformer(config.model)
-    initialise(model, seed=config.seed, device=device)
+    model = _first_model(config, device)
     run = _Run(config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=should_stop)
     reports = tuple(_run_stage(name, stage, number, run) for number, (name, stage) in enumerate(config.stages()))
     target = output / "model"
-    exported = _export(run.model, tokenizer, target)
-    write_card(config, reports, exported, tokenizer, target)
+    model = whole_copy(run.model, output / "model-pieces") if isinstance(run.model, ShardedTransformer) else run.model
+    if is_first():
+        exported = _export(model, tokenizer, target)
+        write_card(config, reports, exported, tokenizer, target)
+    wait_for_all()
     return RunResult(model=target, stages=reports)
+
+
+def _first_model(config: RecipeConfig, device: str) -> Transformer:
+    """The model, or this rank's part of it, with the values that seed and names give."""
+    if config.parallel.world_size > 1:
+        mesh = build_mesh(config.parallel, device)
+        return build_sharded(config.model, mesh, seed=config.seed, compute_dtype=getattr(torch, config.pretrain.compute_dtype))
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    return initialise(model, seed=config.seed, device=device)
 
 
 def _claim(config: AnyConfig, output: Path, *, restart: bool) -> None:
@@ -119,12 +142,17 @@ def _claim(config: AnyConfig, output: Path, *, restart: bool) -> None:
         parts = TUNE_PARTS if isinstance(config, TuneConfig) else _PARTS
         for part in (*(output / name for name in parts), *output.glob("long-*")):
             shutil.rmtree(part, ignore_errors=True)
-    if saved.exists() and _read_config(saved) != config:
+    if saved.exists() and _without_mesh(_read_config(saved)) != _without_mesh(config):
         raise UsageError(
             f"{output} holds a run of another configuration", hint="choose another --output, or pass --restart to delete that run"
         )
     with atomic_file(saved) as temporary:
         temporary.write_text(to_toml(config), encoding="utf-8")
+
+
+def _without_mesh(config: AnyConfig | None) -> AnyConfig | None:
+    """What makes a run the same run: a mesh may change from one start to the next."""
+    return replace(config, parallel=ParallelConfig()) if isinstance(config, RecipeConfig) else config
 
 
 def _read_config(path: Path) -> AnyConfig | None:
@@ -139,14 +167,15 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
     """Train one stage, from its newest state if it has one; the run's model holds its result afterwards."""
     config, folder = run.config, run.output / name
     digest = hashlib.sha256((run.output / "tokenizer" / "tokenizer.model").read_bytes()).hexdigest()
-    rows = prepare_rows(stage, config, run.data, run.tokenizer, digest=digest, cache=run.output / "data")
+    with first_rank_first():
+        rows = prepare_rows(stage, config, run.data, run.tokenizer, digest=digest, cache=run.output / "data")
     check_stage(stage, rows, run.tokenizer)
     mixture = stage_mixture(rows, stage, seed=config.seed + number)
     if run.model.config != config.model_at(name):
-        run.model = with_config(run.model, config.model_at(name))
+        run.model = _with_config(run.model, config.model_at(name))
     gate = _gate(name, stage, run)
     meter = find_meter(device=run.model.device.type, nameplate_watts=config.power.watts)
-    trainer = Trainer(
+    trainer = _trainer_of(run.model)(
         run.model,
         stage,
         mixture,
@@ -168,6 +197,7 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
 
         trainer.on_step = on_step
         progress = trainer.fit()
+    wait_for_all()
     run.moments = trainer.moments_of()
     scores = _last_heldout(folder / "log.jsonl")
     if gate is not None and not progress.finished:
@@ -186,6 +216,18 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
         energy_j=progress.energy_j,
         energy_method=meter.method,
     )
+
+
+def _trainer_of(model: Transformer) -> Callable[..., Trainer]:
+    return ParallelTrainer if isinstance(model, ShardedTransformer) else Trainer
+
+
+def _with_config(model: Transformer, config: ModelConfig) -> Transformer:
+    """The same weights with another context."""
+    if not isinstance(model, ShardedTransformer):
+        return with_config(model, config)
+    model.set_config(config)
+    return model
 
 
 def _gate(name: str, stage: StageConfig, run: _Run) -> LengthGate | None:

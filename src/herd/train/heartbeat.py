@@ -8,6 +8,7 @@ process with `HUNG_EXIT_CODE`, so that torchrun or Slurm starts it again. Knows 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -138,7 +139,8 @@ class Heartbeat:
             self._thread.join()
         for path in (self.path, self.path.with_suffix(".partial")):
             path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        # Other ranks may be leaving too, or still be at work.
+        with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     def write(self) -> None:

@@ -1,7 +1,8 @@
 """Activation recomputation, one block at a time: less memory for a second forward of what was dropped, with the same bits.
 
 full drops everything inside a block; selective keeps the results of matrix products and attention, which are dear, and computes the rest
-(norms, rotations, the gate's product) again. Set as the model's `block_runner`; knows blocks, not their insides.
+(norms, rotations, the gate's product) again. Where ranks split a product's sum (tensor parallel), its result is computed again too.
+Set as the model's `block_runner`; knows blocks, not their insides.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ KEPT_OPS = (
 """Operators whose results selective recomputation keeps."""
 
 
-def _policy(_context: Any, op: Any, *_args: Any, **_rest: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+def _is_part_of_a_sum(args: tuple[Any, ...]) -> bool:
+    """Whether a product's inputs are cut along what is summed over: its result, before the ranks add it up, is as large as all ranks'."""
+    cut = getattr(args[0], "placements", ()) if args else ()
+    return any(placement.is_shard(args[0].dim() - 1) for placement in cut)
+
+
+def _policy(_context: Any, op: Any, *args: Any, **_rest: Any) -> CheckpointPolicy:
+    keeps = op in KEPT_OPS and not _is_part_of_a_sum(args)
+    return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _full(block: Block, *args: object) -> Tensor:

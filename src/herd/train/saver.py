@@ -66,7 +66,7 @@ class StateSaver:
         Raises StateNotSavedError when a last state, or too many in a row, could not be written.
         """
         self.wait()
-        snapshot = take_snapshot(model, optimizer, progress, run=self.run, average=average, into=self._buffers)
+        snapshot = self.snapshot(model, optimizer, progress, average=average)
         self._buffers = snapshot
         if self.background and not last:
             # Not a daemon: a process that ends meanwhile lets the write end.
@@ -75,6 +75,16 @@ class StateSaver:
         else:
             self._write(snapshot)
             self._check(last=last)
+
+    def snapshot(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, average: WeightAverage | None = None
+    ) -> Snapshot:
+        """A copy of the present state, in the buffers of the one before it."""
+        return take_snapshot(model, optimizer, progress, run=self.run, average=average, into=self._buffers)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write a copy to the disk; in the thread of the saver, unless it is the last one."""
+        write_snapshot(self.root, snapshot, keep=self.keep, keep_every=self.keep_every)
 
     def wait(self) -> None:
         """Wait for the state in flight. Raises what `save` does."""
@@ -88,7 +98,7 @@ class StateSaver:
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            write_snapshot(self.root, snapshot, keep=self.keep, keep_every=self.keep_every)
+            self.write(snapshot)
         except BaseException as error:  # it belongs to the thread that trains: `_check` raises it there
             self._error = error
         else:

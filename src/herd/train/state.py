@@ -24,6 +24,7 @@ from herd.base.atomic import atomic_directory
 from herd.base.errors import CheckpointError
 from herd.base.log import get_logger
 from herd.train.averaging import WeightAverage
+from herd.train.pieces import read_whole
 
 log = get_logger(__name__)
 
@@ -80,7 +81,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(record: dict[str, Any]) -> str:
+def seal(record: dict[str, Any]) -> str:
     """A digest of everything else in the record: a step or a counter with a flipped bit is damage too."""
     return hashlib.sha256(json.dumps({**record, "seal": None}, sort_keys=True).encode()).hexdigest()
 
@@ -116,7 +117,7 @@ def take_snapshot(
     """Copy everything to host memory: pinned where it comes from a GPU, and into the buffers of `into` where they fit."""
 
     def copied(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: _to_host(tensor.detach(), buffers.get(name)) for name, tensor in tensors.items()}
+        return {name: to_host(tensor.detach(), buffers.get(name)) for name, tensor in tensors.items()}
 
     old = into or Snapshot(progress=progress, run=run, model={}, optimizer={})
     snapshot = Snapshot(
@@ -131,7 +132,8 @@ def take_snapshot(
     return snapshot
 
 
-def _to_host(tensor: Tensor, buffer: Tensor | None) -> Tensor:
+def to_host(tensor: Tensor, buffer: Tensor | None) -> Tensor:
+    """A copy in host memory, in the buffer where it fits."""
     if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
         buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
@@ -147,7 +149,7 @@ def write_snapshot(root: Path, snapshot: Snapshot, *, keep: int, keep_every: int
             save_file(tensors, folder / name)
         record = {**asdict(progress), "run": snapshot.run, "sha256": {name: _digest(folder / name) for name in files}}
         record = json.loads(json.dumps(record))
-        (folder / "state.json").write_text(json.dumps({**record, "seal": _seal(record)}, indent=1), encoding="utf-8")
+        (folder / "state.json").write_text(json.dumps({**record, "seal": seal(record)}, indent=1), encoding="utf-8")
     prune_states(root, keep=keep, keep_every=keep_every, newest=progress.step)
     return target
 
@@ -192,8 +194,8 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         # None: a state written before records were sealed.
-        sealed = record.get("seal") in (None, _seal(record))
-        whole = sealed and {MODEL, OPTIMIZER} <= set(record["sha256"])
+        sealed = record.get("seal") in (None, seal(record))
+        whole = sealed and (bool(record.get("pieces")) or {MODEL, OPTIMIZER} <= set(record["sha256"]))
         whole = whole and all(_digest(folder / name) == digest for name, digest in record["sha256"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -210,7 +212,7 @@ def find_state(root: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _set_aside(root: Path, *, newer_than: int) -> None:
+def set_aside(root: Path, *, newer_than: int) -> None:
     """Hide the damaged states that were passed over, so that they count as none; the next state that is written deletes them."""
     for folder in root.glob("step-*"):
         if _step_of(folder) > newer_than:
@@ -218,6 +220,13 @@ def _set_aside(root: Path, *, newer_than: int) -> None:
                 folder.rename(folder.with_name(f".{folder.name}.damaged"))
             except OSError as error:
                 log.warning("%s cannot be set aside: %s", folder, error.strerror)
+
+
+def _tensors(folder: Path, record: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
+    """The tensors of one of a state's files; put together where the ranks of a mesh wrote them in pieces."""
+    if record.get("pieces"):
+        return read_whole(folder, record, kind)
+    return load_file(folder / kind) if kind in record["sha256"] else {}
 
 
 def load_state(
@@ -236,9 +245,9 @@ def load_state(
             f"{folder} was written by a run of another configuration ({record['run'][:12]}, this one is {run[:12]})",
             hint="choose another output folder, or pass --restart to begin anew",
         )
-    _set_aside(root, newer_than=_step_of(folder))
-    model.load_state_dict(load_file(folder / MODEL))
-    restore_optimizer(model, optimizer, load_file(folder / OPTIMIZER))
+    set_aside(root, newer_than=_step_of(folder))
+    model.load_state_dict(_tensors(folder, record, MODEL))
+    restore_optimizer(model, optimizer, _tensors(folder, record, OPTIMIZER))
     if average is not None:
-        average.restore(load_file(folder / AVERAGE) if AVERAGE in record["sha256"] else {}, model)
+        average.restore(_tensors(folder, record, AVERAGE), model)
     return progress_of(record)

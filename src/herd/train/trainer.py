@@ -22,6 +22,7 @@ from herd.base.errors import HerdError
 from herd.data.rows import Rows
 from herd.model.transformer import Transformer
 from herd.train.averaging import WeightAverage
+from herd.train.batch import AnyBatch
 from herd.train.callback import BatchSource, Callback
 from herd.train.config import StageConfig
 from herd.train.energy import EnergyMeter, find_meter
@@ -42,6 +43,7 @@ from herd.train.schedule import stage_learning_rate, step_plan
 from herd.train.speed import peak_memory_bytes, utilisation
 from herd.train.state import Progress, load_state, optimizer_tensors, prune_states, restore_optimizer
 from herd.train.step import StepResult, batch_loss_sum, some_rows, train_step
+from herd.train.update import Accept
 
 OnStep = Callable[[int, StepResult, float], None]
 """Called after each step with its number (from 1), what it measured and tokens a second."""
@@ -79,6 +81,8 @@ class Trainer:
     `callbacks` score the model in their intervals, `gate` may end the stage early, `should_stop` is asked after every step whether the
     run is to be saved and left (`preemption`). `moments` are those of an earlier stage's optimiser, to begin with.
     """
+
+    num_devices = 1
 
     def __init__(
         self,
@@ -159,12 +163,15 @@ class Trainer:
         last = self.stage.num_steps if until_step is None else min(self.stage.num_steps, until_step)
         if self.progress.finished or self.progress.step == last:
             # A run killed between writing a state and deleting the oldest may have been in its last step.
-            prune_states(self.states, keep=self.stage.keep_states, keep_every=self.stage.keep_every)
+            self._prune()
         else:
             self._train(last)
         if self.progress.finished or self.progress.step == self.stage.num_steps:
             self._apply_average()
         return self.progress
+
+    def _prune(self) -> None:
+        prune_states(self.states, keep=self.stage.keep_states, keep_every=self.stage.keep_every)
 
     def _train(self, last: int) -> None:
         self.log.event("start", step=self.progress.step)
@@ -198,8 +205,7 @@ class Trainer:
         done, number = self.progress, self.progress.step + 1
         phase = self.plan.at(done.step)
         self._enter("loader")
-        batch = with_sources(self.mixture, self.mixture.batch(done.num_samples, phase.num_samples), first=done.num_samples)
-        batch = cut_rows(batch, phase.sequence_length)
+        batch = self._batch(done.num_samples, phase)
         self._enter("step")
         self.profiler.before(number)
         # Whatever draws random numbers in a step draws those of (run, step), interrupted or not.
@@ -212,7 +218,7 @@ class Trainer:
             return judgement.verdict == "ok"
 
         lr = stage_learning_rate(self.stage, done.step)
-        result = train_step(self.model, self.optimizer, batch, self._stage_of(phase), lr=lr, objective=self.objective, accept=accept)
+        result = self._train_step(batch, self._stage_of(phase), lr=lr, accept=accept)
         self.profiler.after(number)
         if judgement.verdict == "ok":
             self._made(result, phase, lr=lr, seconds=time.monotonic() - started)
@@ -224,6 +230,23 @@ class Trainer:
         else:
             raise self._diverged(judgement)
         return True
+
+    def _batch(self, first: int, phase: StepPhase) -> AnyBatch:
+        """The rows of a step that begins at sample `first`: those of them that this process trains on."""
+        batch = with_sources(self.mixture, self.mixture.batch(first, phase.num_samples), first=first)
+        return cut_rows(batch, phase.sequence_length)
+
+    def _train_step(self, batch: AnyBatch, stage: StageConfig, *, lr: float, accept: Accept) -> StepResult:
+        return train_step(self.model, self.optimizer, batch, stage, lr=lr, objective=self.objective, accept=accept)
+
+    def _score(self, heldout: HeldOut) -> float:
+        return bits_per_byte(self.model, heldout, dtype=self.dtype)
+
+    def _parameter_hash(self) -> str:
+        return parameter_hash(self.model)
+
+    def _is_asked_to_stop(self) -> bool:
+        return bool(self.should_stop())
 
     def _stage_of(self, phase: StepPhase) -> StageConfig:
         """The stage with the batch of a phase."""
@@ -255,7 +278,7 @@ class Trainer:
         flops = self.model.config.training_flops_per_token(phase.sequence_length)
         elapsed = time.time() - self.first_start
         machine = {
-            **utilisation(tokens_per_s, flops, self.model.device, self.dtype),
+            **utilisation(tokens_per_s / self.num_devices, flops, self.model.device, self.dtype),
             "peak_memory_bytes": peak_memory_bytes(self.model.device),
             "energy_j": round(self.progress.energy_j, 3),
             "seconds": round(self.progress.seconds, 3),
@@ -267,7 +290,11 @@ class Trainer:
         self._log(loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_s=rate, **shape, **result.metrics, machine=machine)
 
     def _count_energy(self) -> None:
-        self.progress = replace(self.progress, energy_j=self.progress.energy_j + self.meter.lap())
+        self.progress = replace(self.progress, energy_j=self.progress.energy_j + self._energy_j())
+
+    def _energy_j(self) -> float:
+        """What was used since the last time."""
+        return self.meter.lap()
 
     def _skip(self, reason: str, phase: StepPhase) -> None:
         done = self.progress
@@ -315,9 +342,9 @@ class Trainer:
                 self.progress = replace(self.progress, finished=True)
         self._call_back(step)
         if stage.hash_every and (step % stage.hash_every == 0 or at_end):
-            self._log(parameter_hash=parameter_hash(self.model))
+            self._log(parameter_hash=self._parameter_hash())
         ends = step == last or self.progress.finished
-        stop = bool(self.should_stop()) and not ends
+        stop = self._is_asked_to_stop() and not ends
         if step % stage.save_every == 0 or ends or stop:
             self.save(last=ends or stop)
         if stop:
@@ -336,7 +363,7 @@ class Trainer:
         """Bits per byte of every held-out set, logged and returned."""
         self._enter("evaluate")
         self.model.eval()
-        scores = {name: bits_per_byte(self.model, heldout, dtype=self.dtype) for name, heldout in self.heldout.items()}
+        scores = {name: self._score(heldout) for name, heldout in self.heldout.items()}
         self.model.train()
         if scores:
             self._log(heldout={name: round(score, 4) for name, score in scores.items()})
@@ -358,9 +385,12 @@ class Trainer:
         if not self.average.count:
             return
         self.average.apply(self.model)
-        if not any("averaged" in record for record in read_lines(self.log.path)):
+        if not self._was_averaged():
             self._log(averaged=self.average.count)
             self.evaluate()
+
+    def _was_averaged(self) -> bool:
+        return any("averaged" in record for record in read_lines(self.log.path))
 
     def moments_of(self) -> dict[str, Tensor]:
         """The optimiser's moments, for a stage that goes on with them."""

@@ -1,0 +1,138 @@
+"""Every private or moving name of torch that herd uses: one file to mend when torch moves one (2.11 to 2.13).
+
+Imported inside the functions, so that importing this costs nothing and a name that is missing fails where it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def flatten_mesh(mesh: Any, name: str) -> Any:
+    """The dimensions of a (sliced) device mesh as one, under a name. `DeviceMesh._flatten` is private in all versions."""
+    return mesh._flatten(name)
+
+
+def init_fake_process_group(rank: int, world_size: int) -> None:
+    """A default group whose collectives do nothing: one process stands for any rank of any world. Torch keeps it with its tests."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # also registers the backend
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+
+
+def sum_gradients(module: Any) -> None:
+    """Let FSDP add up gradients and divide by nothing: the loss is divided by the global count already."""
+    module.set_gradient_divide_factor(1.0)
+    if hasattr(module, "set_force_sum_reduction_for_comms"):
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def all_gather_flat(out: Tensor, part: Tensor, group: Any) -> None:
+    """Every rank's tensor, one after the other; torch 2.13 gives the call another name."""
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(out, part, group=group)
+
+
+def reduce_scatter_flat(out: Tensor, whole: Tensor, group: Any) -> None:
+    """This rank's part of the sum of all ranks' tensors; torch 2.13 gives the call another name."""
+    getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(out, whole, group=group)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor, without autograd and without waiting for a redistribution; any other tensor as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def dispatch_mode_class() -> Any:
+    """`TorchDispatchMode`: sees every operator. Private by its module's name alone."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+def tree_leaves(value: Any) -> list[Any]:
+    """The leaves of nested containers."""
+    from torch.utils._pytree import tree_leaves as leaves
+
+    return leaves(value)
+
+
+def _agree_on_static_shapes(_schedule: Any, stages: Any, *_: Any) -> None:
+    """What the stages' first messages come to when all of them know their shapes."""
+    from torch.distributed.pipelining._utils import InferenceMode
+
+    for stage in stages:
+        stage._inference_mode = InferenceMode.STATIC
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Tensors made inside have shapes and no values.
+
+    FSDP joins meshes when it first meets a cut parameter, which needs real ones; pipelines send a first message and read what came.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.pipelining.schedules import _PipelineSchedule  # pyright: ignore[reportPrivateUsage]
+
+    warming = getattr(_PipelineSchedule, "_warmup_p2p", None)
+
+    joining = getattr(DeviceMesh, "_concatenate", None)
+
+    def join(*args: Any, **settings: Any) -> Any:
+        with unset_fake_temporarily():
+            return joining(*args, **settings)  # pyright: ignore[reportOptionalCall]
+
+    try:
+        if warming is not None:
+            _PipelineSchedule._warmup_p2p = _agree_on_static_shapes  # pyright: ignore[reportAttributeAccessIssue]
+        if joining is not None:
+            DeviceMesh._concatenate = staticmethod(join)  # pyright: ignore[reportAttributeAccessIssue]
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        if warming is not None:
+            _PipelineSchedule._warmup_p2p = warming  # pyright: ignore[reportAttributeAccessIssue]
+        if joining is not None:
+            DeviceMesh._concatenate = staticmethod(joining)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def collective_of(name: str, args: Any) -> tuple[str, str] | None:
+    """What a dispatched operator sends, and the name of its group: both the calls of c10d and the functional ones. None for others."""
+    namespace, _, rest = name.partition("::")
+    if namespace not in ("c10d", "_c10d_functional", "_c10d_functional_autograd"):
+        return None
+    kinds = {"gather": "gather", "reduce_scatter": "scatter", "all_reduce": "reduce", "allreduce": "reduce", "broadcast": "broadcast"}
+    kind = next((kind for part, kind in kinds.items() if part in rest), "send" if rest.startswith("send") else None)
+    if kind is None:
+        return None
+    if namespace == "c10d":
+        boxed = next(value for value in args if hasattr(value, "_type") or type(value).__name__ in ("ScriptObject", "ProcessGroup"))
+        group = boxed if isinstance(boxed, dist.ProcessGroup) else dist.ProcessGroup.unbox(boxed)
+        return kind, group.group_name
+    return kind, str(next(value for value in reversed(args) if isinstance(value, str)))
+
+
+def allocation_peak(run: Any) -> int:
+    """The most bytes that tensors on the CPU took at once while `run()` ran, over what was there before: by the allocator's own record."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    results: Any = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    events = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        total += size
+        peak = max(peak, total)
+    return peak
+
+
+def kill_process_group() -> None:
+    """End the default group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
