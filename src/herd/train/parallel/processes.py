@@ -63,9 +63,9 @@ def joined(config: ParallelConfig, device: str) -> Iterator[None]:
         )
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     wait = timedelta(seconds=config.timeout_s)
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=wait)))
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=wait)))  # pyright: ignore[reportPrivateImportUsage]
     # torchrun's store outlives a restart: under the same names gloo would look for the processes that died.
-    named = dist.PrefixStore(f"herd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    named = dist.PrefixStore(f"herd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=named, rank=rank, world_size=size, timeout=wait)
     try:
         yield
