@@ -45,6 +45,8 @@ def test_cve_2024_50050_nothing_that_comes_in_is_run() -> None:
     """No pickle, marshal, eval or exec in herd; torch.load in the one converter, with weights_only."""
     loads: list[str] = []
     for path in SOURCES:
+        if path.parts[-3:] == ("tools", "code", "guest.py"):
+            continue  # what runs code is this file's whole purpose: it is read as text, and runs in the jail alone
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             place = f"{path.name}:{getattr(node, 'lineno', 0)}"
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -52,6 +54,7 @@ def test_cve_2024_50050_nothing_that_comes_in_is_run() -> None:
             # The converter of Meta's checkpoints names the error of torch's weights-only reader.
             unsafe = {name.split(".")[0] for name in names} & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
             assert not unsafe or path.name == "meta_shard.py", place
+            assert not any(name.endswith("code.guest") for name in names), place
             assert not (isinstance(node, ast.Attribute) and ast.unparse(node) in ("pickle.load", "pickle.loads", "pickle.Unpickler")), place
             if not isinstance(node, ast.Call):
                 continue
