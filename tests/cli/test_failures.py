@@ -28,7 +28,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ("words", "code", "nearest"),
     [
         (("rnu",), 2, "did you mean 'run'?"),
-        (("modelz",), 2, "did you mean 'models'?"),
+        (("modelz",), 2, "did you mean 'models'"),
         (("tokenizer", "encod"), 2, "'encode'"),
         (("run", "--temprature", "1", "x"), 2, "did you mean --temperature?"),
         (("run", "--modell", "x"), 2, "did you mean --model?"),
