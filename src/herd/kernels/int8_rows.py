@@ -41,7 +41,7 @@ def numbers_of(rows: Int8[Tensor, "*batch C"]) -> Float[Tensor, "*batch H"]:
 
 def scales_of(rows: Int8[Tensor, "*batch C"]) -> Float[Tensor, "*batch"]:
     """The scales, float32."""
-    return rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)[..., 0]
+    return rows[..., -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)[..., 0]
 
 
 def dequantise(rows: Int8[Tensor, "*batch C"]) -> Float[Tensor, "*batch H"]:
