@@ -78,7 +78,7 @@ def test_schemathesis(request: pytest.FixtureRequest, name: str, tmp_path: Path)
         *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"),
         *("--phases", "examples,coverage,fuzzing" if FULL else "coverage,fuzzing"),
         *("--max-examples", "100" if FULL else "8", "--max-time", "600" if FULL else "15"),
-        *("--seed", "1", "--no-color", "--generation-database", "none", "--request-timeout", "60"),
+        *("--seed", "1", "--no-color", "--generation-database", "none", "--request-timeout", "300"),
     ]
     if name == "keyed":
         command += ["--header", f"Authorization: {bearer('anna')['Authorization']}"]
