@@ -47,9 +47,7 @@ def check(
     threshold: Annotated[
         list[str] | None, typer.Option("--threshold", help="NAME=NUMBER: a shield's own threshold, as harm=0.7. May be given again.")
     ] = None,
-    llama_guard: Annotated[
-        str | None, typer.Option(help="Also ask this Llama Guard: path, hub name or alias.")
-    ] = None,
+    llama_guard: Annotated[str | None, typer.Option(help="Also ask this Llama Guard: path, hub name or alias.")] = None,
     prompt_guard: Annotated[Path | None, typer.Option(help="Also ask this Prompt Guard: the folder of its checkpoint.")] = None,
     redact: Annotated[
         bool, typer.Option("--redact", help="Print the text with personal data and secrets replaced, and judge nothing else.")
@@ -156,8 +154,9 @@ def _models(llama_guard: str | None, prompt_guard: Path | None, device: str | No
         from herd.safety.guard_model import measured_threshold
         from herd.safety.llama_guard import LlamaGuard
 
-        threshold = thresholds.get("llama-guard", measured_threshold(llama_guard))
-        found.append(LlamaGuard(load_llm(llama_guard, device=device).inference, threshold=threshold))
+        inference = load_llm(llama_guard, device=device).inference
+        threshold = thresholds["llama-guard"] if "llama-guard" in thresholds else measured_threshold(llama_guard)
+        found.append(LlamaGuard(inference, threshold=threshold))
     if prompt_guard is not None:
         from herd.safety.prompt_guard import load_prompt_guard
 
