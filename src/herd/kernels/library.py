@@ -14,7 +14,7 @@ import torch
 from herd.base.errors import DoesNotFitError
 from herd.kernels.build import LEVELS
 
-ABI = 4
+ABI = 5
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
