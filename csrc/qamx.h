@@ -13,7 +13,7 @@ typedef struct {
     uint8_t rows[16];
 } amx_config;
 
-#ifdef HERD_AMX_EMULATED /* tests of the arithmetic on a processor without tiles */
+#ifdef HERD_EMULATE_TILES /* tests of the arithmetic on a processor without tiles */
 typedef struct {
     int rows[8], bytes[8];
     _Alignas(64) uint8_t data[8][16][64];

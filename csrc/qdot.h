@@ -23,7 +23,7 @@ INLINE vf vq_to_float(vq a) { return _mm512_cvtepi32_ps(a); }
 INLINE vq vq_load_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(p)); }
 INLINE vq vq_low(vq a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 INLINE vq vq_high(vq a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
-#ifdef HERD_VNNI
+#ifdef HERD_USE_VNNI
 INLINE vq dot_nibbles(vq acc, vq w, vq x) { return _mm512_dpbusd_epi32(acc, w, x); }
 INLINE vq dot_bytes(vq acc, vq w, vq x) { return _mm512_dpbusd_epi32(acc, w, x); }
 #else

@@ -121,7 +121,7 @@ static __attribute__((noinline)) void panel_block(const matrix_shape *w, const i
     }
 }
 
-#ifdef HERD_AMX
+#ifdef HERD_USE_TILES
 #include "qamx.h"
 #else
 static void tiles_begin(int64_t rows) { (void)rows; }

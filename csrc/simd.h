@@ -1,7 +1,7 @@
 /* One vector of float32 for each instruction set, so that a kernel is written once and compiled for every level.
 
    HERD_LEVEL (0 scalar, 1 AVX2+FMA+F16C, 2 AVX-512 F/BW/VL/DQ, 3 the same with BF16) and HERD_NAME come from the command line, for some
-   files HERD_VNNI and HERD_AMX too. Level 0 is GCC's and
+   files HERD_USE_VNNI and HERD_USE_TILES too. Level 0 is GCC's and
    clang's portable vectors of four floats: any machine, no fused multiply-add. The library is compiled with -ffp-contract=off: a multiply
    and an add are fused only where vf_fma says so. Sums over lanes use 16 logical lanes at every level, so that levels 1 to 3 agree bit for
    bit. */

@@ -18,11 +18,10 @@ from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
 from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
-from herd.engine.runner import CpuRunner
+from herd.engine.runner import CpuRunner, runs_in_c
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
-from herd.model.quant_linear import quantised_matrices
 from herd.model.transformer import Transformer
 
 log = get_logger(__name__)
@@ -134,6 +133,6 @@ def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_si
         "vocab_size": vocab_size,
     }
     # A subclass may compute otherwise than its parameters say, so it is run itself.
-    if model.device.type != "cpu" or type(model) is not Transformer or quantised_matrices(model):
+    if model.device.type != "cpu" or type(model) is not Transformer or not runs_in_c(model):
         return TorchRunner(model, **common)
     return CpuRunner(model, max_tokens=config.token_budget, **common)

@@ -17,12 +17,23 @@ from torch import Tensor
 
 from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
-from herd.engine.layers import PackedLayers
-from herd.kernels import draw
+from herd.engine.layers import PackedLayers, pack, packs, stack_packs
+from herd.kernels import dispatch, draw
 from herd.kernels.forward import Forward
-from herd.kernels.linear import linear, pack_linear
+from herd.kernels.linear import linear
 from herd.kernels.norm import rms_norm
+from herd.model.quant_linear import quantised_matrices
 from herd.model.transformer import Transformer
+
+
+def runs_in_c(model: Transformer) -> bool:
+    """Whether every quantised matrix of a model has a kernel here; a model with one that has none computes by itself."""
+    if not quantised_matrices(model):
+        return True
+    if dispatch.native(model.device, model.dtype) is None:
+        return False
+    head = model.lm_head
+    return all(packs(block) for block in model.model.layers) and (head is None or stack_packs((head,)))
 
 
 class CpuRunner:
@@ -57,7 +68,7 @@ class CpuRunner:
         caches = (self._layers.keys, self._layers.values)
         self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)
         self._norm = model.model.norm.weight.detach().to(model.dtype)
-        self._head = pack_linear(model.head_weight[: self.vocab_size])
+        self._head = pack(model.lm_head or model.model.embed_tokens, dtype=model.dtype, rows=self.vocab_size)
         self._embedding = None if config.tie_word_embeddings else model.model.embed_tokens.weight.detach()
         self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32)
         self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32)

@@ -46,14 +46,14 @@ BASE_FLAGS = (
 LINK_FLAGS = ("-shared", "-pthread", "-lm")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-_VNNI = ("-mavx512vnni", "-DHERD_VNNI")
+_VNNI = ("-mavx512vnni", "-DHERD_USE_VNNI")
 LEVELS: dict[str, tuple[str, ...]] = {
     "scalar": ("-DHERD_LEVEL=0",),
     "avx2": (*_AVX2, "-DHERD_LEVEL=1"),
     "avx512": (*_AVX512, "-DHERD_LEVEL=2"),
     "avx512vnni": (*_AVX512, *_VNNI, "-DHERD_LEVEL=2"),
     "avx512bf16": (*_AVX512, *_VNNI, "-mavx512bf16", "-DHERD_LEVEL=3"),
-    "amx": (*_AVX512, *_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-DHERD_AMX", "-DHERD_LEVEL=3"),
+    "amx": (*_AVX512, *_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-DHERD_USE_TILES", "-DHERD_LEVEL=3"),
     "neon": ("-march=armv8.2-a+dotprod", "-DHERD_LEVEL=0"),
 }
 """In the order of `enum herd_isa`; on one machine, the plainest first."""
