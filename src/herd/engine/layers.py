@@ -7,7 +7,8 @@ sum the sum. Shapes: T tokens, D model dim, N query heads, K KV heads, H head di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -67,19 +68,41 @@ def _pack_gated(gate: nn.Module, up: nn.Module, dtype: torch.dtype) -> PackedLin
     return pack_gate_up(gate.weight, up.weight)
 
 
-def _packed(block: nn.Module, dtype: torch.dtype, keys: Tensor, values: Tensor) -> Block:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockWeights:
+    """A block's weights as the kernels read them."""
+
+    norm: Tensor
+    qkv: PackedLinear
+    out: PackedLinear
+    ffn_norm: Tensor
+    gate_up: PackedLinear
+    down: PackedLinear
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that has bytes."""
+        yield from (self.norm, self.ffn_norm)
+        for matrix in (self.qkv, self.out, self.gate_up, self.down):
+            yield from (part for part in (matrix.data, matrix.columns) if part is not None)
+
+
+def pack_block(block: nn.Module, dtype: torch.dtype) -> BlockWeights:
+    """A block's weights, packed."""
     assert isinstance(block, DecoderBlock)
     attention, mlp = block.self_attn, block.mlp
-    return Block(
+    return BlockWeights(
         norm=block.input_layernorm.weight.detach().to(dtype),
         qkv=pack(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype),
         out=pack(attention.o_proj, dtype=dtype),
         ffn_norm=block.post_attention_layernorm.weight.detach().to(dtype),
         gate_up=_pack_gated(mlp.gate_proj, mlp.up_proj, dtype),
         down=pack(mlp.down_proj, dtype=dtype),
-        keys=keys,
-        values=values,
     )
+
+
+def _placed(weights: BlockWeights, keys: Tensor, values: Tensor) -> Block:
+    parts = {name: getattr(weights, name) for name in ("norm", "qkv", "out", "ffn_norm", "gate_up", "down")}
+    return Block(**parts, keys=keys, values=values)
 
 
 def _nothing(part: Tensor) -> None:
@@ -92,7 +115,7 @@ class PackedLayers:
     def __init__(
         self,
         config: ModelConfig,
-        blocks: Iterable[nn.Module],
+        blocks: Iterable[nn.Module | BlockWeights],
         *,
         dtype: torch.dtype,
         cache_dtype: torch.dtype,
@@ -110,7 +133,8 @@ class PackedLayers:
             head_dim=config.head_dim,
             dtype=cache_dtype,
         )
-        self.blocks = [_packed(block, dtype, *caches) for block, *caches in zip(blocks, self.keys, self.values, strict=True)]
+        packed = (block if isinstance(block, BlockWeights) else pack_block(block, dtype) for block in blocks)
+        self.blocks = [_placed(*block) for block in zip(packed, self.keys, self.values, strict=True)]
         query, keyvalue = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self._split = (query, keyvalue, keyvalue)
         hidden, ffn = config.hidden_size, config.intermediate_size
