@@ -115,7 +115,9 @@ class QuantWeight:
 
     def to(self, device: torch.device | str) -> QuantWeight:
         """The same matrix on another device."""
-        moved = {name: None if (part := getattr(self, name)) is None else part.to(device) for name in ("values", "scales", "zeros", "columns")}
+        moved = {
+            name: None if (part := getattr(self, name)) is None else part.to(device) for name in ("values", "scales", "zeros", "columns")
+        }
         return replace(self, **moved)
 
 
@@ -154,7 +156,9 @@ def int8_rows(x_MK: Float[Tensor, "M K"]) -> tuple[Int8[Tensor, "M K"], Float[Te
 def matmul(x: Float[Tensor, "*batch K"], weight: QuantWeight) -> Float[Tensor, "*batch N"]:
     """The product x w^T with the inputs quantised as the weight says. The oracle of every kernel; differentiable in x where they stay."""
     rows = x.reshape(-1, x.shape[-1])
-    require(rows.shape[1] == weight.num_inputs, f"x has {rows.shape[1]} columns, the matrix {weight.num_inputs}", "check the model's config")
+    require(
+        rows.shape[1] == weight.num_inputs, f"x has {rows.shape[1]} columns, the matrix {weight.num_inputs}", "check the model's config"
+    )
     if weight.activation == "none":
         product = _in_tiles(rows.float(), weight.dequantise())
     else:
