@@ -43,13 +43,17 @@ def written_parts(scheme: MatrixScheme, shape: Shape) -> dict[str, tuple[Shape, 
     """Suffix, shape and dtype of the tensors that `encode` gives for a matrix. Raises UsageError where it has no such form."""
     n, k = shape
     if scheme.group and k % scheme.group:
-        raise UsageError(f"rows of {k:,} inputs are no whole groups of {scheme.group}", hint="choose a group that divides every matrix's width")
+        raise UsageError(
+            f"rows of {k:,} inputs are no whole groups of {scheme.group}", hint="choose a group that divides every matrix's width"
+        )
     scale: dict[str, tuple[Shape, torch.dtype]] = {"weight_scale": ((n, scheme.groups(k)), scale_dtype(scheme))}
     if scheme.layout == "dense":
         return {"weight": (shape, FP8_DTYPE if scheme.kind == "fp8" else torch.int8)} | scale
     per_word = 32 // scheme.bits
     if k % per_word or (not scheme.symmetric and n % per_word):
-        raise UsageError(f"a [{n:,}, {k:,}] matrix of {scheme.bits} bits fills no whole 32-bit words", hint="quantise to 8 bits in rows: int8")
+        raise UsageError(
+            f"a [{n:,}, {k:,}] matrix of {scheme.bits} bits fills no whole 32-bit words", hint="quantise to 8 bits in rows: int8"
+        )
     parts = {"weight_packed": ((n, k // per_word), torch.int32)} | scale | {"weight_shape": ((2,), torch.int64)}
     return parts if scheme.symmetric else parts | {"weight_zero_point": ((n // per_word, scheme.groups(k)), torch.int32)}
 
@@ -125,7 +129,9 @@ def _dense(parts: Parts, scheme: MatrixScheme, shape: Shape, name: str) -> Quant
         rows = -(-n // scheme.block)
         scales = _check(parts, "weight_scale", (rows, groups), _FLOATS, name).repeat_interleave(scheme.block, dim=0)[:n]
     else:
-        scales = _check({"weight_scale": scales.reshape(n, 1) if scales.shape == (n,) else scales}, "weight_scale", (n, groups), _FLOATS, name)
+        scales = _check(
+            {"weight_scale": scales.reshape(n, 1) if scales.shape == (n,) else scales}, "weight_scale", (n, groups), _FLOATS, name
+        )
     return _weight(scheme, values, scales)
 
 
@@ -156,7 +162,9 @@ def _ordered(
     """The matrix with its groups made contiguous, where the file says which input belongs to which."""
     columns = None
     if g_idx is not None:
-        columns = _columns(_check({"g_idx": g_idx}, "g_idx", (codes_NK.shape[1],), (torch.int32, torch.int64), name), scales_NG.shape[1], name)
+        columns = _columns(
+            _check({"g_idx": g_idx}, "g_idx", (codes_NK.shape[1],), (torch.int32, torch.int64), name), scales_NG.shape[1], name
+        )
         codes_NK = codes_NK if columns is None else codes_NK[:, columns.long()].contiguous()
     if scheme.kind == "int4":
         return _weight(scheme, pack_int4(codes_NK), scales_NG, zeros=zeros_NG, columns=columns)

@@ -35,9 +35,7 @@ def inverse_factor(hessian_KK: Float[Tensor, "K K"], damping: float = DAMPING) -
         share *= 10
 
 
-def gptq(
-    weight_NK: Float[Tensor, "N K"], hessian_KK: Float[Tensor, "K K"], scheme: MatrixScheme, *, act_order: bool = True
-) -> QuantWeight:
+def gptq(weight_NK: Float[Tensor, "N K"], hessian_KK: Float[Tensor, "K K"], scheme: MatrixScheme, *, act_order: bool = True) -> QuantWeight:
     """A matrix of int8 or int4, rounded with regard to its inputs."""
     weight, hessian = weight_NK.double().clone(), hessian_KK.double()
     n, k = weight.shape

@@ -100,9 +100,7 @@ def assemble(codes_NK: Tensor, grid: Grid, scheme: MatrixScheme) -> QuantWeight:
     """Codes and levels as a matrix."""
     values = codes_NK.to(torch.int8) if scheme.kind == "int8" else pack_int4(codes_NK.to(torch.uint8))
     zeros = None if scheme.symmetric or grid.zeros is None else grid.zeros.to(torch.uint8)
-    return QuantWeight(
-        kind=scheme.kind, values=values, scales=grid.scales, zeros=zeros, activation=scheme.activation, bound=scheme.bound
-    )
+    return QuantWeight(kind=scheme.kind, values=values, scales=grid.scales, zeros=zeros, activation=scheme.activation, bound=scheme.bound)
 
 
 def round_matrix(

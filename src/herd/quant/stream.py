@@ -22,7 +22,7 @@ from torch import Tensor
 from herd.base.atomic import atomic_directory, atomic_file
 from herd.base.errors import UsageError
 from herd.checkpoint.convert import copy_companions, ids_of, tokenizer_of
-from herd.checkpoint.hf import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE, SHARD_BYTES, cut_shards, main_dtype, write_json
+from herd.checkpoint.hf import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE, SHARD_BYTES, cut_shards, write_json
 from herd.checkpoint.hf_config import config_to_json, generation_config_to_json
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.quant_parts import encode, written_parts
@@ -117,9 +117,7 @@ class Stream:
 
     def _digest(self) -> str:
         """Changes with anything that changes the bytes written."""
-        root = self.source.path
-        files = [root] if root.is_file() else sorted(root.iterdir())
-        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        stamps = file_stamps(self.source.path)
         tokens = "" if self._tokens is None else hashlib.sha256(self._tokens.contiguous().numpy().tobytes()).hexdigest()
         told = [asdict(self.settings), {name: asdict(scheme) for name, scheme in self.schemes.items()}, asdict(self.config), stamps, tokens]
         return hashlib.sha256(json.dumps([*told, str(self.dtype)], sort_keys=True).encode()).hexdigest()
@@ -263,6 +261,7 @@ def _records(files: list[SafetensorsFile], num_layers: int) -> tuple[dict[str, f
     return errors, shares
 
 
-def stored_dtype(source: TensorSource) -> torch.dtype:
-    """What is not quantised is written as."""
-    return main_dtype(source)
+def file_stamps(root: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file of a checkpoint."""
+    files = [root] if root.is_file() else sorted(root.iterdir())
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
