@@ -67,7 +67,10 @@ def quant_weight(weight: Tensor, kind: Kind, *, seed: int = 0) -> QuantWeight:
 def quantise_model(model: Transformer, kind: Kind, *, head: bool = False) -> Transformer:
     """Every matrix of the blocks, and the output matrix if `head`, in place of what they were."""
     for block in model.model.layers:
-        for part, names in ((block.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")), (block.mlp, ("gate_proj", "up_proj", "down_proj"))):
+        for part, names in (
+            (block.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
+            (block.mlp, ("gate_proj", "up_proj", "down_proj")),
+        ):
             for name in names:
                 setattr(part, name, QuantLinear(quant_weight(getattr(part, name).weight.detach(), kind), model.dtype))
     if head:

@@ -90,7 +90,9 @@ def test_a_changed_checkpoint_is_another_and_a_touched_one_the_same(checkpoint: 
 
 
 @pytest.mark.parametrize("harm", ["cut", "header", "magic", "layout", "section", "empty"])
-def test_a_damaged_file_is_made_anew(checkpoint: Path, harm: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_is_made_anew(
+    checkpoint: Path, harm: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.load_for_engine(checkpoint)
     (path,) = files()
     whole = path.read_bytes()

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from quant_models import Kind, named, quantise_model  # pyright: ignore[reportMissingImports]
 from small_model import Answer, answers, mixed_requests, small_engine, small_model  # pyright: ignore[reportMissingImports]
 
 from herd.engine.engine import Engine
@@ -18,6 +17,7 @@ from herd.engine.stream import TokenRequest
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
 from herd.model.transformer import Transformer
+from quant_models import Kind, named, quantise_model  # pyright: ignore[reportMissingImports]
 
 pytestmark = pytest.mark.skipif(dispatch.choice().library is None, reason="the C kernels do not run here")
 

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import DTYPES, QUANTISED_KINDS, c_library, dtypes, running, same
-from quant_models import QUANT_KINDS, Kind, named, quant_weight  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from herd.base.errors import ConfigError
@@ -16,6 +15,7 @@ from herd.kernels.linear import linear, linear_swiglu
 from herd.kernels.packed_quant import common_format, format_of, pack_quantised, pack_quantised_gated, reference
 from herd.kernels.quantised import FP8_DTYPE, QuantWeight, matmul
 from herd.kernels.swiglu import swiglu
+from quant_models import QUANT_KINDS, Kind, named, quant_weight  # pyright: ignore[reportMissingImports]
 
 pytestmark = pytest.mark.skipif(dispatch.choice().library is None, reason="the C kernels do not run here")
 levels = pytest.mark.parametrize("level", QUANTISED_KINDS)
@@ -175,7 +175,9 @@ def test_what_has_no_kernel_is_refused() -> None:
 
 
 def test_scales_take_the_narrowest_dtype_that_holds_them() -> None:
-    half, brain, full = (quant_weight(random(8, 64), Kind(bits=4, group=32, scales=d)) for d in (torch.float16, torch.bfloat16, torch.float32))
+    half, brain, full = (
+        quant_weight(random(8, 64), Kind(bits=4, group=32, scales=d)) for d in (torch.float16, torch.bfloat16, torch.float32)
+    )
     found = [format_of(weight) for weight in (half, full)]
     assert [one.scale_dtype for one in found if one] == [torch.float16, torch.float32]
     both = common_format([half, full])
