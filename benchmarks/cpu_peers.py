@@ -41,7 +41,8 @@ from herd.checkpoint.load import load_model, save_model
 from herd.engine.build import build_engine
 from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
-from herd.engine.packed.file import read, write
+from herd.engine.packed.file import read as read_packed
+from herd.engine.packed.file import write
 from herd.engine.packed.weights import PackedModel, pack_model
 from herd.kernels import dispatch, memory
 from herd.kernels.quantised import QuantWeight, pack_int4
@@ -125,7 +126,7 @@ def open_model(folder: Path, name: str, kind: str) -> Transformer:
     """Herd's model of a kind: mapped."""
     if kind == "bf16":
         return load_model(folder / name / "hf")
-    weights, _ = read(folder / name / f"{kind}.herdpack")
+    weights, _ = read_packed(folder / name / f"{kind}.herdpack")
     return PackedModel(shape(name), weights, dtype=torch.bfloat16, digest=f"{name}-{kind}")
 
 
@@ -190,7 +191,7 @@ class HuggingFace:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(harness.cores())
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
     def _seconds(self, batch: int, length: int, new: int) -> float:
         ids = torch.tensor([prompt(length)] * batch)
@@ -232,8 +233,9 @@ def read_rate(size_bytes: int) -> float:
     library = dispatch.choice().library
     assert library is not None, "this benchmark is of the C kernels"
     data = memory.zeros((size_bytes,), torch.uint8).fill_(1)
-    library.read(data.data_ptr(), size_bytes)
-    return size_bytes / min(harness.seconds(lambda: library.read(data.data_ptr(), size_bytes)) for _ in range(5))
+    read = library.read
+    read(data.data_ptr(), size_bytes)
+    return size_bytes / min(harness.seconds(lambda: read(data.data_ptr(), size_bytes)) for _ in range(5))
 
 
 def loading(folder: Path, name: str, kind: str) -> dict[str, Any]:

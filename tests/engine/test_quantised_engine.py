@@ -16,6 +16,7 @@ from herd.engine.runner import CpuRunner, runs_in_c
 from herd.engine.stream import TokenRequest
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
+from herd.model.block import Block
 from herd.model.transformer import Transformer
 from quant_models import Kind, named, quantise_model  # pyright: ignore[reportMissingImports]
 
@@ -58,7 +59,7 @@ def test_c_runs_it(model: Transformer) -> None:
 
 @pytest.mark.parametrize("sizes", [{}, {"token_budget": 16, "max_sequences": 16}, {"block_size": 5, "score_rows": 3}], ids=str)
 def test_in_batches_and_chunks(model: Transformer, alone: list[Answer], sizes: dict[str, int]) -> None:
-    assert shuffled(small_engine(model, **sizes), 32) == alone
+    assert shuffled(small_engine(model, **sizes), 32) == alone  # pyright: ignore[reportArgumentType]
 
 
 def test_with_cached_prefixes_preemption_and_guesses(model: Transformer, alone: list[Answer]) -> None:
@@ -101,6 +102,8 @@ def test_what_c_has_no_kernel_for_is_run_by_the_transformer() -> None:
     mixed = quantise_model(small_model(torch.bfloat16), Kind(bits=8))
     assert runs_in_c(mixed)
     other = quantise_model(small_model(torch.bfloat16), Kind(bits=4, group=16))
-    mixed.model.layers[0].self_attn.q_proj = other.model.layers[0].self_attn.q_proj
+    one, another = mixed.model.layers[0], other.model.layers[0]
+    assert isinstance(one, Block) and isinstance(another, Block)
+    one.self_attn.q_proj = another.self_attn.q_proj
     assert not runs_in_c(mixed)
     assert isinstance(small_engine(mixed).stepper.runner, TorchRunner)

@@ -63,7 +63,7 @@ def pack(*modules: nn.Module, dtype: torch.dtype, rows: int | None = None) -> Pa
 def _pack_gated(gate: nn.Module, up: nn.Module, dtype: torch.dtype) -> PackedLinear:
     quantised = _quantised((gate, up))
     if quantised:
-        return pack_quantised_gated(*quantised, dtype)
+        return pack_quantised_gated(quantised[0], quantised[1], dtype)
     assert isinstance(gate.weight, Tensor) and isinstance(up.weight, Tensor)
     return pack_gate_up(gate.weight, up.weight)
 

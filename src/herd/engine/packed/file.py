@@ -2,10 +2,10 @@
 
     HERDPACK, version and length of the header (u32 each), SHA-256 of the header, the header (JSON), sections at multiples of 4096
 
-The header lists the config, the dtype and every section: name, offset, bytes, dtype, shape, for matrices how they are packed, and the SHA-256
-of the first and the last 4096 bytes of each. A file that is cut off, of another version or changed at a section's edge is `Damaged`; bytes
-in the middle of a section are not looked at, as that would be to read it all. The layout is one for all processors: their kernels differ,
-the bytes they read do not. Knows nothing of where files lie.
+The header lists every section: name, offset, bytes, dtype, shape, for matrices how they are packed, and the SHA-256 of its first and
+its last 4096 bytes. A file that is cut off, of another version or changed at a section's edge is `Damaged`; bytes in the middle of a
+section are not looked at, as that would be to read it all. The layout is one for all processors: their kernels differ, the bytes they read
+do not. Knows nothing of where files lie.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write(path: Path, weights: PackedWeights, facts: dict[str, Any]) -> None:
         start = -(-file.tell() // _ALIGN) * _ALIGN
         for section, (_, tensor, _) in zip(sections, _sections(weights), strict=True):
             file.seek(start + section["offset"])
-            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         file.truncate(start + offset)
 
 
@@ -100,7 +100,7 @@ def read(path: Path) -> tuple[PackedWeights, dict[str, Any]]:
 
 def _edges(data: Tensor) -> str:
     """A digest of the first and the last bytes."""
-    ends = [bytes(memoryview(part.numpy())) for part in (data[:_ALIGN], data[-_ALIGN:])]
+    ends = [part.numpy().tobytes() for part in (data[:_ALIGN], data[-_ALIGN:])]
     return hashlib.sha256(b"".join(ends)).hexdigest()
 
 
