@@ -68,6 +68,13 @@ static void tiles_end(int64_t rows) {
 }
 INLINE int amx_rows(int64_t rows) { return rows >= AMX_ROWS; }
 
+/* Bytes of K that a tile takes at once: the most that divide a segment, which is a multiple of 8. */
+static int64_t amx_step(int64_t length) {
+    int64_t step = herd_min(64, length);
+    while (length % step) step -= 4;
+    return step;
+}
+
 /* 4 * `k` nibbles of 32 outputs become bytes: dwords of k, then of k + 4, as a tile of weights wants them. */
 INLINE void amx_widen(const char *from, int64_t k, char *to) {
     for (int64_t i = 0; i < k; i += 8, from += 128, to += 256)
@@ -79,13 +86,12 @@ INLINE void amx_widen(const char *from, int64_t k, char *to) {
 }
 
 /* Sums [32][32] of a piece for up to 32 rows: as they come out of the tiles, without the zero points. */
-INLINE void amx_piece(const piece *p, const int64_t stride, const int both, const char *values, int32_t *sums) {
-    int64_t step = herd_min(64, p->k);
+INLINE void amx_piece(const piece *p, const int64_t stride, int64_t step, const int both, const char *values, int32_t *sums) {
     AMX_ZERO(0);
     AMX_ZERO(1);
     AMX_ZERO(2);
     AMX_ZERO(3);
-    for (int64_t k = 0; k + step <= p->k; k += step) {
+    for (int64_t k = 0; k < p->k; k += step) {
         AMX_LOAD(6, values + k * 32, 128);
         AMX_LOAD(7, values + k * 32 + 64, 128);
         AMX_LOAD(4, p->x + k, stride);
@@ -135,34 +141,27 @@ static void amx_block(const matrix_shape *w, const inputs *in, int64_t row0, int
     _Alignas(64) char bytes[LDQ * HERD_PANEL];
     _Alignas(64) int32_t sums[32 * 32];
     for (int64_t k = begin; k < end; k += w->segment) {
-        int64_t length = herd_min(w->segment, end - k), step = herd_min(64, length);
-        piece whole = {.record = base + k / w->group * w->record, .number = w->whole ? 0 : k / w->segment,
+        int64_t length = herd_min(w->segment, end - k), step = amx_step(length);
+        piece p = {.record = base + k / w->group * w->record, .number = w->whole ? 0 : k / w->segment,
                        .first = !w->whole || block == 0, .last = !w->whole || end == w->padded_k};
-        const char *values = whole.record + w->header + k % w->group * HERD_PANEL * w->bits / 8;
+        const char *values = p.record + w->header + k % w->group * HERD_PANEL * w->bits / 8;
         if (w->bits == 4) {
             amx_widen(values, length, bytes);
             values = bytes;
         }
-        /* What 64 does not divide comes as a piece of its own: its sums are added as integers. */
-        for (int64_t done = 0; done < length;) {
-            int64_t run = (length - done) / step * step, of = step;
-            if (!run) run = of = length - done;
-            if (of != set) amx_configure(set = of);
-            piece p = whole;
-            p.k = run;
-            p.first = whole.first && done == 0;
-            p.last = whole.last && done + run == length;
-            for (int64_t r = 0; r < rows;) {
-                int64_t count = herd_min(32, rows - r), high = count > 16 ? 32 : 16, at = r;
-                int both = count > 16 && rows >= 32;
-                if (count > 16 && rows < 32) count = 16, high = 16;
-                int64_t from = herd_min(at, rows - high), skip = at - from; /* rows of the tile that are done already */
-                p.x = in->blocks + (block * in->m + row0 + from) * LDQ + (k - begin) + done;
-                amx_piece(&p, LDQ, both, values + done * 32, sums);
-                amx_finish(w, in, row0 + at, count, &p, sums + skip * 32, c + at * HERD_PANEL);
-                r += count;
-            }
-            done += run;
+        if (step != set) amx_configure(set = step);
+        p.k = length;
+        for (int64_t r = 0; r < rows;) {
+            int64_t count = herd_min(32, rows - r), high = 32;
+            if (count <= 16 || rows < 32) count = herd_min(16, count), high = 16;
+            int64_t from = herd_min(r, rows - high), skip = r - from; /* rows of the tile that are done already */
+            p.x = in->blocks + (block * in->m + row0 + from) * LDQ + (k - begin);
+            if (high == 32)
+                amx_piece(&p, LDQ, step, 1, values, sums);
+            else
+                amx_piece(&p, LDQ, step, 0, values, sums);
+            amx_finish(w, in, row0 + r, count, &p, sums + skip * 32, c + r * HERD_PANEL);
+            r += count;
         }
     }
 }
