@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from herd_command import HerdCommand  # pyright: ignore[reportMissingImports]
+
 from tiny_model import TEXT  # pyright: ignore[reportMissingImports]
 
 

@@ -14,8 +14,8 @@ from herd.base.errors import CheckpointError
 from herd.checkpoint.quant_parts import scale_dtype
 from herd.checkpoint.quant_scheme import MatrixScheme
 from herd.quant.gptq import gptq, inverse_factor
-from herd.quant.rounding import check_finite, grid_of, relative_error, round_matrix
 from herd.quant.rotate import rotation
+from herd.quant.rounding import check_finite, grid_of, relative_error, round_matrix
 from herd.quant.schemes import int4_scheme
 
 
@@ -38,7 +38,7 @@ def test_published_errors_of_8_bits(gaussian: Tensor, scheme: MatrixScheme, expe
 
 @pytest.mark.parametrize(("group", "most", "asymmetric"), [(32, 0.094, 0.081), (64, 0.099, 0.091), (128, 0.106, 0.101)])
 def test_published_errors_of_4_bits_bound_ours(gaussian: Tensor, group: int, most: float, asymmetric: float) -> None:
-    """The anchors are without a search: max/8 symmetric, max - min asymmetric. Asymmetric without a search is theirs; a search is better."""
+    """The anchors are without a search: asymmetric without one is theirs, and a search is better."""
     part = gaussian[:256]
     plain = MatrixScheme(kind="int4", group=group, symmetric=False, layout="packed")
     assert relative_error(part, round_matrix(part, plain, search=False)) == pytest.approx(asymmetric, abs=0.0015)
