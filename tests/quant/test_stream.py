@@ -158,6 +158,14 @@ def test_the_engine_runs_a_quantised_model(model_folder: Path, tmp_path: Path) -
         engine.close()
 
 
+def test_a_quantised_model_is_not_saved_with_its_matrices_missing(model_folder: Path, tmp_path: Path) -> None:
+    from herd.checkpoint.load import save_model
+
+    quantise_checkpoint(model_folder, tmp_path / "out", Settings(scheme="fp8-meta"))
+    with pytest.raises(UsageError, match="the model has 6 quantised matrices"):
+        save_model(load_model(tmp_path / "out"), tmp_path / "again")
+
+
 def test_shards_and_index(model_folder: Path, tmp_path: Path) -> None:
     from herd.checkpoint.hf import main_dtype
     from herd.quant.stream import Stream
