@@ -22,7 +22,7 @@ from herd.checkpoint.meta import MetaSource
 from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.quant_hf import QuantHfSource
 from herd.checkpoint.source import Format, TensorInfo, TensorSource
-from herd.model.quant_linear import QuantLinear
+from herd.model.quant_linear import QuantLinear, quantised_matrices
 from herd.model.transformer import Transformer
 
 _STORED_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -179,9 +179,14 @@ def save_model(model: Transformer, folder: Path | str, *, tokenizer: SavesTokeni
         overwrite: replace what is at `folder`.
 
     Raises:
-        UsageError: the folder exists and is not empty, or the parameters' dtype is not one for weights.
+        UsageError: the folder exists and is not empty, the parameters' dtype is not one for weights, or the model is quantised.
         DoesNotFitError: the disk is full.
     """
+    if quantised_matrices(model):
+        raise UsageError(
+            f"the model has {len(quantised_matrices(model))} quantised matrices, which are not written as plain weights",
+            hint="`herd convert SRC DST --to hf` makes plain numbers of a quantised folder",
+        )
     source = ModelSource(model, folder)
     ids = None if tokenizer is None else special_ids(tokenizer)
     with atomic_directory(folder, overwrite=overwrite) as temporary:

@@ -71,15 +71,20 @@ def encode(weight: QuantWeight, scheme: MatrixScheme) -> dict[str, Tensor]:
     if scheme.layout == "dense":
         return {"weight": weight.values, "weight_scale": scales}
     if weight.kind == "int4":
-        packed = weight.values.contiguous().view(torch.int32)
+        packed = _plain(weight.values).view(torch.int32)
     else:
-        packed = (weight.values.view(torch.uint8) ^ 128).contiguous().view(torch.int32)
+        packed = _plain(weight.values.view(torch.uint8) ^ 128).view(torch.int32)
     shape = torch.tensor([weight.num_outputs, weight.num_inputs])
     parts = {"weight_packed": packed, "weight_scale": scales, "weight_shape": shape}
     if weight.zeros is None:
         return parts
-    words = pack_int4(weight.zeros.t().contiguous()).view(torch.int32)
-    return parts | {"weight_zero_point": words.t().contiguous()}
+    words = _plain(pack_int4(_plain(weight.zeros.t()))).view(torch.int32)
+    return parts | {"weight_zero_point": _plain(words.t())}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy whose strides are those of its shape, also where a dimension is 1: what a change of dtype needs."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def decode(parts: Parts, scheme: MatrixScheme, shape: Shape, name: str) -> QuantWeight:
@@ -145,8 +150,8 @@ def _packed(parts: Parts, scheme: MatrixScheme, shape: Shape, name: str) -> Quan
     scales, zeros = _check(parts, "weight_scale", (n, groups), _FLOATS, name), None
     if not scheme.symmetric:
         packed = _check(parts, "weight_zero_point", (-(-n * scheme.bits // 32), groups), (torch.int32,), name)
-        zeros = _fields(packed.t().contiguous(), scheme.bits)[:, :n].t().contiguous()
-    codes = _fields(words.contiguous(), scheme.bits)[:, :k].contiguous()
+        zeros = _fields(_plain(packed.t()), scheme.bits)[:, :n].t().contiguous()
+    codes = _fields(_plain(words), scheme.bits)[:, :k].contiguous()
     return _ordered(scheme, codes, scales, zeros, parts.get("weight_g_idx"), name)
 
 
@@ -195,9 +200,9 @@ def _gptq(parts: Parts, scheme: MatrixScheme, shape: Shape, name: str) -> QuantW
     words = _check(parts, "qweight", (k * bits // 32, n), (torch.int32,), name)
     packed = _check(parts, "qzeros", (groups, n * bits // 32), (torch.int32,), name)
     scales = _check(parts, "scales", (groups, n), _FLOATS, name).t()
-    zeros = _fields(packed.contiguous(), bits).t().contiguous()
+    zeros = _fields(_plain(packed), bits).t().contiguous()
     zeros = zeros + 1 if scheme.layout == "gptq" else zeros
-    codes = _fields(words.t().contiguous(), bits).contiguous()
+    codes = _fields(_plain(words.t()), bits).contiguous()
     return _ordered(scheme, codes, scales, _uniform(zeros, scheme), parts.get("g_idx"), name)
 
 
@@ -219,7 +224,7 @@ def _awq(parts: Parts, scheme: MatrixScheme, shape: Shape, name: str) -> QuantWe
 
 
 def _awq_codes(words: Tensor) -> Tensor:
-    nibbles = _fields(words.contiguous(), 4).view(len(words), -1, 8)
+    nibbles = _fields(_plain(words), 4).view(len(words), -1, 8)
     out = torch.empty_like(nibbles)
     out[:, :, list(AWQ_ORDER)] = nibbles
     return out.view(len(words), -1)

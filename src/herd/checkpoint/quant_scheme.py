@@ -190,8 +190,8 @@ def _compressed_group(group: Fields, default: str) -> MatrixScheme:
     weights = group.table("weights")
     if weights is None:
         raise _refuse(f"{group.where} without weights")
-    bits, kind_name = weights.integer("num_bits"), weights.data.get("type", "int")
-    kinds: dict[tuple[int, Any], Kind] = {(4, "int"): "int4", (8, "int"): "int8", (8, "float"): "fp8"}
+    bits, kind_name = weights.integer("num_bits"), str(weights.data.get("type", "int"))
+    kinds: dict[tuple[int, str], Kind] = {(4, "int"): "int4", (8, "int"): "int8", (8, "float"): "fp8"}
     kind = kinds.get((bits, kind_name))
     if kind is None or (form != _PACKED and (form not in _DENSE or kind == "int4")) or (form == _PACKED and kind == "fp8"):
         raise _refuse(f"compressed-tensors format {form!r} with {bits} bits of type {kind_name!r}")

@@ -1,8 +1,8 @@
 """Mixed precision under a budget of bytes: each matrix gets the scheme whose bytes buy the most.
 
 Every matrix starts at its cheapest scheme; then, again and again, the step up is taken that saves the most divergence for a byte and still
-fits. Steps run along the convex hull of a matrix's choices, so that a small useful one does not hide a large one behind it. Exact arithmetic
-over bytes; knows no tensors.
+fits. Steps run along the convex hull of a matrix's choices, so that a small useful one does not hide a large one behind it. Knows bytes and
+divergences, no tensors.
 """
 
 from __future__ import annotations

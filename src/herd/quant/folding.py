@@ -97,9 +97,8 @@ def _best(
 
 
 def _error(weight: Tensor, inputs: Inputs, scale: Tensor, scheme: MatrixScheme) -> float:
-    """Squared error of the products of calibration."""
-    importance = inputs.moment_KK.diagonal() / scale.square()
-    quantised = round_matrix(weight * scale, scheme, importance)
+    """Squared error of the products of calibration. The clip is looked for later, once the scale is found."""
+    quantised = round_matrix(weight * scale, scheme, search=False)
     if scheme.activation == "none":
         difference = quantised.dequantise() / scale - weight
         return float(((difference @ inputs.moment_KK) * difference).sum())

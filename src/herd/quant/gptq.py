@@ -8,6 +8,8 @@ Shapes: N outputs, K inputs, G groups.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,50 +39,62 @@ def inverse_factor(hessian_KK: Float[Tensor, "K K"], damping: float = DAMPING) -
 
 def gptq(weight_NK: Float[Tensor, "N K"], hessian_KK: Float[Tensor, "K K"], scheme: MatrixScheme, *, act_order: bool = True) -> QuantWeight:
     """A matrix of int8 or int4, rounded with regard to its inputs."""
-    weight, hessian = weight_NK.double().clone(), hessian_KK.double()
-    n, k = weight.shape
+    hessian = hessian_KK.double()
+    n, k = weight_NK.shape
     size, importance = scheme.group or k, hessian.diagonal().clone()
-    dead = importance == 0
-    weight[:, dead] = 0.0
-    static = act_order or not scheme.group
-    grid = grid_of(weight.float(), scheme, importance.float())
-    order = torch.argsort(importance, descending=True, stable=True) if act_order else torch.arange(k, device=weight.device)
-    weight, factor = weight[:, order], inverse_factor(hessian[order][:, order])
-    codes = torch.zeros(n, k, dtype=torch.float64, device=weight.device)
-    scales, zeros = grid.scales.double(), None if grid.zeros is None else grid.zeros.double()
+    kept = torch.where(importance == 0, 0.0, weight_NK.float())
+    grid = grid_of(kept, scheme, importance.float())
+    order = torch.argsort(importance, descending=True, stable=True) if act_order else torch.arange(k)
+    # Inputs come first from here on, so that one of them is contiguous.
+    state = _State(
+        left_KN=kept[:, order].t().double().contiguous(),
+        codes_KN=torch.zeros(k, n, dtype=torch.float64),
+        factor_KK=inverse_factor(hessian[order][:, order]),
+        scales_GN=grid.scales.t().double().contiguous(),
+        zeros_GN=None if grid.zeros is None else grid.zeros.t().double().contiguous(),
+    )
     for begin in range(0, k, _BLOCK):
         end = min(begin + _BLOCK, k)
-        errors = torch.zeros(n, end - begin, dtype=torch.float64, device=weight.device)
-        for column in range(begin, end):
-            group = int(order[column]) // size
-            if not static and column % size == 0:
-                # Its columns in this block are up to date; those of later blocks once the block is done, so groups within a block are exact.
-                fresh = _refresh(weight, factor, errors, begin, column, size, scheme, importance)
-                scales[:, group] = fresh.scales[:, 0].double()
-                if zeros is not None and fresh.zeros is not None:
-                    zeros[:, group] = fresh.zeros[:, 0].double()
-            scale, zero = scales[:, group], None if zeros is None else zeros[:, group]
-            value = weight[:, column]
-            code = codes_of(value, scale, zero, scheme)
-            codes[:, column] = code
-            error = (value - (code - (0.0 if zero is None else zero)) * scale) / factor[column, column]
-            errors[:, column - begin] = error
-            weight[:, column + 1 : end] -= error[:, None] * factor[column, column + 1 : end]
-        weight[:, end:] -= errors @ factor[begin:end, end:]
-    restored = torch.empty_like(codes)
-    restored[:, order] = codes
-    return assemble(restored, Grid(scales=scales.float(), zeros=None if zeros is None else zeros.float()), scheme)
+        errors = torch.zeros(end - begin, n, dtype=torch.float64)
+        for place in range(begin, end):
+            if not act_order and scheme.group and place % size == 0:
+                state.refresh(errors[: place - begin], begin, place, scheme, importance[place : place + size].float())
+            errors[place - begin] = state.round(place, int(order[place]) // size, end, scheme)
+        state.left_KN[end:] -= state.factor_KK[begin:end, end:].t() @ errors
+    restored = torch.empty_like(state.codes_KN)
+    restored[order] = state.codes_KN
+    zeros = None if state.zeros_GN is None else state.zeros_GN.t().float().contiguous()
+    return assemble(restored.t().contiguous(), Grid(scales=state.scales_GN.t().float().contiguous(), zeros=zeros), scheme)
 
 
-def _refresh(
-    weight: Tensor, factor: Tensor, errors: Tensor, begin: int, column: int, size: int, scheme: MatrixScheme, importance: Tensor
-) -> Grid:
-    """The levels of the group that begins at `column`, with what the block's earlier columns owe to columns behind the block."""
-    end = column + size
-    values = weight[:, column:end].clone()
-    behind = max(begin + errors.shape[1] - column, 0)
-    if behind < size:
-        done = column - begin
-        values[:, behind:] -= errors[:, :done] @ factor[begin:column, column + behind : end]
-    one = MatrixScheme(kind=scheme.kind, group=size, symmetric=scheme.symmetric, layout=scheme.layout)
-    return grid_of(values.float(), one, importance[column:end].float())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """What is left of the weights, the codes so far, the factor, and the levels; inputs in the order in which they are rounded."""
+
+    left_KN: Tensor
+    codes_KN: Tensor
+    factor_KK: Tensor
+    scales_GN: Tensor
+    zeros_GN: Tensor | None
+
+    def round(self, place: int, group: int, end: int, scheme: MatrixScheme) -> Tensor:
+        """Round one input's weights and pass the error on to the rest of the block; returns the error over the factor's diagonal."""
+        value, scale = self.left_KN[place], self.scales_GN[group]
+        zero = None if self.zeros_GN is None else self.zeros_GN[group]
+        code = codes_of(value, scale, zero, scheme)
+        self.codes_KN[place] = code
+        level = (code if zero is None else code - zero) * scale
+        error = (value - level) / self.factor_KK[place, place]
+        self.left_KN[place + 1 : end] -= self.factor_KK[place, place + 1 : end, None] * error
+        return error
+
+    def refresh(self, errors: Tensor, begin: int, place: int, scheme: MatrixScheme, importance: Tensor) -> None:
+        """The levels of the group that begins here, by what is left of it; what lies behind the block lacks the block's errors so far."""
+        size = len(importance)
+        values = self.left_KN[place : place + size].clone()
+        behind = min(max(begin + _BLOCK - place, 0), size)
+        values[behind:] -= self.factor_KK[begin:place, place + behind : place + size].t() @ errors
+        grid = grid_of(values.t().float(), replace(scheme, group=size), importance)
+        self.scales_GN[place // size] = grid.scales[:, 0].double()
+        if self.zeros_GN is not None and grid.zeros is not None:
+            self.zeros_GN[place // size] = grid.zeros[:, 0].double()

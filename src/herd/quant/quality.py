@@ -71,7 +71,7 @@ def compare(original: Transformer, candidate: Transformer, tokens_BT: Int[Tensor
     one, two = original.config, candidate.config
     if (one.vocab_size, one.num_hidden_layers) != (two.vocab_size, two.num_hidden_layers):
         raise ConfigError(
-            f"the models have {one.vocab_size:,} and {two.vocab_size:,} tokens in {one.num_hidden_layers} and {two.num_hidden_layers} layers",
+            f"the models have {one.vocab_size:,} and {two.vocab_size:,} tokens, {one.num_hidden_layers} and {two.num_hidden_layers} layers",
             hint="give a model and what was made of it",
         )
     first, second = _Streams(original), _Streams(candidate)

@@ -81,7 +81,7 @@ INT8 = MatrixScheme(kind="int8", layout="packed")
 
 
 def schemes_for(config: ModelConfig, settings: Settings) -> dict[str, MatrixScheme]:
-    """The scheme of each matrix, by name without `.weight`. Of auto, the one that all start from. Raises UsageError where one has no form."""
+    """The scheme of each matrix, by name without `.weight`; of auto, what all start from. Raises UsageError where one has no form."""
     if settings.scheme == "fp8-meta":
         chosen = MatrixScheme(kind="fp8", activation="fp8", bound=META_BOUND)
         names = ffn_names(config)

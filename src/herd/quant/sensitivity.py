@@ -21,7 +21,7 @@ from herd.model.transformer import Transformer
 from herd.quant.rounding import relative_error, round_matrix
 
 Advance = Callable[[int, int, str], None]
-TOKENS = 1024
+TOKENS = 512
 """Tokens of calibration that are looked at, whole sequences."""
 
 
