@@ -23,12 +23,17 @@ from herd.stack.guard import Context, Guard
 from herd.stack.invalid import readable
 from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
+from herd.stack.responses.conversation_routes import conversation_routes
+from herd.stack.responses.desk import Desk
+from herd.stack.responses.routes import response_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.version import __version__
 
 
-def create_app(service: Service, storage: Storage | None = None, batches: BatchRunner | None = None) -> Guard:
+def create_app(
+    service: Service, storage: Storage | None = None, batches: BatchRunner | None = None, responses: Desk | None = None
+) -> Guard:
     """The ASGI application of a service. Its engine has to be started by whoever runs it, and so have its batches."""
     app = FastAPI(
         title="herd",
@@ -49,6 +54,9 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
         app.include_router(file_routes(storage, service.config))
     if storage is not None and batches is not None:
         app.include_router(batch_routes(storage, batches, max_open=service.config.caps.open_batches))
+    if responses is not None:
+        app.include_router(response_routes(responses))
+        app.include_router(conversation_routes(responses))
     app.add_exception_handler(HerdError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -8,6 +8,7 @@ from typing import Any
 
 from herd.base.errors import did_you_mean
 from herd.stack.errors import RequestError
+from herd.stack.responses.types import BODIES
 from herd.stack.types import BatchBody, ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 
 _FIELDS = {
@@ -17,6 +18,7 @@ _FIELDS = {
     "/v1/batches": BatchBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
+    **BODIES,
 }
 _WHERE = ("body", "query", "path")
 

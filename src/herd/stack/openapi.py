@@ -39,7 +39,7 @@ _ERRORS = {
     500: "An internal error; the server's log tells more.",
     503: "The engine starts or the server ends; Retry-After tells when to ask again.",
 }
-_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/{response_id}"})
 _OPEN = frozenset({"/health"})
 
 

@@ -25,8 +25,11 @@ from herd.stack.batch_runner import BatchRunner
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import MAX_HEADER_BYTES, Guard
+from herd.stack.responses.desk import Desk
 from herd.stack.service import Service
 from herd.stack.storage import Storage
+from herd.store.database import Database, sqlite_url
+from herd.store.migrate import upgrade
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -127,6 +130,7 @@ class Server:
         self._guard: Guard | None = None
         self.service: Service | None = None
         self._batches: BatchRunner | None = None
+        self._database: Database | None = None
 
     async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
         """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
@@ -134,9 +138,12 @@ class Server:
         sock = listen(self.config.host, self.config.port)
         self.port = sock.getsockname()[1]
         engine = EngineProcess(self.spec)
-        storage = None
+        storage = database = None
         try:
-            storage = None if self.config.state_dir is None else Storage(Path(self.config.state_dir))
+            if self.config.state_dir is not None:
+                storage = Storage(Path(self.config.state_dir))
+                database = self._database = Database(sqlite_url(Path(self.config.state_dir) / "responses.db"))
+                upgrade(database)
             with self._handled():
                 await engine.start()
                 await self._serve(engine, storage, sock, on_ready)
@@ -144,6 +151,8 @@ class Server:
             await engine.stop(at_once=self._signals > 1)
             sock.close()
             tracing.flush()
+            if database is not None:
+                database.close()
             if storage is not None:
                 storage.close()
 
@@ -152,7 +161,8 @@ class Server:
     ) -> None:
         service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
         batches = self._batches = None if storage is None else BatchRunner(service, storage)
-        self._guard = create_app(service, storage, batches)
+        desk = None if self._database is None else Desk(service, self._database)
+        self._guard = create_app(service, storage, batches, desk)
         limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
         protocol = type("Protocol", (_Protocol,), limits)
         self._uvicorn = _Uvicorn(
@@ -180,9 +190,13 @@ class Server:
                 on_ready(self, engine)
             if batches is not None:
                 await batches.start()
+            if desk is not None:
+                await desk.start()
             await serving
         finally:
             learner.cancel()
+            if desk is not None:
+                await desk.stop()
             if batches is not None:
                 await batches.stop()
 

@@ -95,6 +95,11 @@ class Output:
         told = [{"token": one["token"], "logprob": one["logprob"], "top_logprobs": one["top_logprobs"]} for one in logprobs or ()]
         self._tell("output_text.delta", self._open, content_index=len(self._open["content"]), delta=text, logprobs=told)
 
+    def said_nothing(self) -> None:
+        """The answer has no text and no call: an empty message says so."""
+        if not self.items:
+            self._begin_part({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
+
     def annotate(self, annotation: dict[str, Any]) -> None:
         """Tell where the text that was written last comes from."""
         if self._part is None or self._open is None or self._part["type"] != "output_text":
