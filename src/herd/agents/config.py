@@ -19,6 +19,8 @@ from herd.tools.tool import Taint
 
 ApprovalMode = Literal["auto", "ask", "deny"]
 APPROVAL_MODES: tuple[ApprovalMode, ...] = ("auto", "ask", "deny")
+Memory = Literal["tool", "always", "off"]
+MEMORIES: tuple[Memory, ...] = ("tool", "always", "off")
 Decision = Literal["once", "always", "deny"]
 DECISIONS: tuple[Decision, ...] = ("once", "always", "deny")
 UNKNOWN_TAINT = Taint(reads_untrusted=True, acts_outside=True)
@@ -117,6 +119,8 @@ class AgentConfig:
         strict_tools: whether calls are held to the tools' parameters by a grammar.
         native_tools: whether tools that Llama 3.1 knows by name (code_interpreter, brave_search, wolfram_alpha) are offered by that name
             rather than by a definition; for models that are asked in their own prompt format.
+        memory: `tool`: the session's documents are searched when the model calls knowledge_search; `always`: also at the beginning of
+            each turn, by the user's words; `off`: not at all.
         response_schema: JSON Schema of the last answer; it is then written in a step of its own once no tool is called.
     """
 
@@ -135,11 +139,14 @@ class AgentConfig:
     parallel_tool_calls: bool = True
     strict_tools: bool = True
     native_tools: bool = False
+    memory: Memory = "tool"
     response_schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.tool_choice not in TOOL_CHOICES:
             raise UsageError(f"tool_choice is {self.tool_choice!r}", hint="choose " + ", ".join(TOOL_CHOICES))
+        if self.memory not in MEMORIES:
+            raise ConfigError(f"memory is {self.memory!r}", hint="choose " + ", ".join(MEMORIES))
         names = [tool.name for tool in self.client_tools]
         twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
         if twice is not None:

@@ -12,7 +12,7 @@ from herd.agents.toolset import Toolset
 from herd.agents.turn import Turn
 from herd.inference.port import AsyncInference, Caller
 from herd.safety.shields import Shields
-from herd.tools.tool import Attachment
+from herd.tools.tool import Attachment, Retriever
 
 Approver = Callable[[ToolStep, Turn], Awaitable[Decision]]
 """Asks a person whether a call may run. `ToolStep.why` says what for."""
@@ -59,6 +59,7 @@ class Runtime:
         shields: what judges at the four touch points; None: nothing does.
         journal: where steps are kept.
         approve: asks a person at once; None: the turn pauses instead, and goes on with `Turn.answer`.
+        retriever: finds passages of the session's documents; None: there are none.
         caller: whose request it is, for the engine.
         secrets: keys for tools that came with the request, by name.
     """
@@ -68,5 +69,6 @@ class Runtime:
     shields: Shields | None = None
     journal: Journal = field(default_factory=NoJournal)
     approve: Approver | None = None
+    retriever: Retriever | None = None
     caller: Caller = field(default_factory=Caller)
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)

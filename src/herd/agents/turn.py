@@ -17,7 +17,7 @@ from herd.agents.ids import new_id
 from herd.agents.steps import ModelStep, Passage, RetrievalStep, ShieldStep, Step, ToolStep, message_from_dict, message_to_dict
 from herd.base.errors import did_you_mean
 from herd.inference.port import Usage
-from herd.text.messages import Message, ToolCall
+from herd.text.messages import BUILTIN_TOOLS, Message, ToolCall
 from herd.tools.tool import Attachment, Taint
 
 TurnStatus = Literal["running", "waiting", "completed", "incomplete", "cancelled", "failed"]
@@ -153,17 +153,21 @@ class Turn:
         return tuple(found)
 
     def said(self) -> list[Message]:
-        """The messages of the turn itself, what comes in first: calls always with a result each, as the prompt format wants it."""
+        """The messages of the turn itself, what comes in first: every call with a result, as the prompt format wants it.
+
+        A turn whose input the shields stopped leaves no message: what is not let in once is not let in by the next turn.
+        """
+        if any(isinstance(step, ShieldStep) and step.blocked and step.point != "output" for step in self.steps):
+            return []
         messages = list(self.inputs)
         by_call = {step.call_id: step for step in self.tool_steps}
         for step in self.steps:
             if isinstance(step, RetrievalStep) and step.passages:
-                messages.append(Message.tool(_listed(step.passages), name="knowledge_search"))
+                call = ToolCall(name="knowledge_search", arguments={"query": step.query}, id=step.id)
+                messages.append(Message.assistant(tool_calls=(call,), ends_turn=False))
+                messages.append(Message.tool(_listed(step.passages), name=call.name, tool_call_id=call.id))
             elif isinstance(step, ModelStep):
-                messages.append(step.message)
-                messages += [by_call[call.id].message() for call in step.message.tool_calls if call.id in by_call]
-            elif isinstance(step, ShieldStep) and step.blocked:
-                messages.append(Message.assistant(str(step.report.get("user_message") or "")))
+                messages += _with_results(step.message, by_call)
         return messages
 
     def messages(self) -> list[Message]:
@@ -226,6 +230,19 @@ class Turn:
             "history": tuple(history),
         }
         return cls(**values)
+
+
+def _with_results(message: Message, steps: Mapping[str, ToolStep]) -> list[Message]:
+    """An answer and the results of its calls. Tools that Llama knows by name are called alone, so beside others each gets a message."""
+    calls = message.tool_calls
+    alone = len(calls) > 1 and any(call.name in BUILTIN_TOOLS for call in calls)
+    messages: list[Message] = [] if alone else [message]
+    for index, call in enumerate(calls):
+        if alone:
+            messages.append(Message.assistant(message.text if index == 0 else "", (call,), ends_turn=False))
+        if (step := steps.get(call.id or "")) is not None:
+            messages.append(step.message())
+    return messages
 
 
 def call_key(call: ToolCall) -> str:
