@@ -22,11 +22,13 @@ from herd.stack.answers import new_id
 from herd.stack.errors import RequestError, status_of
 from herd.stack.guard import Context
 from herd.stack.responses.asking import check_body, choice_of, fitting, functions_of, grammar_of, include_of, instructions_of, params_of
+from herd.stack.responses.equipment import Equipment
 from herd.stack.responses.items import kept_items, messages_of_items
 from herd.stack.responses.journal import replayed, spelled
 from herd.stack.responses.output import ItemDict, shown
 from herd.stack.responses.plain import Plain, first_request
 from herd.stack.responses.response import ENDED, KEPT_S, conversation_id, ended, new_response
+from herd.stack.responses.turns import Turns, needs_turn
 from herd.stack.responses.types import MAX_ITEMS, Asked, InputTokensBody, ResponseBody
 from herd.stack.responses.work import Answer, Asking, Ending, Telling, Work, last_kind
 from herd.stack.service import Service
@@ -53,8 +55,8 @@ def owner_of(context: Context) -> str:
 class Desk:
     """The responses of one server."""
 
-    def __init__(self, service: Service, database: Database) -> None:
-        self.service, self.database = service, database
+    def __init__(self, service: Service, database: Database, equipment: Equipment | None = None) -> None:
+        self.service, self.database, self.equipment = service, database, equipment or Equipment()
         self._works: dict[str, Work] = {}
         self._locked: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,7 +104,7 @@ class Desk:
         body = ResponseBody.model_validate_json(json.dumps(row.body))
         context = Context(request_id=new_id("req-"), key=key)
         asking = await self._asking(body, context, items=items, response=row.data)
-        self._begin(asking, Work(asking, self._background(self._answer_of(asking)), self._end, save_events=self._save, begin=self._begun(row.id)))
+        self._begin(asking, Work(asking, self._background(await self._answer_of(asking)), self._end, save_events=self._save, begin=self._begun(row.id)))
 
     async def _give_up(self, row: ResponseRow, reason: str) -> None:
         """Fail what was interrupted, with the items that its events tell as whole."""
@@ -127,7 +129,7 @@ class Desk:
         if named is not None:
             self._lock(asking.owner, named)
         try:
-            answer = self._answer_of(asking)
+            answer = await self._answer_of(asking)
             if isinstance(answer, Plain):
                 # So that what cannot be answered is refused, and not told of as an event.
                 answer = Plain(self.service, await self.service.answer(first_request(asking), context))
@@ -177,7 +179,7 @@ class Desk:
         except BaseException:
             self._unlock(asking)
             raise
-        answer = self._background(self._answer_of(asking))
+        answer = self._background(await self._answer_of(asking))
         return self._begin(asking, Work(asking, answer, self._end, save_events=self._save, begin=self._begun(row.id)))
 
     def _begun(self, response_id: str) -> Any:
@@ -200,8 +202,11 @@ class Desk:
 
         return patient
 
-    def _answer_of(self, asking: Asking) -> Answer:
-        return Plain(self.service)
+    async def _answer_of(self, asking: Asking) -> Answer:
+        _, _, tools = choice_of(asking.body)
+        if not needs_turn(asking, tools):
+            return Plain(self.service)
+        return Turns(self.service, await self.equipment.outfitter(), tools, shields=self.equipment.shields)
 
     # -- what is asked of the model
 

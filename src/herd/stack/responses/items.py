@@ -129,7 +129,8 @@ class _Messages:
         self._text, self._calls, self._outputs = None, [], []
 
 
-def _arguments(text: str, place: str) -> dict[str, Any]:
+def arguments_of(text: str, place: str) -> dict[str, Any]:
+    """Arguments from their JSON. Raises RequestError."""
     try:
         found: Any = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
@@ -152,8 +153,8 @@ def _server_call(item: ItemDict) -> tuple[str, dict[str, Any], str | None]:
         logs = [str(one.get("logs") or "") for one in item.get("outputs") or () if one.get("type") == "logs"]
         return CODE, {"code": item.get("code") or ""}, result if result is not None else "\n".join(logs) or None
     error = item.get("error")
-    told = error if isinstance(error, str) or error is None else json.dumps(error, ensure_ascii=False)
-    return item["name"], _arguments(item["arguments"], "arguments"), result or item.get("output") or told
+    told: str | None = error if isinstance(error, str) or error is None else json.dumps(error, ensure_ascii=False)
+    return item["name"], arguments_of(item["arguments"], "arguments"), result or item.get("output") or told
 
 
 def messages_of_items(items: Sequence[ItemDict], instructions: Iterable[Message] = ()) -> list[Message]:
@@ -170,7 +171,7 @@ def messages_of_items(items: Sequence[ItemDict], instructions: Iterable[Message]
                 role = "system" if item["role"] == "developer" else item["role"]
                 made.message(Message.assistant(text) if role == "assistant" else Message.from_dict({"role": role, "content": text}))
             elif kind == "function_call":
-                made.call(ToolCall(name=item["name"], arguments=_arguments(item["arguments"], place), id=item["call_id"]))
+                made.call(ToolCall(name=item["name"], arguments=arguments_of(item["arguments"], place), id=item["call_id"]))
             elif kind == "function_call_output":
                 made.output(item["call_id"], text_of(item["output"]), place)
             elif kind == "mcp_approval_response":
@@ -195,5 +196,5 @@ def _denied(made: _Messages, item: ItemDict, requests: dict[str, ItemDict], plac
         raise RequestError("usage", message, hint="give the mcp_approval_request, or previous_response_id", param=place)
     if not item["approve"]:
         told = "The user did not allow this call." + (f" Reason: {item['reason']}" if item.get("reason") else "")
-        call = ToolCall(name=request["name"], arguments=_arguments(request["arguments"], place), id=request["id"])
+        call = ToolCall(name=request["name"], arguments=arguments_of(request["arguments"], place), id=request["id"])
         made.call(call, told)

@@ -44,7 +44,7 @@ def response_routes(desk: Desk) -> APIRouter:
         if body.stream:
             end = (lambda: None) if body.background else work.cancel
             return EventStream(work.journal.follow(), end, **timing)
-        return json_response(work.now() if body.background else await unless_gone(request, work.result()))
+        return json_response(work.asking.response if body.background else await unless_gone(request, work.result()))
 
     @router.post("/v1/responses/input_tokens", summary="How many tokens the model would read", response_model=None)
     async def input_tokens(body: InputTokensBody, request: Request) -> Response:
