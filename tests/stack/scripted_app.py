@@ -17,6 +17,7 @@ from herd.stack.app import create_app
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec, RequestHandle
 from herd.stack.responses.desk import Desk
+from herd.stack.responses.equipment import Equipment
 from herd.stack.service import Service
 from herd.store.database import Database, sqlite_url
 from herd.store.migrate import upgrade
@@ -66,13 +67,13 @@ class Script(EngineProcess):
 class App:
     """An application with its desk and OpenAI's client of it."""
 
-    def __init__(self, engine: Script, folder: Path, **settings: Any) -> None:
+    def __init__(self, engine: Script, folder: Path, equipment: Equipment | None = None, **settings: Any) -> None:
         self.engine = engine
         self.database = Database(sqlite_url(folder / "test.db"))
         upgrade(self.database)
         config = ServerConfig(**{"model_name": "tiny", "access_log": False, **settings})
         self.service = Service(config, engine, tokenizer())
-        self.desk = Desk(self.service, self.database)
+        self.desk = Desk(self.service, self.database, equipment)
         transport = httpx.ASGITransport(create_app(self.service, responses=self.desk))  # pyright: ignore[reportArgumentType]
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 
@@ -82,9 +83,11 @@ class App:
 
 
 @contextlib.asynccontextmanager
-async def scripted(engine: Script, folder: Path, *, keyed: bool = False, **settings: Any) -> AsyncGenerator[App, None]:
+async def scripted(
+    engine: Script, folder: Path, *, keyed: bool = False, equipment: Equipment | None = None, **settings: Any
+) -> AsyncGenerator[App, None]:
     """An application that runs; with `keyed`, for Anna and Bert."""
-    app = App(engine, folder, **(settings | ({"keys": keys()} if keyed else {})))
+    app = App(engine, folder, equipment, **(settings | ({"keys": keys()} if keyed else {})))
     await app.desk.start()
     try:
         yield app

@@ -164,7 +164,7 @@ def test_a_response_in_the_background_is_followed_cancelled_and_deleted(tmp_path
             events = [event async for event in stream]
             assert kinds(events) == ["response.created", "response.queued", "response.in_progress", *MESSAGE, "response.completed"]
             again = [event async for event in await client.responses.retrieve(first.id, stream=True, starting_after=4)]
-            assert again == events[5:]
+            assert [event.sequence_number for event in again] == [event.sequence_number for event in events[5:]] != []
             done = await client.responses.retrieve(first.id)
             assert done.status == "completed" and done.output_text == "A long answer that takes its time."
             engine.hold.clear()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from herd.base.errors import HerdError
@@ -49,6 +49,7 @@ class Found:
     attributes: Mapping[str, Any]
 
 
+@runtime_checkable
 class VectorSearch(Protocol):
     """Searches in vector stores of an owner. Raises NotFoundError for a store that is none of theirs."""
 

@@ -40,9 +40,11 @@ from herd.safety.shields import Shields
 from herd.stack.answers import new_id
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
-from herd.stack.responses.items import arguments_of
+from herd.stack.responses.asking import choice_of
+from herd.stack.responses.items import CODE, FILE_SEARCH, WEB_SEARCH, arguments_of
 from herd.stack.responses.kit import Kind, Kit, Outfitter, is_server_tool
 from herd.stack.responses.output import ItemDict, Output
+from herd.stack.responses.types import ChosenTool
 from herd.stack.responses.work import Asking, Ending, Telling
 from herd.stack.service import Job, Service
 from herd.text.messages import Message, ToolCall
@@ -212,6 +214,10 @@ def _config(asking: Asking, kit: Kit) -> AgentConfig:
         max_tokens=body.max_output_tokens,
         final_tokens=min(limits.final_tokens, body.max_output_tokens or limits.final_tokens),
     )
+    choice, named, _ = choice_of(body)
+    name = None if named is None else _name_of(named, kit)
+    if approvals_of(asking):
+        choice, name = "auto", None  # what had to be called was, and waits
     return AgentConfig(
         model=asking.response["model"],
         client_tools=tuple(_client_tools(asking)),
@@ -219,11 +225,24 @@ def _config(asking: Asking, kit: Kit) -> AgentConfig:
         limits=limits,
         approval=ApprovalPolicy(outside="auto", other="auto", by_tool=modes),
         sampling=replace(request.params, max_tokens=None, logprobs=None),
-        tool_choice="auto" if approvals_of(asking) else request.tool_choice,
-        tool_name=None if approvals_of(asking) else request.tool_name,
+        tool_choice=choice,
+        tool_name=name,
         parallel_tool_calls=request.parallel_tool_calls,
         response_schema=_schema(asking),
     )
+
+
+def _name_of(chosen: ChosenTool, kit: Kit) -> str | None:
+    """What the model calls a tool by; of an MCP server, where it has one alone or one is named."""
+    if chosen.type == "function":
+        return chosen.name
+    if chosen.type != "mcp":
+        kinds = {WEB_SEARCH: "web_search_call", FILE_SEARCH: "file_search_call", CODE: "code_interpreter_call"}
+        wanted = kinds["web_search" if chosen.type.startswith("web_search") else chosen.type]
+        return next((name for name, kind in kit.kinds.items() if kind.item == wanted), None)
+    of_server = [name for name, kind in kit.kinds.items() if kind.item == "mcp_call" and kind.label == chosen.server_label]
+    found = [name for name in of_server if chosen.name in (None, kit.kinds[name].name)]
+    return found[0] if len(found) == 1 else None
 
 
 def _schema(asking: Asking) -> Mapping[str, Any] | None:
@@ -342,7 +361,7 @@ class _Teller:
         elif step.ok:
             item["output"] = step.text
         else:
-            item["error"] = {"type": "tool_execution_error", "content": [{"type": "text", "text": step.text}]}
+            item["error"] = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": step.text}]}
         # Code that failed has run to its end, and its error is what it gave.
         self._output.finish(item, failed=not step.ok and not str(step.error_code or "").startswith("code_"))
 
