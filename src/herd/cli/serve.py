@@ -53,6 +53,9 @@ def serve(
     engine_timeout: Annotated[float, typer.Option(help="Seconds of one step after which the engine is started anew.")] = 120.0,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that a Host header may hold; several times.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A web page that may ask, as https://HOST; several times.")] = None,
+    allow_mcp: Annotated[
+        list[str] | None, typer.Option(help="A network that MCP servers of requests may be in, as 127.0.0.0/8; several times.")
+    ] = None,
     tool_style: Annotated[
         str, typer.Option(help="How tools are described to the model and called: json, function or python_list (Llama 3.2).")
     ] = "json",
@@ -90,6 +93,7 @@ def serve(
         max_waiting=max_waiting,
         drain_s=drain,
         access_log=access_log,
+        mcp_networks=tuple(allow_mcp or ()),
         state_dir=str(state_dir or server_dir()),
     )
     engine = EngineConfig(

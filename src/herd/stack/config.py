@@ -72,6 +72,7 @@ class ServerConfig:
         drain_s: what requests in flight get to end after SIGTERM.
         log_content: whether logs may hold prompts and answers.
         access_log: whether every request is logged.
+        mcp_networks: where MCP servers that requests name may be, besides the public internet.
         state_dir: where files and batches are kept; None has none.
     """
 
@@ -91,6 +92,7 @@ class ServerConfig:
     drain_s: float = 30.0
     log_content: bool = False
     access_log: bool = True
+    mcp_networks: tuple[str, ...] = ()
     state_dir: str | None = None
 
     def __post_init__(self) -> None:

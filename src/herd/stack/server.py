@@ -26,10 +26,9 @@ from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import MAX_HEADER_BYTES, Guard
 from herd.stack.responses.desk import Desk
+from herd.stack.responses.equipment import Equipment, policy_of
 from herd.stack.service import Service
 from herd.stack.storage import Storage
-from herd.store.database import Database, sqlite_url
-from herd.store.migrate import upgrade
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -130,7 +129,6 @@ class Server:
         self._guard: Guard | None = None
         self.service: Service | None = None
         self._batches: BatchRunner | None = None
-        self._database: Database | None = None
 
     async def run(self, on_ready: Callable[[Server, EngineProcess], None] | None = None) -> None:
         """Serve until a signal, or `stop`. Raises what the engine or the port was refused with, before anything is served."""
@@ -138,12 +136,9 @@ class Server:
         sock = listen(self.config.host, self.config.port)
         self.port = sock.getsockname()[1]
         engine = EngineProcess(self.spec)
-        storage = database = None
+        storage = None
         try:
-            if self.config.state_dir is not None:
-                storage = Storage(Path(self.config.state_dir))
-                database = self._database = Database(sqlite_url(Path(self.config.state_dir) / "responses.db"))
-                upgrade(database)
+            storage = None if self.config.state_dir is None else Storage(Path(self.config.state_dir))
             with self._handled():
                 await engine.start()
                 await self._serve(engine, storage, sock, on_ready)
@@ -151,8 +146,6 @@ class Server:
             await engine.stop(at_once=self._signals > 1)
             sock.close()
             tracing.flush()
-            if database is not None:
-                database.close()
             if storage is not None:
                 storage.close()
 
@@ -161,7 +154,8 @@ class Server:
     ) -> None:
         service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
         batches = self._batches = None if storage is None else BatchRunner(service, storage)
-        desk = None if self._database is None else Desk(service, self._database)
+        equipment = Equipment(policy=policy_of(self.config.mcp_networks))
+        desk = None if storage is None else Desk(service, storage.database, equipment)
         self._guard = create_app(service, storage, batches, desk)
         limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
         protocol = type("Protocol", (_Protocol,), limits)
@@ -197,6 +191,7 @@ class Server:
             learner.cancel()
             if desk is not None:
                 await desk.stop()
+            await equipment.close()
             if batches is not None:
                 await batches.stop()
 
