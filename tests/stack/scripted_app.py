@@ -58,7 +58,9 @@ class Script(EngineProcess):
                 last = place + self.step >= len(ids)
                 if last and self.hold is not None:
                     await self.hold.wait()
-                emit(Tokens(index=0, ids=tuple(ids[place : place + self.step]), finish=("length" if cut else self.finish) if last else None))
+                emit(
+                    Tokens(index=0, ids=tuple(ids[place : place + self.step]), finish=("length" if cut else self.finish) if last else None)
+                )
 
         task = asyncio.ensure_future(say())
         return RequestHandle(lambda index: task.cancel())

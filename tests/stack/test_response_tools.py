@@ -20,11 +20,11 @@ from scripted_app import Script, kinds, scripted  # pyright: ignore[reportMissin
 from herd.base.errors import NotFoundError
 from herd.stack.responses.equipment import Equipment, policy_of
 from herd.stack.responses.kit import Found
+from herd.tools.files.index import FileIndex, build_index
 from herd.tools.registry import ToolGroup
 from herd.tools.tool import Attachment, Taint, ToolContext, ToolLimits, ToolResult
 from herd.tools.toolbox import Toolbox
 from herd.tools.web.search import Offline, WebSearchTool
-from herd.tools.files.index import FileIndex, build_index
 
 BEGIN = ["response.created", "response.in_progress"]
 MESSAGE = ["response.output_item.added", "response.content_part.added", "response.output_text.delta", "response.output_text.done",
@@ -272,7 +272,11 @@ def test_functions_beside_the_servers_tools_end_the_turn(tmp_path: Path) -> None
     async def check() -> None:
         engine = Script(call("web_search", query="river"), call("get_weather", city="Lima"))
         async with scripted(engine, tmp_path, equipment=equipped(tmp_path)) as app:
-            function: Any = {"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+            function: Any = {
+                "type": "function",
+                "name": "get_weather",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            }
             found = await app.openai().responses.create(model="tiny", input="?", tools=[{"type": "web_search"}, function])
             assert [item.type for item in found.output] == ["web_search_call", "function_call"] and found.status == "completed"
             assert found.usage is not None and found.usage.output_tokens > 10

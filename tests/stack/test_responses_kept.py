@@ -225,7 +225,9 @@ def test_a_client_that_leaves_a_stream_ends_its_response(tmp_path: Path) -> None
             kept = responses.get(app.database, "", work.id)
             assert kept.row.state == "cancelled" and kept.output[0]["status"] == "incomplete"
             assert app.service.admission.num_requests == 0
-            told = [json.loads(piece.partition(b"data: ")[2]) async for block in work.journal.follow() for piece in block.split(b"\n\n")[:-1]]
+            told = [
+                json.loads(piece.partition(b"data: ")[2]) async for block in work.journal.follow() for piece in block.split(b"\n\n")[:-1]
+            ]
             assert kinds(told)[-1] == "response.incomplete" and told[-1]["response"]["status"] == "cancelled"
 
     asyncio.run(check())

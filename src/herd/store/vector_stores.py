@@ -127,7 +127,9 @@ class VectorStores:
 
     # Files
 
-    def add_files(self, owner: str, store_id: str, files: Sequence[NewFile], *, batch: FileBatchRow | None = None) -> list[VectorStoreFileRow]:
+    def add_files(
+        self, owner: str, store_id: str, files: Sequence[NewFile], *, batch: FileBatchRow | None = None
+    ) -> list[VectorStoreFileRow]:
         """Put files into a store, to be indexed; one that is there is indexed anew. All, or none: raises NotFoundError, ConflictError."""
         now = time.time()
         with self._database.write() as session:
@@ -190,9 +192,7 @@ class VectorStores:
             _store(session, owner, store_id)
             row = _file(session, owner, store_id, file_id, lock=True)
             row.attributes = checked
-            session.execute(
-                update(ChunkRow).where(ChunkRow.store_id == store_id, ChunkRow.file_id == file_id).values(attributes=checked)
-            )
+            session.execute(update(ChunkRow).where(ChunkRow.store_id == store_id, ChunkRow.file_id == file_id).values(attributes=checked))
         return row
 
     def remove_file(self, owner: str, store_id: str, file_id: str) -> None:

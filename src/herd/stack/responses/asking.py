@@ -84,7 +84,9 @@ def choice_of(body: Asked) -> tuple[ToolChoice, ChosenTool | None, Sequence[Any]
     for one in named:
         if not any(matches(one, tool) for tool in tools):
             told = one.name or one.server_label or one.type
-            raise RequestError("usage", f"tool_choice names {told!r:.100}, which is none of the tools", hint="add it to tools", param="tool_choice")
+            raise RequestError(
+                "usage", f"tool_choice names {told!r:.100}, which is none of the tools", hint="add it to tools", param="tool_choice"
+            )
     if isinstance(choice, AllowedTools):
         return choice.mode, None, [tool for tool in tools if any(matches(one, tool) for one in named)]
     return "required", choice, tools

@@ -104,7 +104,10 @@ class Desk:
         body = ResponseBody.model_validate_json(json.dumps(row.body))
         context = Context(request_id=new_id("req-"), key=key)
         asking = await self._asking(body, context, items=items, response=row.data)
-        self._begin(asking, Work(asking, self._background(await self._answer_of(asking)), self._end, save_events=self._save, begin=self._begun(row.id)))
+        self._begin(
+            asking,
+            Work(asking, self._background(await self._answer_of(asking)), self._end, save_events=self._save, begin=self._begun(row.id)),
+        )
 
     async def _give_up(self, row: ResponseRow, reason: str) -> None:
         """Fail what was interrupted, with the items that its events tell as whole."""

@@ -134,7 +134,9 @@ def arguments_of(text: str, place: str) -> dict[str, Any]:
     try:
         found: Any = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise RequestError("format", f"{place}: the arguments are not JSON: {error}", hint="give a JSON object as text", param=place) from error
+        raise RequestError(
+            "format", f"{place}: the arguments are not JSON: {error}", hint="give a JSON object as text", param=place
+        ) from error
     if not isinstance(found, dict):
         raise RequestError("format", f"{place}: the arguments are no JSON object", hint="give a JSON object as text", param=place)
     return cast("dict[str, Any]", found)

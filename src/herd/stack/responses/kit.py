@@ -92,7 +92,8 @@ class FileSearchTool:
             for one in found
         ]
         passages = [
-            {"text": one.text, "source": one.filename, "score": one.score, "title": one.filename, "document_id": one.file_id} for one in found
+            {"text": one.text, "source": one.filename, "score": one.score, "title": one.filename, "document_id": one.file_id}
+            for one in found
         ]
         return ToolResult(text=json.dumps(passages, ensure_ascii=False), data={"passages": passages, "results": results})
 
@@ -199,7 +200,9 @@ class Outfitter:
                     kit.add(self._own(CODE, "builtin::code_interpreter", place), Kind(item="code_interpreter_call", name=CODE))
                 elif isinstance(tool, McpIn):
                     await self._server(kit, tool, [*taken, *kit.kinds], history, place)
-            twice = next((tool.name for number, tool in enumerate(kit.tools) if tool.name in [*taken, *[t.name for t in kit.tools[:number]]]), None)
+            twice = next(
+                (tool.name for number, tool in enumerate(kit.tools) if tool.name in [*taken, *[t.name for t in kit.tools[:number]]]), None
+            )
             if twice is not None:
                 raise RequestError("usage", f"two tools are named {twice!r}", hint="rename the function, or leave one out", param="tools")
         except BaseException:
@@ -212,9 +215,7 @@ class Outfitter:
             return self._toolbox.registry.find(name)
         except HerdError as error:
             why = self._toolbox.missing.get(group, "it is not set up")
-            raise RequestError(
-                "unsupported", f"{place}: this server has no {name}", hint=why[:500], param=place
-            ) from error
+            raise RequestError("unsupported", f"{place}: this server has no {name}", hint=why[:500], param=place) from error
 
     def _web_search(self, asked: WebSearchIn, place: str) -> Tool:
         inner = self._own(WEB_SEARCH, "builtin::websearch", place)

@@ -95,6 +95,11 @@ class Output:
         told = [{"token": one["token"], "logprob": one["logprob"], "top_logprobs": one["top_logprobs"]} for one in logprobs or ()]
         self._tell("output_text.delta", self._open, content_index=len(self._open["content"]), delta=text, logprobs=told)
 
+    def logprobs(self, logprobs: list[dict[str, Any]]) -> None:
+        """Of tokens that added no text of their own."""
+        if self._part is not None and self._part["type"] == "output_text":
+            self._part["logprobs"] += logprobs
+
     def said_nothing(self) -> None:
         """The answer has no text and no call: an empty message says so."""
         if not self.items:

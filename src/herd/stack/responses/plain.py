@@ -41,24 +41,29 @@ class Plain:
         job, self._job = self._job, None
         if job is None:
             job = await self._service.answer(first_request(asking), context)
-        finished = await _Teller(asking, telling).tell(job, hold_text=asking.grammar is not None and asking.request.calls)
+        silent = frozenset(self._service.tokenizer.stop_ids)
+        finished = await _Teller(asking, telling, silent).tell(job, hold_text=asking.grammar is not None and asking.request.calls)
         if finished is None:
             request = replace(asking.request, tools=(), tool_choice="auto", tool_name=None, grammar=asking.grammar)
-            finished = await _Teller(asking, telling).tell(await self._service.answer(request, context), hold_text=False)
+            finished = await _Teller(asking, telling, silent).tell(await self._service.answer(request, context), hold_text=False)
         assert finished is not None
         telling.usages.append(finished.usage)
+        if str(finished.reason) == "content_filter":
+            return Ending(state="incomplete", reason="content_filter")
         return Ending(state="incomplete", reason="max_output_tokens") if finished.reason == "length" else Ending(state="completed")
 
 
 class _Teller:
     """Events of one answer as those of the output."""
 
-    def __init__(self, asking: Asking, telling: Telling) -> None:
+    def __init__(self, asking: Asking, telling: Telling, silent: frozenset[int]) -> None:
         self._output: Output = telling.output
+        self._silent = silent
         self._logprobs: list[dict[str, Any]] = []
         self._wanted = wants_logprobs(asking.body)
         self._texts: list[str] = []
         self._call = -1
+        self._refused = False
 
     async def tell(self, job: Job, *, hold_text: bool) -> Finished | None:
         """Tell an answer to its end, or, with `hold_text`, until it begins a text: None then."""
@@ -68,8 +73,9 @@ class _Teller:
             async with aclosing(job.parts()) as ticks:
                 async for parts in ticks:
                     for part in parts:
-                        if isinstance(part.event, TokensDone):
-                            self._logprobs += [chat_logprob(found) for found in part.event.logprobs] if self._wanted else []
+                        if isinstance(part.event, TokensDone) and self._wanted:
+                            found = [one for one in part.event.logprobs if one.token_id not in self._silent]
+                            self._logprobs += [chat_logprob(one) for one in found]
                         for delta in deltas.of(part.event):
                             if hold_text and "content" in delta:
                                 if delta["content"].strip():
@@ -78,6 +84,8 @@ class _Teller:
                                 self._take(delta)
                         if isinstance(part.event, Finished):
                             finished = part.event
+                            if str(finished.reason) == "content_filter":
+                                self._refuse()
                     self._flush()
         finally:
             job.close()
@@ -98,6 +106,13 @@ class _Teller:
             if piece["function"]["arguments"]:
                 self._output.arguments(piece["function"]["arguments"])
 
+    def _refuse(self) -> None:
+        """A shield ended the answer: the last text is what it says instead."""
+        told = self._texts.pop().strip() if self._texts else ""
+        self._flush()
+        self._output.refusal(told)
+        self._refused = True
+
     def _flush(self) -> None:
         """Texts that come together are one delta."""
         if self._texts:
@@ -106,5 +121,6 @@ class _Teller:
 
     def _finish(self) -> None:
         self._flush()
-        if self._call < 0:
+        if self._call < 0 and not self._refused:
             self._output.said_nothing()
+            self._output.logprobs(self._logprobs)

@@ -173,11 +173,7 @@ class Turns:
 
 def _approved_call(request: ItemDict, kit: Kit) -> ToolCall:
     name = next(
-        (
-            name
-            for name, kind in kit.kinds.items()
-            if kind.label == request["server_label"] and request["name"] in (kind.name, name)
-        ),
+        (name for name, kind in kit.kinds.items() if kind.label == request["server_label"] and request["name"] in (kind.name, name)),
         None,
     )
     if name is None:
@@ -310,6 +306,8 @@ class _Teller:
         held, self._held = "".join(self._held), []
         if held and (step.formatted or step.stopped_by is not None):
             self._output.text(held)
+        if str(step.reason) == "content_filter":
+            return Ending(state="incomplete", reason="content_filter")
         most = self._asking.body.max_output_tokens
         if most is not None and sum(usage.completion_tokens for usage in self._telling.usages) >= most and step.reason == "length":
             return Ending(state="incomplete", reason="max_output_tokens")
@@ -369,7 +367,7 @@ class _Teller:
         if event.reason == "blocked":
             if self._output.written != event.text:
                 self._output.refusal(event.text)
-            return Ending(state="completed")
+            return Ending(state="incomplete", reason="content_filter")
         if not self._output.written and event.text:
             self._output.text(event.text)
         for citation in event.citations:
@@ -381,7 +379,12 @@ class _Teller:
 
 def _annotation(citation: Citation) -> dict[str, Any]:
     if citation.document_id:
-        return {"type": "file_citation", "file_id": citation.document_id, "filename": citation.title or citation.source, "index": citation.start}
+        return {
+            "type": "file_citation",
+            "file_id": citation.document_id,
+            "filename": citation.title or citation.source,
+            "index": citation.start,
+        }
     return {
         "type": "url_citation",
         "url": citation.source,
@@ -394,4 +397,3 @@ def _annotation(citation: Citation) -> dict[str, Any]:
 def _pictures(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
     found = [one for one in attachments if one.mime_type.startswith("image/") and len(one.data) <= MAX_IMAGE_BYTES]
     return [{"type": "image", "url": f"data:{one.mime_type};base64,{base64.b64encode(one.data).decode('ascii')}"} for one in found]
-

@@ -65,9 +65,9 @@ class WebFiltersIn(Lenient):
 class WebSearchIn(Lenient):
     """Search the web, as far as the server has a search; the server runs it."""
 
-    type: Literal[
-        "web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"
-    ] = Field(description="web_search, or an older name of it.")
+    type: Literal["web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"] = Field(
+        description="web_search, or an older name of it."
+    )
     search_context_size: Literal["low", "medium", "high"] | None = Field(default=None, description="Taken, and changes nothing.")
     filters: WebFiltersIn | None = Field(default=None, description="Where to search.")
     user_location: dict[str, Any] | None = Field(default=None, description="Taken, and changes nothing.")
@@ -77,7 +77,9 @@ class ContainerIn(Lenient):
     """A container for code."""
 
     type: Literal["auto"] = Field(description="Always auto: a session of the jail, kept while the response runs.")
-    file_ids: Annotated[list[Id], Field(max_length=0)] | None = Field(default=None, description="Not supported: no files can be brought in.")
+    file_ids: Annotated[list[Id], Field(max_length=0)] | None = Field(
+        default=None, description="Not supported: no files can be brought in."
+    )
     memory_limit: str | None = Field(default=None, max_length=16, description="Taken, and changes nothing: the server's own limit holds.")
 
 
@@ -85,7 +87,7 @@ class CodeInterpreterIn(Lenient):
     """Python in a jail; the server runs it."""
 
     type: Literal["code_interpreter"] = Field(description="Always code_interpreter.")
-    container: Id | ContainerIn | None = Field(default=None, description="Where it runs: `{\"type\": \"auto\"}`.")
+    container: Id | ContainerIn | None = Field(default=None, description='Where it runs: `{"type": "auto"}`.')
 
 
 class McpFilterIn(Lenient):
@@ -294,7 +296,9 @@ class ConversationUpdate(Wire):
 class ItemsBody(Wire):
     """POST /v1/conversations/{conversation_id}/items."""
 
-    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] = Field(description="Added at the end, in order.")
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] = Field(
+        description="Added at the end, in order."
+    )
 
 
 BODIES: dict[str, type[BaseModel]] = {

@@ -27,7 +27,7 @@ class PinnedNetwork(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, policy: WebPolicy, resolver: Resolve = resolve) -> None:
         self._policy, self._resolver = policy, resolver
-        self._inner = httpcore2.AnyIOBackend()
+        self._inner: Any = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,

@@ -97,7 +97,7 @@ def _better(text: str, ends: Sequence[int], least: int, most: int) -> int:
     for marks in ("\n\f", " \t"):
         for count in range(most, least - 1, -1):
             place = ends[count - 1]
-            if text[place - 1 : place] in marks and place or text[place : place + 1] in marks:
+            if (text[place - 1 : place] in marks and place) or text[place : place + 1] in marks:
                 return count
     return most
 

@@ -21,7 +21,7 @@ from herd.tools.web.html import page_text
 
 MIB = 2**20
 _PLAIN = frozenset(
-    ".txt .md .markdown .rst .tex .log .py .js .ts .java .c .h .cpp .hpp .cs .go .rs .rb .php .sh .css .sql .toml .yaml .yml .ini .xml".split()
+    [".txt", ".md", ".markdown", ".rst", ".tex", ".log", ".py", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".hpp", ".cs", ".go", ".rs", ".rb", ".php", ".sh", ".css", ".sql", ".toml", ".yaml", ".yml", ".ini", ".xml"]
 )
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _TABLE = {".csv": ",", ".tsv": "\t"}

@@ -17,8 +17,7 @@ _FTS = (
     "INSERT INTO chunk_words (chunk_words, rowid, store_id, words) VALUES ('delete', old.number, old.store_id, old.words); END",
 )
 _TSVECTOR = (
-    "ALTER TABLE chunks ADD COLUMN word_vector tsvector "
-    "GENERATED ALWAYS AS (array_to_tsvector(string_to_array(words, ' '))) STORED",
+    "ALTER TABLE chunks ADD COLUMN word_vector tsvector GENERATED ALWAYS AS (array_to_tsvector(string_to_array(words, ' '))) STORED",
     "CREATE INDEX ix_chunks_word_vector ON chunks USING gin (word_vector)",
 )
 
