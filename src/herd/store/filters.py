@@ -89,7 +89,9 @@ def _read(data: Any, left: list[int], depth: int) -> Filter:
             raise _wrong(f"the value of {kind!r} is no list of texts, numbers or true/false", f"give 1 to {MAX_NODES} values")
         return Comparison(kind, key, tuple(values))
     if not _is_value(value) or (kind in _ORDERED and isinstance(value, bool)):
-        raise _wrong(f"the value of {kind!r} is {value!r:.80}", "give a text or a number" + (", or true/false" if kind in ("eq", "ne") else ""))
+        raise _wrong(
+            f"the value of {kind!r} is {value!r:.80}", "give a text or a number" + (", or true/false" if kind in ("eq", "ne") else "")
+        )
     return Comparison(kind, key, value)
 
 

@@ -1,7 +1,7 @@
 """Two rankings made one: by reciprocal ranks (Cormack et al. 2009), or by weighted scores. Scores come out between 0 and 1.
 
-    rrf        s(d) = sum over lists of w / (k + rank)   over its largest possible value
-    weighted   s(d) = sum over lists of w * (s - min) / (max - min)
+rrf        s(d) = sum over lists of w / (k + rank)   over its largest possible value
+weighted   s(d) = sum over lists of w * (s - min) / (max - min)
 """
 
 from __future__ import annotations

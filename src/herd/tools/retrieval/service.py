@@ -63,13 +63,13 @@ class Retrieval:
         description: str | None = None,
         metadata: dict[str, str] | None = None,
         expires_days: int | None = None,
-        store_id: str | None = None,
-        created: float | None = None,
+        alias: str | None = None,
     ) -> VectorStoreRow:
-        """A new store, empty."""
-        now = created or time.time()
+        """A new store, empty. Raises ConflictError for an alias that the owner has."""
+        now = time.time()
         row = VectorStoreRow(
-            id=store_id or "vs_" + secrets.token_hex(12),
+            id="vs_" + secrets.token_hex(12),
+            alias=alias,
             owner=owner,
             created=now,
             name=name,
