@@ -34,8 +34,8 @@ class ServiceEmbedder:
 
     @property
     def dimensions(self) -> int | None:
-        """Known with the first vector."""
-        return None
+        """The model's width."""
+        return self._service.engine.info.get("hidden_size")
 
     @property
     def max_tokens(self) -> int:

@@ -1,7 +1,7 @@
 """Vector stores of owners, the files in them and their chunks: every change is one transaction, and counts change with what they count.
 
-A file in a store is `in_progress` until its chunks are there, all at once: `completed`; or it `failed`, and why; or was `cancelled`.
-What a crash leaves `in_progress` has no chunks, and is indexed again. A store whose time is over is `expired`: it is told, and not searched.
+A file in a store is `in_progress` until its chunks are there, all at once: `completed`; or it `failed`; or was `cancelled`.
+What a crash leaves `in_progress` has no chunks, and is indexed again. A store whose time is over is told as `expired`, and not searched.
 """
 
 from __future__ import annotations
