@@ -36,6 +36,7 @@ class Caps:
         sequences: n x prompts of one call.
         stored_bytes: of all files of one key.
         open_batches: of one key.
+        vector_stores: of one key.
     """
 
     body_bytes: int = 16 * MIB
@@ -50,6 +51,7 @@ class Caps:
     sequences: int = 4096
     stored_bytes: int = 8192 * MIB
     open_batches: int = 100
+    vector_stores: int = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +76,8 @@ class ServerConfig:
         access_log: whether every request is logged.
         mcp_networks: where MCP servers that requests name may be, besides the public internet.
         state_dir: where files and batches are kept; None has none.
+        database_url: the database, where it is not a file of the state directory.
+        files_url: a folder or an fsspec URL of files, where they are not in the state directory.
     """
 
     model_name: str
@@ -94,6 +98,8 @@ class ServerConfig:
     access_log: bool = True
     mcp_networks: tuple[str, ...] = ()
     state_dir: str | None = None
+    database_url: str | None = None
+    files_url: str | None = None
 
     def __post_init__(self) -> None:
         if not self.keys and not is_loopback(self.host):

@@ -14,6 +14,10 @@ from herd.store.files import Files
 from herd.store.state import State
 from herd.store.tables.batches import BatchRow
 from herd.store.tables.files import FileRow
+from herd.store.vector_stores import VectorStores
+from herd.store.vectors import Vectors
+from herd.tools.retrieval.embedder import Embedder
+from herd.tools.retrieval.service import Retrieval
 
 __all__ = ["BatchRow", "FileRow", "Storage"]
 
@@ -30,7 +34,9 @@ class Storage:
         self.state = State(folder, database_url=database_url, files_url=files_url)
         self.folder = folder
         try:
-            self.files = Files(self.state)
+            self.vector_stores = VectorStores(self.state)
+            self.files = Files(self.state, on_delete=[self.vector_stores.forget_file])
+            self.vectors = Vectors(self.state.indexes_dir)
             self.batches = Batches(self.state)
             self.sweep()
         except BaseException:
@@ -52,8 +58,13 @@ class Storage:
         """Remove bytes that no row names: uploads that a crash cut short."""
         self.files.expire()
         count = self.state.blobs.sweep(self.named_blobs())
+        self.vectors.sweep(self.vector_stores.ids())
         if count:
             log.info("%d uploads that a crash cut short are removed", count)
+
+    def retrieval(self, embedder: Embedder) -> Retrieval:
+        """Vector stores, with a model that makes their vectors."""
+        return Retrieval(self.state, self.files, embedder, vectors=self.vectors)
 
     def close(self) -> None:
         """Let go of the directory."""

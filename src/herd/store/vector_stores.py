@@ -1,7 +1,7 @@
 """Vector stores of owners, the files in them and their chunks: every change is one transaction, and counts change with what they count.
 
-A file in a store is `in_progress` until its chunks are all there at once, `completed`; or it `failed`, with the reason; or was `cancelled`.
-What a crash leaves `in_progress` has no chunks, and is indexed again. A store whose time is over is `expired`: it is told, and not searched.
+A file in a store is `in_progress` until its chunks are there, all at once: `completed`; or it `failed`; or was `cancelled`.
+What a crash leaves `in_progress` has no chunks, and is indexed again. A store whose time is over is told as `expired`, and not searched.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class VectorStores:
         """Keep a new store."""
         row.stamp, row.num_chunks, row.num_words = _stamp(), 0, 0
         with self._database.write() as session:
+            same = select(VectorStoreRow.id).where(VectorStoreRow.owner == row.owner, VectorStoreRow.alias == row.alias)
+            if row.alias is not None and session.scalar(same) is not None:
+                raise ConflictError(f"there is a vector store {row.alias!r:.100}", hint="delete it first, or choose another name")
             session.add(row)
         return row
 
@@ -84,6 +87,12 @@ class VectorStores:
         """A store. Raises NotFoundError where the owner has none of this id."""
         with self._database.read() as session:
             return _store(session, owner, store_id)
+
+    def resolve(self, owner: str, name: str) -> VectorStoreRow:
+        """A store by its id, or by the alias that its owner gave it."""
+        query = select(VectorStoreRow).where(VectorStoreRow.owner == owner, VectorStoreRow.alias == name)
+        with self._database.read() as session:
+            return session.scalars(query).one_or_none() or _store(session, owner, name)
 
     def page(self, owner: str, cursor: Cursor) -> Page[VectorStoreRow]:
         """A page of an owner's stores."""
@@ -119,6 +128,11 @@ class VectorStores:
         """Of all stores of all owners."""
         with self._database.read() as session:
             return list(session.scalars(select(VectorStoreRow.id)))
+
+    def count(self, owner: str) -> int:
+        """How many stores an owner has."""
+        with self._database.read() as session:
+            return session.scalar(select(func.count()).select_from(VectorStoreRow).where(VectorStoreRow.owner == owner)) or 0
 
     def counts(self, store_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """How many files of each status the stores have, and the bytes that they take."""
@@ -267,12 +281,14 @@ class VectorStores:
             )
 
     def insert(self, owner: str, store_id: str, chunks: Mapping[str, Sequence[NewChunk]]) -> None:
-        """Keep passages of a client's own documents, by their names; a document that is there is replaced."""
+        """Add passages to a client's own documents, by their names; a passage that the document has is not added again."""
         with self._database.write() as session:
             store = _store(session, owner, store_id, lock=True)
             for name, found in chunks.items():
-                _drop(session, store, name)
-                _insert(session, store, name, found, None)
+                where = (ChunkRow.store_id == store_id, ChunkRow.file_id == name)
+                known = dict(session.execute(select(ChunkRow.text, ChunkRow.ordinal).where(*where)).tuples().all())
+                fresh = [chunk for chunk in {chunk.text: chunk for chunk in found}.values() if chunk.text not in known]
+                _insert(session, store, name, fresh, None, first=max(known.values(), default=-1) + 1)
             store.last_active = time.time()
 
     def forget_file(self, session: Session, owner: str, file_id: str) -> None:
@@ -314,9 +330,11 @@ def _counts(session: Session, column: Any, ids: Sequence[str]) -> dict[str, dict
     return found
 
 
-def _insert(session: Session, store: VectorStoreRow, file_id: str, chunks: Iterable[NewChunk], attributes: dict[str, Any] | None) -> None:
+def _insert(
+    session: Session, store: VectorStoreRow, file_id: str, chunks: Iterable[NewChunk], attributes: dict[str, Any] | None, *, first: int = 0
+) -> None:
     rows: list[dict[str, Any]] = []
-    for ordinal, chunk in enumerate(chunks):
+    for ordinal, chunk in enumerate(chunks, start=first):
         width = len(chunk.vector)
         if store.dimensions is None:
             store.dimensions = width

@@ -20,6 +20,7 @@ from herd.stack.errors import RequestError
 from herd.stack.responses.items import CODE, FILE_SEARCH, WEB_SEARCH
 from herd.stack.responses.output import ItemDict
 from herd.stack.responses.types import CodeInterpreterIn, FileSearchIn, McpApprovalIn, McpFilterIn, McpIn, WebSearchIn
+from herd.store.filters import read_filter
 from herd.tools.mcp.client import McpConnection
 from herd.tools.mcp.pinned import PinnedConnection
 from herd.tools.mcp.pins import RemoteTool
@@ -226,6 +227,8 @@ class Outfitter:
         if self._vectors is None:
             raise RequestError("unsupported", f"{place}: this server has no vector stores", hint="start it with a --state-dir", param=place)
         await self._vectors.check(owner, asked.vector_store_ids)
+        if asked.filters is not None:
+            read_filter(asked.filters)
         return FileSearchTool(self._vectors, owner, asked)
 
     async def _server(self, kit: Kit, asked: McpIn, taken: Sequence[str], history: Sequence[ItemDict], place: str) -> None:

@@ -18,9 +18,17 @@ Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class VectorStoreRow(Owned, Base):
-    """A store. `stamp` changes with every change of its chunks; the counts are those of its chunks."""
+    """A store. `stamp` changes with every change of its chunks; the counts are those of its chunks.
+
+    `alias` is a name that a client chose for it, one of a kind among its owner's.
+    """
 
     __tablename__ = "vector_stores"
+    __table_args__ = (
+        Index("ix_vector_stores_page", "owner", "created", "id"),
+        Index("uq_vector_stores_owner_alias", "owner", "alias", unique=True),
+    )
+    alias: Mapped[str | None] = mapped_column(default=None)
     name: Mapped[str | None]
     description: Mapped[str | None]
     meta: Mapped[dict[str, str] | None] = mapped_column(JSON, default=None)

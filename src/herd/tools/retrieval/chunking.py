@@ -39,12 +39,11 @@ class Chunking:
 
     def __post_init__(self) -> None:
         if not LEAST_TOKENS <= self.max_tokens <= MOST_TOKENS:
-            raise UsageError(
-                f"max_chunk_size_tokens is {self.max_tokens:,}", hint=f"it must be {LEAST_TOKENS} to {MOST_TOKENS:,} tokens"
-            )
+            raise UsageError(f"max_chunk_size_tokens is {self.max_tokens:,}", hint=f"it must be {LEAST_TOKENS} to {MOST_TOKENS:,} tokens")
         if not 0 <= self.overlap <= self.max_tokens // 2:
             raise UsageError(
-                f"chunk_overlap_tokens is {self.overlap:,}", hint=f"it must be 0 to half of max_chunk_size_tokens ({self.max_tokens // 2:,})"
+                f"chunk_overlap_tokens is {self.overlap:,}",
+                hint=f"it must be 0 to half of max_chunk_size_tokens ({self.max_tokens // 2:,})",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _better(text: str, ends: Sequence[int], least: int, most: int) -> int:
     for marks in ("\n\f", " \t"):
         for count in range(most, least - 1, -1):
             place = ends[count - 1]
-            if (text[place - 1 : place] in marks and place) or text[place : place + 1] in marks:
+            if (place and text[place - 1] in marks) or text[place : place + 1] in marks:
                 return count
     return most
 

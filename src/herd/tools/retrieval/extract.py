@@ -20,9 +20,10 @@ from herd.tools.errors import ToolError
 from herd.tools.web.html import page_text
 
 MIB = 2**20
-_PLAIN = frozenset(
-    [".txt", ".md", ".markdown", ".rst", ".tex", ".log", ".py", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".hpp", ".cs", ".go", ".rs", ".rb", ".php", ".sh", ".css", ".sql", ".toml", ".yaml", ".yml", ".ini", ".xml"]
-)
+_PLAIN = frozenset((
+    ".txt", ".md", ".markdown", ".rst", ".tex", ".log", ".py", ".js", ".ts", ".java", ".c", ".h", ".cpp", ".hpp", ".cs", ".go",
+    ".rs", ".rb", ".php", ".sh", ".css", ".sql", ".toml", ".yaml", ".yml", ".ini", ".xml",
+))  # fmt: skip
 _HTML = frozenset((".html", ".htm", ".xhtml"))
 _TABLE = {".csv": ",", ".tsv": "\t"}
 _JSON = frozenset((".json", ".jsonl", ".ndjson"))

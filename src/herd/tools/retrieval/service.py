@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from herd.base.errors import UsageError
+from herd.store.errors import ConflictError
 from herd.store.files import Files
 from herd.store.filters import Filter
 from herd.store.ranking import Ranking
@@ -63,13 +64,13 @@ class Retrieval:
         description: str | None = None,
         metadata: dict[str, str] | None = None,
         expires_days: int | None = None,
-        store_id: str | None = None,
-        created: float | None = None,
+        alias: str | None = None,
     ) -> VectorStoreRow:
-        """A new store, empty."""
-        now = created or time.time()
+        """A new store, empty. Raises ConflictError for an alias that the owner has."""
+        now = time.time()
         row = VectorStoreRow(
-            id=store_id or "vs_" + secrets.token_hex(12),
+            id="vs_" + secrets.token_hex(12),
+            alias=alias,
             owner=owner,
             created=now,
             name=name,
@@ -159,6 +160,8 @@ class Retrieval:
     ) -> list[Hit]:
         """The best passages of some stores for some queries, best first; a passage that several queries find counts once."""
         stores = [await asyncio.to_thread(self.stores.touch, owner, store_id) for store_id in dict.fromkeys(store_ids)]
+        if mode != "keyword":
+            self._refuse_foreign(stores)
         vectors: Sequence[Any] = [None] * len(queries)
         if mode != "keyword" and any(store.num_chunks for store in stores):
             vectors = await self.embedder.embed(queries, owner=owner, in_background=False)
@@ -170,6 +173,15 @@ class Retrieval:
                 if key not in found or found[key].score < hit.score:
                     found[key] = hit
         return sorted(found.values(), key=lambda hit: -hit.score)[:limit]
+
+    def _refuse_foreign(self, stores: Sequence[VectorStoreRow]) -> None:
+        """Vectors of two models say nothing of each other, even where they are of one width."""
+        for store in stores:
+            if store.num_chunks and store.embedding_model != self.embedder.name:
+                raise ConflictError(
+                    f"the vector store {store.id!r} was made with {store.embedding_model!r:.100}, {self.embedder.name!r:.100} is served",
+                    hint="serve that model (--name is what counts), search by keyword, or make the store again",
+                )
 
     def _search(self, stores: Sequence[VectorStoreRow], query: str, vector: Any, **how: Any) -> list[Hit]:
         with self._database.read() as session:

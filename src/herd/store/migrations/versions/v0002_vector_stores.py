@@ -29,6 +29,7 @@ def upgrade() -> None:
     op.create_table(
         "vector_stores",
         *(sa.Column(name, kind, nullable=False) for name, kind in owned),
+        sa.Column("alias", sa.String()),
         sa.Column("name", sa.String()),
         sa.Column("description", sa.String()),
         sa.Column("meta", sa.JSON()),
@@ -42,6 +43,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_vector_stores"),
     )
     op.create_index("ix_vector_stores_page", "vector_stores", ["owner", "created", "id"])
+    op.create_index("uq_vector_stores_owner_alias", "vector_stores", ["owner", "alias"], unique=True)
 
     def of_store(table: str) -> sa.ForeignKeyConstraint:
         name = f"fk_{table}_store_id_vector_stores"
