@@ -28,8 +28,8 @@ from herd.text.reply import TextDelta
 log = get_logger(__name__)
 
 DEFAULT_SHIELDS = ("harm=0.9", "injection=0.8")
-"""What stands where nobody chose: the two that are measured, at thresholds that leave ordinary use alone. docs/guides/llama-stack.md has the
-figures."""
+"""What stands where nobody chose: the two that are measured, at thresholds that leave ordinary use alone. The guide of the Llama Stack
+has the figures."""
 WINDOW, OVERLAP = 120, 280
 """Characters of an answer that are held back and judged at once, and those before them that are judged again with them."""
 
