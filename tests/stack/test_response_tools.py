@@ -18,17 +18,20 @@ from mcp.server.mcpserver import MCPServer
 from scripted_app import Script, kinds, scripted  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import NotFoundError
-from herd.stack.responses.equipment import Equipment, policy_of
+from herd.stack.responses.equipment import Equipment
 from herd.stack.responses.kit import Found
+from herd.stack.toolkit import networks_of
 from herd.tools.files.index import FileIndex, build_index
 from herd.tools.registry import ToolGroup
 from herd.tools.tool import Attachment, Taint, ToolContext, ToolLimits, ToolResult
 from herd.tools.toolbox import Toolbox
+from herd.tools.web.address import WebPolicy
 from herd.tools.web.search import Offline, WebSearchTool
 
 BEGIN = ["response.created", "response.in_progress"]
 MESSAGE = ["response.output_item.added", "response.content_part.added", "response.output_text.delta", "response.output_text.done",
            "response.content_part.done", "response.output_item.done"]  # fmt: skip
+LOCAL = WebPolicy(ports=frozenset(range(1, 65536)), allowed_networks=networks_of(["127.0.0.0/8"]))
 ADDED, DONE = "response.output_item.added", "response.output_item.done"
 
 
@@ -89,7 +92,7 @@ def equipped(tmp_path: Path, *, shelf: Shelf | None = None, interpreter: Interpr
     async def made() -> Toolbox:
         return box
 
-    return Equipment(open_tools=made, vectors=shelf, policy=policy_of(["127.0.0.0/8"]))
+    return Equipment(made, vectors=shelf, policy=LOCAL)
 
 
 @pytest.fixture(scope="module", name="remote")
@@ -258,7 +261,7 @@ def test_the_rule_of_two_asks_where_nobody_else_would(tmp_path: Path, remote: st
 def test_an_mcp_server_of_this_machine_is_not_reached_where_nobody_allowed_it(tmp_path: Path, remote: str) -> None:
     async def check() -> None:
         equipment = equipped(tmp_path)
-        equipment._policy = policy_of([])  # pyright: ignore[reportPrivateUsage]
+        equipment._policy = WebPolicy(ports=LOCAL.ports)  # pyright: ignore[reportPrivateUsage]
         async with scripted(Script("No tools."), tmp_path, equipment=equipment) as app:
             tool: Any = {"type": "mcp", "server_label": "sums", "server_url": remote, "require_approval": "never"}
             found = await app.openai().responses.create(model="tiny", input="?", tools=[tool])
@@ -316,7 +319,7 @@ def test_a_tool_that_is_not_here_is_refused_with_the_reason(tmp_path: Path) -> N
         async def made() -> Toolbox:
             return box
 
-        async with scripted(Script("?"), tmp_path, equipment=Equipment(open_tools=made)) as app:
+        async with scripted(Script("?"), tmp_path, equipment=Equipment(made)) as app:
             for tool, told in (("code_interpreter", "no jail works here"), ("web_search", "not set up")):
                 with pytest.raises(openai.BadRequestError) as caught:
                     await app.openai().responses.create(model="tiny", input="?", tools=[{"type": tool}])  # type: ignore[list-item]

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from herd.base.errors import ConfigError
+from herd.inference.providers import ProviderConfig
 from herd.stack.keys import ApiKey
 
 MIB = 2**20
@@ -74,10 +75,12 @@ class ServerConfig:
         drain_s: what requests in flight get to end after SIGTERM.
         log_content: whether logs may hold prompts and answers.
         access_log: whether every request is logged.
-        mcp_networks: where MCP servers that requests name may be, besides the public internet.
         state_dir: where files and batches are kept; None has none.
         database_url: the database, where it is not a file of the state directory.
         files_url: a folder or an fsspec URL of files, where they are not in the state directory.
+        providers: remote servers whose models are served beside the engine's.
+        shields: what stands before and behind every model, each NAME or NAME=THRESHOLD; `herd serve` sets its defaults.
+        mcp_networks: private networks, such as 127.0.0.0/8, whose MCP servers clients may register.
     """
 
     model_name: str
@@ -96,10 +99,12 @@ class ServerConfig:
     drain_s: float = 30.0
     log_content: bool = False
     access_log: bool = True
-    mcp_networks: tuple[str, ...] = ()
     state_dir: str | None = None
     database_url: str | None = None
     files_url: str | None = None
+    providers: tuple[ProviderConfig, ...] = ()
+    shields: tuple[str, ...] = ()
+    mcp_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.keys and not is_loopback(self.host):

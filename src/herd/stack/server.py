@@ -27,7 +27,7 @@ from herd.stack.embedder import ServiceEmbedder
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import MAX_HEADER_BYTES, Guard
 from herd.stack.responses.desk import Desk
-from herd.stack.responses.equipment import Equipment, policy_of
+from herd.stack.responses.equipment import Equipment
 from herd.stack.responses.stored_vectors import StoredVectors
 from herd.stack.service import Service
 from herd.stack.storage import Storage
@@ -164,7 +164,7 @@ class Server:
         retrieval = None if storage is None else storage.retrieval(ServiceEmbedder(service))
         indexer = None if retrieval is None else Indexer(retrieval)
         vectors = None if retrieval is None else StoredVectors(retrieval)
-        equipment = Equipment(vectors=vectors, policy=policy_of(self.config.mcp_networks))
+        equipment = Equipment(service.tools.box, vectors=vectors, policy=service.tools.policy, shielding=service.shielding)
         desk = None if storage is None else Desk(service, storage.database, equipment)
         self._guard = create_app(service, storage, batches, retrieval, desk)
         limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
@@ -203,11 +203,11 @@ class Server:
             learner.cancel()
             if desk is not None:
                 await desk.stop()
-            await equipment.close()
             if batches is not None:
                 await batches.stop()
             if indexer is not None:
                 await indexer.stop()
+            await service.close()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:

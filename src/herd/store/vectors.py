@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ def unpacked(data: bytes) -> Floats:
     return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
 
 
+@runtime_checkable
 class _Index(Protocol):
     """Vectors by number."""
 

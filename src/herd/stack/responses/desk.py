@@ -32,7 +32,6 @@ from herd.stack.responses.turns import Turns, needs_turn
 from herd.stack.responses.types import MAX_ITEMS, Asked, InputTokensBody, ResponseBody
 from herd.stack.responses.work import Answer, Asking, Ending, Telling, Work, last_kind
 from herd.stack.service import Service
-from herd.stack.translate import check_model
 from herd.store import conversations, responses
 from herd.store.database import Database
 from herd.store.responses import StoredResponse
@@ -135,7 +134,7 @@ class Desk:
             answer = await self._answer_of(asking)
             if isinstance(answer, Plain):
                 # So that what cannot be answered is refused, and not told of as an event.
-                answer = Plain(self.service, await self.service.answer(first_request(asking), context))
+                answer = Plain(self.service, await self.service.answer(first_request(asking), context, body.model))
         except BaseException:
             self._unlock(asking)
             raise
@@ -217,20 +216,21 @@ class Desk:
         self, body: ResponseBody, context: Context, *, items: list[ItemDict] | None = None, response: dict[str, Any] | None = None
     ) -> Asking:
         check_body(body, self.service.config.caps)
-        check_model(body.model, self.service.config.model_name)
         owner = owner_of(context)
         if items is None:
             items = await asyncio.to_thread(self.items_of, owner, body.input)
         history = await asyncio.to_thread(self._history, owner, body)
         request = self._request(body, context, [*history, *items])
         request = replace(request, params=params_of(body, stop_at=body.max_output_tokens))
-        request = await fitting(request, self._count, self.service.engine.context, auto=body.truncation == "auto")
+        served = self.service.models.find(body.model)
+        if served.remote is None:
+            request = await fitting(request, self._count, self.service.engine.context, auto=body.truncation == "auto")
         state = "queued" if body.background else "in_progress"
         return Asking(
             body=body,
             owner=owner,
             context=context,
-            response=response or new_response(body, self.service.config.model_name, state=state),
+            response=response or new_response(body, served.id, state=state),
             items=items,
             history=history,
             request=request,
@@ -274,7 +274,7 @@ class Desk:
     async def count(self, body: InputTokensBody, context: Context) -> int:
         """Tokens that the model would read."""
         check_body(body, self.service.config.caps)
-        check_model(body.model, self.service.config.model_name)
+        self.service.models.find_local(body.model, "how many tokens it would read")
         owner = owner_of(context)
         items = await asyncio.to_thread(self.items_of, owner, body.input)
         history = await asyncio.to_thread(self._history, owner, body)

@@ -1,54 +1,62 @@
-"""What responses may use beside the model: the server's tools, its vector stores, its shields. Put together when first needed."""
+"""What responses may use beside the model: the server's tools, put together when first needed, its vector stores, its shields."""
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from herd.base.errors import ConfigError
 from herd.safety.shields import Shields
+from herd.safety.verdict import Content, TouchPoint, Verdict
 from herd.stack.responses.kit import Outfitter, VectorSearch
-from herd.tools.toolbox import Toolbox, ToolboxConfig, open_toolbox
+from herd.stack.shielding import Shielding
+from herd.tools.toolbox import Toolbox
 from herd.tools.web.address import WebPolicy
 
 
-async def _from_settings() -> Toolbox:
-    return await open_toolbox(ToolboxConfig.from_settings())
-
-
-def policy_of(networks: Sequence[str]) -> WebPolicy:
-    """Where MCP servers that bodies name may be: the public internet, and these networks. Raises ConfigError."""
-    try:
-        return WebPolicy(allowed_networks=tuple(ipaddress.ip_network(network) for network in networks))
-    except ValueError as error:
-        raise ConfigError(f"a network of MCP servers is none: {error}", hint="write 127.0.0.0/8, ::1/128 or 10.1.2.3") from error
+async def _no_tools() -> Toolbox:
+    return Toolbox()
 
 
 class Equipment:
-    """One server's. `open_tools` makes the toolbox; whoever made it closes it, so `close` closes what was made here."""
+    """One server's.
+
+    Args:
+        open_tools: gives the toolbox; whoever made it closes it.
+        vectors: searches in vector stores; None: there are none.
+        policy: where MCP servers that bodies name may be.
+        shielding: the server's shields. What comes in and what goes out is judged where the model is asked; here, calls and their results.
+    """
 
     def __init__(
         self,
+        open_tools: Callable[[], Awaitable[Toolbox]] = _no_tools,
         *,
-        open_tools: Callable[[], Awaitable[Toolbox]] = _from_settings,
         vectors: VectorSearch | None = None,
-        shields: Shields | None = None,
         policy: WebPolicy | None = None,
+        shielding: Shielding | None = None,
     ) -> None:
-        self._open, self._vectors, self.shields = open_tools, vectors, shields
-        self._policy = policy or WebPolicy()
-        self._toolbox: Toolbox | None = None
-        self._opening = asyncio.Lock()
+        self._open, self._vectors, self._policy = open_tools, vectors, policy or WebPolicy()
+        self.shields = None if shielding is None else of_tools(shielding.shields)
 
     async def outfitter(self) -> Outfitter:
         """What makes kits."""
-        async with self._opening:
-            if self._toolbox is None:
-                self._toolbox = await self._open()
-        return Outfitter(self._toolbox, self._vectors, self._policy)
+        return Outfitter(await self._open(), self._vectors, self._policy)
 
-    async def close(self) -> None:
-        """End what runs."""
-        if self._toolbox is not None:
-            await self._toolbox.close()
+
+class _AtTools:
+    """A shield that stands at the touch points of tools alone."""
+
+    def __init__(self, inner: object) -> None:
+        self._inner: Any = inner
+        self.name: str = self._inner.name
+        self.points = frozenset(self._inner.points) & {TouchPoint.TOOL_INPUT, TouchPoint.TOOL_OUTPUT}
+
+    async def check(self, content: Content) -> Verdict:
+        """What it says."""
+        return await self._inner.check(content)
+
+
+def of_tools(shields: Shields) -> Shields | None:
+    """Those of the shields that judge calls and results; None where none does."""
+    found = [_AtTools(shield) for shield in shields.shields if _AtTools(shield).points]
+    return Shields(found) if found else None

@@ -22,12 +22,12 @@ from herd.stack.responses.output import ItemDict
 from herd.stack.responses.types import CodeInterpreterIn, FileSearchIn, McpApprovalIn, McpFilterIn, McpIn, WebSearchIn
 from herd.store.filters import read_filter
 from herd.tools.mcp.client import McpConnection
-from herd.tools.mcp.pinned import PinnedConnection
+from herd.tools.mcp.config import McpServerConfig
 from herd.tools.mcp.pins import RemoteTool
 from herd.tools.mcp.tools import result_of, visible
 from herd.tools.tool import NAME, Taint, Tool, ToolContext, ToolLimits, ToolResult
 from herd.tools.toolbox import Toolbox
-from herd.tools.web.address import WebPolicy
+from herd.tools.web.address import WebPolicy, read_url
 
 ItemKind = Literal["file_search_call", "web_search_call", "code_interpreter_call", "mcp_call"]
 DEFAULT_RESULTS = 10
@@ -263,7 +263,8 @@ class Outfitter:
             headers["Authorization"] = f"Bearer {asked.authorization}"
         label = re.sub(r"[^A-Za-z0-9]+", "-", asked.server_label).strip("-") or "server"
         try:
-            return PinnedConnection("s" + label[:60], asked.server_url, headers, self._policy)
+            address = read_url(asked.server_url, self._policy)
+            return McpConnection(McpServerConfig(name="s" + label[:60], url=str(address), headers=headers), policy=self._policy)
         except HerdError as error:
             raise RequestError("usage", f"{place}: {error.message}", hint=error.hint, param=place) from error
 

@@ -40,15 +40,17 @@ class Plain:
         context = asking.context
         job, self._job = self._job, None
         if job is None:
-            job = await self._service.answer(first_request(asking), context)
+            job = await self._service.answer(first_request(asking), context, asking.body.model)
         silent = frozenset(self._service.tokenizer.stop_ids)
         finished = await _Teller(asking, telling, silent).tell(job, hold_text=asking.grammar is not None and asking.request.calls)
         if finished is None:
             request = replace(asking.request, tools=(), tool_choice="auto", tool_name=None, grammar=asking.grammar)
-            finished = await _Teller(asking, telling, silent).tell(await self._service.answer(request, context), hold_text=False)
+            finished = await _Teller(asking, telling, silent).tell(
+                await self._service.answer(request, context, asking.body.model), hold_text=False
+            )
         assert finished is not None
         telling.usages.append(finished.usage)
-        if str(finished.reason) == "content_filter":
+        if finished.reason == "content_filter":
             return Ending(state="incomplete", reason="content_filter")
         return Ending(state="incomplete", reason="max_output_tokens") if finished.reason == "length" else Ending(state="completed")
 
@@ -67,7 +69,7 @@ class _Teller:
 
     async def tell(self, job: Job, *, hold_text: bool) -> Finished | None:
         """Tell an answer to its end, or, with `hold_text`, until it begins a text: None then."""
-        deltas = Deltas(sure=job.request.grammar is not None)
+        deltas = Deltas(sure=job.sure)
         finished: Finished | None = None
         try:
             async with aclosing(job.parts()) as ticks:
@@ -84,7 +86,7 @@ class _Teller:
                                 self._take(delta)
                         if isinstance(part.event, Finished):
                             finished = part.event
-                            if str(finished.reason) == "content_filter":
+                            if finished.reason == "content_filter":
                                 self._refuse()
                     self._flush()
         finally:

@@ -82,16 +82,16 @@ class _Answer:
 class ServedInference:
     """The server's model for one request: admitted, counted and limited as if a client asked each time."""
 
-    def __init__(self, service: Service, context: Context) -> None:
-        self._service, self._context = service, context
+    def __init__(self, service: Service, context: Context, model: str) -> None:
+        self._service, self._context, self._model = service, context, model
 
     async def chat(self, request: ChatRequest) -> AsyncAnswer:
         """Answer a conversation."""
-        return _Answer(await self._service.answer(request, self._context))
+        return _Answer(await self._service.answer(request, self._context, self._model))
 
     async def complete(self, request: CompletionRequest) -> AsyncAnswer:
         """Go on with a text."""
-        return _Answer(await self._service.answer(request, self._context))
+        return _Answer(await self._service.answer(request, self._context, self._model))
 
 
 def approvals_of(asking: Asking) -> list[tuple[ItemDict, ItemDict]]:
@@ -124,7 +124,7 @@ class Turns:
             container = _container(asking)
             turn = self._turn(asking, kit, container)
             runtime = Runtime(
-                inference=ServedInference(self._service, asking.context),
+                inference=ServedInference(self._service, asking.context, asking.body.model),
                 tools=Toolset(kit.tools, _client_tools(asking)),
                 shields=self._shields,
                 caller=asking.request.caller,
@@ -306,7 +306,7 @@ class _Teller:
         held, self._held = "".join(self._held), []
         if held and (step.formatted or step.stopped_by is not None):
             self._output.text(held)
-        if str(step.reason) == "content_filter":
+        if step.reason == "content_filter":
             return Ending(state="incomplete", reason="content_filter")
         most = self._asking.body.max_output_tokens
         if most is not None and sum(usage.completion_tokens for usage in self._telling.usages) >= most and step.reason == "length":
