@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_server import KEYS, CommandServer, events, wait_for  # pyright: ignore[reportMissingImports]
+from live_server import KEYS, CommandServer, wait_for  # pyright: ignore[reportMissingImports]
 from scripted_app import Script, kinds, scripted  # pyright: ignore[reportMissingImports]
 
 from herd.stack.responses.desk import INTERRUPTED
@@ -30,6 +30,11 @@ def serving(state: Path, *options: str) -> Iterator[tuple[CommandServer, httpx.C
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The JSON of a stream's events, which may hold any other character that ends a line somewhere."""
+    return [json.loads(line.removeprefix("data: ")) for line in text.split("\n") if line.startswith("data: ")]
 
 
 def follow(client: httpx.Client, response_id: str, after: int | None = None) -> list[dict[str, Any]]:
