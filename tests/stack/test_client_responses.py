@@ -139,7 +139,7 @@ def test_functions_structure_and_probabilities(client: OpenAI) -> None:
     output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "24 degrees"}
     after = client.responses.create(**{**asked, "input": [output]}, previous_response_id=found.id, tool_choice="none")
     assert after.output[0].type == "message" and "24 degrees" not in json.dumps(found.model_dump(), default=str)
-    parsed = client.responses.parse(model="cria", input="Name an animal.", text_format=Animal, max_output_tokens=400)
+    parsed = client.responses.parse(model="cria", input="Name an animal.", text_format=Animal, max_output_tokens=400, temperature=0)
     assert isinstance(parsed.output_parsed, Animal)
     told = client.responses.create(**ASKED, top_logprobs=2, include=["message.output_text.logprobs"])
     part: Any = told.output[0].content[0]  # type: ignore[union-attr]
