@@ -188,7 +188,7 @@ class TextFormatIn(Lenient):
     strict: bool | None = Field(default=None, description="The schema is followed in any case.")
 
 
-class TextIn(Lenient):
+class TextConfigIn(Lenient):
     """How text is written."""
 
     format: TextFormatIn | None = Field(default=None, description="What it has to look like.")
@@ -235,7 +235,7 @@ class Asked(Wire):
     )
     tool_choice: ToolChoiceIn | None = Field(default=None, description="Whether a tool has to be called, and which.")
     parallel_tool_calls: bool | None = Field(default=None, description="Whether one answer may hold several calls. Default true.")
-    text: TextIn | None = Field(default=None, description="How text is written.")
+    text: TextConfigIn | None = Field(default=None, description="How text is written.")
     reasoning: ReasoningIn | None = Field(default=None, description="Taken, and changes nothing.")
     truncation: Literal["auto", "disabled"] | None = Field(
         default=None, description="auto: where all does not fit, the oldest turns are left out. Default disabled: it is refused."
