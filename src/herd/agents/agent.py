@@ -29,6 +29,7 @@ from herd.agents.runtime import Runtime
 from herd.agents.sessions import SessionRecord, SessionStore
 from herd.agents.sql_store import open_session_store
 from herd.agents.steps import ToolStep
+from herd.agents.toolset import toolset_of
 from herd.agents.turn import Output, Turn
 from herd.base.errors import UsageError
 from herd.inference.params import SamplingParams
@@ -201,6 +202,11 @@ class Agent:
             record = await self.store.session(self.owner, session_id)
         return Session(self, record.id)
 
+    def tool_labels(self) -> dict[str, Taint]:
+        """What the model may call, by name, with the labels that count for the Rule of Two."""
+        found = toolset_of(self.config, self.registry, more=self._own)
+        return {name: found.find(name).taint for name in found.names}
+
     def sessions(self) -> list[SessionRecord]:
         """The sessions of this owner, last used first."""
         return self._background.run(self.store.sessions(self.owner))
@@ -316,6 +322,18 @@ class Session:
             title, source = title or text.name, source or text.name
             text = text.read_text(encoding="utf-8")
         return self._background.run(self.agent.store.add_document(self.agent.owner, self.id, text=text, title=title, source=source)).id
+
+    def remember_file(self, path: str | Path) -> str:
+        """As `remember`, of a file of text. Raises UsageError for one that cannot be read as such."""
+        try:
+            return self.remember(Path(path))
+        except (OSError, UnicodeError) as error:
+            raise UsageError(f"cannot read {path} as text: {error}", hint="name a file of UTF-8 text") from error
+
+    @property
+    def record(self) -> SessionRecord:
+        """What is kept of the session: labels, grants, its open turn."""
+        return self._background.run(self.agent.store.session(self.agent.owner, self.id))
 
     @property
     def turns(self) -> list[Turn]:

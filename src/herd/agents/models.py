@@ -10,7 +10,6 @@ from typing import Any
 from herd.base.errors import UsageError
 from herd.inference.port import AsyncInference
 from herd.inference.providers import ProviderConfig
-from herd.inference.remote import AsyncRemoteModel
 
 KEY_VARIABLE = "HERD_API_KEY"
 
@@ -58,6 +57,8 @@ def source_of(model: Any, *, base_url: str | None, api_key: str | None, load: di
             raise UsageError("base_url names a server, and model is an object", hint="give the name that the server calls the model by")
         if load:
             raise UsageError(f"{next(iter(load))!r} is for a model that is loaded here", hint="leave it out beside base_url")
+        from herd.inference.remote import AsyncRemoteModel
+
         remote = AsyncRemoteModel(_Server(name="agent", base_url=base_url, given=api_key or ""), model)
         return Source(name=model, bind=lambda: remote, close=remote.close)
     if isinstance(model, AsyncInference):
