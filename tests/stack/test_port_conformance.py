@@ -1,4 +1,4 @@
-"""One suite for every `Inference`: a model in this process, and the same model on a server, sync and async. What runs over one runs over all.
+"""One suite for every `Inference`: a model in this process, and the same model on a server, for threads and for event loops.
 
 The local one is the oracle: the remote has to say the same, event for event as far as the wire carries it.
 """

@@ -48,6 +48,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(name="host", kind=str, default="127.0.0.1", help="address that `herd serve` listens on"),
         Setting(name="port", kind=int, default=8321, help="port that `herd serve` listens on"),
         Setting(name="api_key_file", kind=str, default="", help="keys that `herd serve` lets in, one a line"),
+        Setting(name="shields", kind=str, default="", help="shields of `herd serve`, with commas; empty takes the default ones, off none"),
         Setting(name="code_jail", kind=str, default="auto", help="jail that code runs in: auto, bubblewrap, landlock or off"),
         Setting(name="code_python", kind=str, default="", help="Python that runs code in the jail; empty takes herd's own"),
         Setting(name="searxng_url", kind=str, default="", help="a SearXNG that `web_search` asks"),

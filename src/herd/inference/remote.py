@@ -73,12 +73,12 @@ class _Requests:
             return RemoteDownError(f"the provider {name!r} cannot be reached", hint="see that it runs and that base_url is right")
         return RemoteDownError(f"the connection to the provider {name!r} broke", hint="ask again")
 
-    def _refused(self, status: int, body: bytes, headers: httpx.Headers) -> HerdError:
+    def _refused(self, status: int, body: bytes, retry_after: str | None) -> HerdError:
         try:
             told = json.loads(body)
         except (ValueError, RecursionError):
             told = None
-        return error_of(self.provider.name, status, told, retry_after=headers.get("retry-after"))
+        return error_of(self.provider.name, status, told, retry_after=retry_after)
 
     def _whole(self, body: bytes) -> Mapping[str, Any]:
         try:
@@ -194,7 +194,9 @@ class AsyncRemoteModel(_Requests):
                 raise self._down(error) from error
         stack.push_async_callback(response.aclose)
         if not response.is_success:
-            raise self._refused(response.status_code, await self._read(response, limit=_MAX_ERROR_BYTES, cut=True), response.headers)
+            raise self._refused(
+                response.status_code, await self._read(response, limit=_MAX_ERROR_BYTES, cut=True), response.headers.get("retry-after")
+            )
         return response
 
     async def _read(self, response: httpx.Response, *, limit: int = MAX_BYTES, cut: bool = False) -> bytes:
@@ -366,7 +368,9 @@ class RemoteModel(_Requests):
                 raise self._down(error) from error
         stack.callback(response.close)
         if not response.is_success:
-            raise self._refused(response.status_code, self._read(response, limit=_MAX_ERROR_BYTES, cut=True), response.headers)
+            raise self._refused(
+                response.status_code, self._read(response, limit=_MAX_ERROR_BYTES, cut=True), response.headers.get("retry-after")
+            )
         return response
 
     def _read(self, response: httpx.Response, *, limit: int = MAX_BYTES, cut: bool = False) -> bytes:

@@ -21,10 +21,17 @@ from herd.stack.errors import RequestError, body_of, headers_of, note_internal, 
 from herd.stack.files import file_routes
 from herd.stack.guard import Context, Guard
 from herd.stack.invalid import readable
+from herd.stack.legacy_routes import legacy_routes
+from herd.stack.model_routes import model_routes
 from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
+from herd.stack.paths import comes_later
+from herd.stack.prompt_routes import prompt_routes
+from herd.stack.provider_routes import provider_routes
+from herd.stack.safety_routes import safety_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
+from herd.stack.tool_routes import tool_routes
 from herd.version import __version__
 
 
@@ -33,7 +40,8 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
     app = FastAPI(
         title="herd",
         version=__version__,
-        description="Llama 3.1 over OpenAI's API. Every route but /health needs a key where the server has keys.",
+        description="Llama 3.1 over OpenAI's API and the Llama Stack's. Every route but /health needs a key where the server has keys. "
+        "Routes under /v1 are also found under /v1/openai/v1, /v1alpha, /v1beta and /alpha.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -45,6 +53,12 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
     app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operation_routes(service, guard))
+    app.include_router(model_routes(service))
+    app.include_router(provider_routes(service, app))
+    app.include_router(safety_routes(service))
+    app.include_router(tool_routes(service))
+    app.include_router(prompt_routes(service))
+    app.include_router(legacy_routes(service))
     if storage is not None:
         app.include_router(file_routes(storage, service.config))
     if storage is not None and batches is not None:
@@ -78,7 +92,12 @@ async def _internal(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     status = cast("HTTPException", error).status_code
-    if status == 404:
+    if status == 404 and comes_later(request.url.path):
+        message = f"{request.url.path!r:.200} is of a group of the Llama Stack that this version of herd does not have"
+        told = RequestError(
+            "not_found", message, hint="GET /v1/inspect/routes lists what it has; docs/guides/llama-stack.md tells what comes"
+        )
+    elif status == 404:
         told = RequestError("not_found", f"there is no route {request.url.path!r:.200}", hint="GET /openapi.json lists the routes")
     elif status == 405:
         told = RequestError(

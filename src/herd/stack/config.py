@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from herd.base.errors import ConfigError
+from herd.inference.providers import ProviderConfig
 from herd.stack.keys import ApiKey
 
 MIB = 2**20
@@ -73,6 +74,9 @@ class ServerConfig:
         log_content: whether logs may hold prompts and answers.
         access_log: whether every request is logged.
         state_dir: where files and batches are kept; None has none.
+        providers: remote servers whose models are served beside the engine's.
+        shields: what stands before and behind every model, each NAME or NAME=THRESHOLD; `herd serve` sets its defaults.
+        mcp_networks: private networks, such as 127.0.0.0/8, whose MCP servers clients may register.
     """
 
     model_name: str
@@ -92,6 +96,9 @@ class ServerConfig:
     log_content: bool = False
     access_log: bool = True
     state_dir: str | None = None
+    providers: tuple[ProviderConfig, ...] = ()
+    shields: tuple[str, ...] = ()
+    mcp_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.keys and not is_loopback(self.host):

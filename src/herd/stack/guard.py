@@ -21,6 +21,7 @@ from herd.stack.config import ServerConfig, is_loopback
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.keys import ApiKey, find_key
 from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
+from herd.stack.paths import plain_path
 from herd.stack.tracing import Tracing
 
 Scope = MutableMapping[str, Any]
@@ -73,6 +74,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = plain_path(scope["path"])
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         context = Context(request_id=given if _REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12), key=None)

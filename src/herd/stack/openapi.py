@@ -28,7 +28,7 @@ _ERROR_SCHEMA: dict[str, Any] = {
 _ERRORS = {
     400: "The request is wrong: a field's name, kind, value or size, or the JSON itself.",
     401: "No valid key was given.",
-    403: "The Host or the Origin header is of another site.",
+    403: "The Host or the Origin header is of another site, or what is asked for may not be reached or changed.",
     404: "There is no such route, model or object.",
     405: "The route has no such method.",
     408: "The body did not come in time.",
@@ -37,9 +37,10 @@ _ERRORS = {
     429: "The key's limits are used up, or the answer would be too late; Retry-After tells when to ask again.",
     431: "The headers are too large.",
     500: "An internal error; the server's log tells more.",
+    502: "A remote provider did not do what it should.",
     503: "The engine starts or the server ends; Retry-After tells when to ask again.",
 }
-_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/inference/chat-completion", "/v1/inference/completion"})
 _OPEN = frozenset({"/health"})
 
 

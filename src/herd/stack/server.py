@@ -185,6 +185,7 @@ class Server:
             learner.cancel()
             if batches is not None:
                 await batches.stop()
+            await service.close()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:

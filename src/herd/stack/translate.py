@@ -24,12 +24,6 @@ def refuse_over(name: str, value: int, limit: int) -> None:
         raise RequestError("usage", f"{name} is {value:,}, this server allows {limit:,}", hint=f"ask for {limit:,} at most", param=name)
 
 
-def check_model(name: str, served: str) -> None:
-    """Raises RequestError for a model that is not served."""
-    if name and name != served:
-        raise RequestError("not_found", f"there is no model {name!r:.200} here", hint=f"this server has {served!r}", param="model")
-
-
 def stops_of(body: Sampling, caps: Caps) -> tuple[str, ...]:
     """The stop texts of a body."""
     stops = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
