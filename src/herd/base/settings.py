@@ -49,6 +49,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(name="port", kind=int, default=8321, help="port that `herd serve` listens on"),
         Setting(name="api_key_file", kind=str, default="", help="keys that `herd serve` lets in, one a line"),
         Setting(name="shields", kind=str, default="", help="shields of `herd serve`, with commas; empty takes the default ones, off none"),
+        Setting(name="database", kind=str, default="", help="URL of the server's database; empty takes a file in its state directory"),
+        Setting(name="files", kind=str, default="", help="folder or fsspec URL of the server's files; empty takes its state directory"),
         Setting(name="code_jail", kind=str, default="auto", help="jail that code runs in: auto, bubblewrap, landlock or off"),
         Setting(name="code_python", kind=str, default="", help="Python that runs code in the jail; empty takes herd's own"),
         Setting(name="searxng_url", kind=str, default="", help="a SearXNG that `web_search` asks"),

@@ -17,6 +17,7 @@ from herd.cli import (
     config,
     convert,
     data,
+    db,
     doctor,
     guard,
     keys,
@@ -85,6 +86,7 @@ app.command("code", rich_help_panel=_USE)(tools.code)
 app.add_typer(tools.app, name="tools", rich_help_panel=_USE)
 app.add_typer(guard.app, name="guard", rich_help_panel=_USE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
+app.add_typer(db.app, name="db", rich_help_panel=_USE)
 app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_USE)
 app.command("models", rich_help_panel=_MODELS)(models.models)

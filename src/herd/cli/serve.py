@@ -47,6 +47,13 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What clients call the model. [default: MODEL as given]")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys, one a line: [NAME] KEY [rpm=] [tpm=] [concurrent=] [priority=].")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where files and batches are kept. [default: server in herd's home]")] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="URL of the database, as postgresql://HOST/NAME. [variable: HERD_DATABASE; default: a file in --state-dir]"),
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(help="Folder or fsspec URL of files, as s3://BUCKET/herd. [variable: HERD_FILES; default: in --state-dir]")
+    ] = None,
     memory: MemoryOption = None,
     context: ContextOption = None,
     max_sequences: SequencesOption = 64,
@@ -111,6 +118,8 @@ def serve(
         providers=load_providers(),
         shields=_shields(shields, none=no_shields),
         mcp_networks=tuple(allow_mcp or ()),
+        database_url=settings.value("database", database) or None,
+        files_url=settings.value("files", files) or None,
     )
     shields_of(config.shields)
     networks_of(config.mcp_networks)

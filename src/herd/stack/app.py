@@ -32,10 +32,16 @@ from herd.stack.safety_routes import safety_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.stack.tool_routes import tool_routes
+from herd.stack.vector_files import file_batch_routes, vector_file_routes
+from herd.stack.vector_io import vector_db_routes, vector_io_routes
+from herd.stack.vector_stores import vector_store_routes
+from herd.tools.retrieval.service import Retrieval
 from herd.version import __version__
 
 
-def create_app(service: Service, storage: Storage | None = None, batches: BatchRunner | None = None) -> Guard:
+def create_app(
+    service: Service, storage: Storage | None = None, batches: BatchRunner | None = None, retrieval: Retrieval | None = None
+) -> Guard:
     """The ASGI application of a service. Its engine has to be started by whoever runs it, and so have its batches."""
     app = FastAPI(
         title="herd",
@@ -63,6 +69,12 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
         app.include_router(file_routes(storage, service.config))
     if storage is not None and batches is not None:
         app.include_router(batch_routes(storage, batches, max_open=service.config.caps.open_batches))
+    if storage is not None and retrieval is not None:
+        app.include_router(vector_store_routes(retrieval, service.config))
+        app.include_router(vector_file_routes(retrieval))
+        app.include_router(file_batch_routes(retrieval))
+        app.include_router(vector_io_routes(retrieval))
+        app.include_router(vector_db_routes(retrieval, service.config))
     app.add_exception_handler(HerdError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -37,9 +37,19 @@ class Page(Generic[Row]):
     has_more: bool
 
 
-def owned(session: Session, kind: type[Row], owner: str, row_id: str, *, what: str, hint: str | None = None, lock: bool = False) -> Row:
+def owned(
+    session: Session,
+    kind: type[Row],
+    owner: str,
+    row_id: str,
+    *,
+    what: str,
+    hint: str | None = None,
+    where: Sequence[Any] = (),
+    lock: bool = False,
+) -> Row:
     """An object of an owner. Raises NotFoundError where they have none of this id, whoever else has. `lock` it to change it."""
-    query = select(kind).where(kind.id == row_id, kind.owner == owner)
+    query = select(kind).where(kind.id == row_id, kind.owner == owner, *where)
     row = session.scalars(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no {what} {row_id!r:.100}", hint=hint)
@@ -56,7 +66,7 @@ def page_of(
     for name in ("after", "before"):
         row_id = getattr(cursor, name)
         if row_id is not None:
-            row = owned(session, kind, owner, row_id, what=what, hint=hint)
+            row = owned(session, kind, owner, row_id, what=what, hint=hint, where=where)
             edge = tuple_(row.created, row.id)
             query = query.where(place > edge if (name == "after") == forward else place < edge)
     backwards = cursor.before is not None and cursor.after is None

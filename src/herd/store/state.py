@@ -51,7 +51,8 @@ class State:
             self.blobs = blobs_of(folder, files_url)
             self.database = database_of(folder, database_url)
             self.database.hold()
-            upgrade(self.database)
+            self.revisions = upgrade(self.database)
+            """The revisions before this start, and now."""
         except BaseException:
             os.close(self._lock)
             raise
