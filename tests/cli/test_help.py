@@ -49,6 +49,7 @@ def spelled(path: tuple[str, ...]) -> str:
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in LEAVES} == {
         "batch",
+        "agent",
         "guard check",
         "guard eval",
         "guard train",

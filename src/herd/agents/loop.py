@@ -62,6 +62,8 @@ async def run_turn(runtime: Runtime, config: AgentConfig, turn: Turn) -> AsyncGe
                 yield event
                 return
             yield event
+        if not task.cancelled():
+            task.result()
         # Cancelled before it had begun.
         await work.cancelled()
         if isinstance(event := run.events.get_nowait(), LAST):

@@ -22,7 +22,7 @@ from herd.agents.steps import ToolStep
 from herd.base.errors import HerdError, NotFoundError
 from herd.base.log import get_logger
 from herd.safety.shields import Report
-from herd.text.messages import ToolCall
+from herd.text.messages import CODE_INTERPRETER, ToolCall
 from herd.tools.arguments import check_arguments
 from herd.tools.registry import call_tool
 from herd.tools.tool import Attachment, Taint, Tool, ToolContext, ToolResult, failure
@@ -53,7 +53,8 @@ class Calls:
         except NotFoundError:
             return step
         step.side = "client" if isinstance(tool, ClientTool) else "server"
-        step.taint = tool.taint
+        reads_files = tool.name == CODE_INTERPRETER and bool(self.run.turn.files)
+        step.taint = tool.taint | Taint(reads_untrusted=reads_files, reads_private=reads_files)
         return step
 
     async def work(self, steps: Sequence[ToolStep]) -> bool:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from herd.agents.config import DECISIONS, Decision
 from herd.agents.errors import TurnStateError
@@ -178,7 +178,7 @@ class Turn:
         """Calls of the last answer that have no result yet."""
         return [step for step in self.tool_steps if step.state != "done"]
 
-    def answer(self, outputs: Mapping[str, Output | str] | None = None, decisions: Mapping[str, Decision] | None = None) -> None:
+    def answer(self, outputs: Mapping[str, Output | str] | None = None, decisions: Mapping[str, str] | None = None) -> None:
         """Give what a waiting turn waits for; then run it on. Raises TurnStateError for a call that does not wait for that."""
         for call_id, output in (outputs or {}).items():
             self._find_waiting(call_id, "client")
@@ -187,7 +187,7 @@ class Turn:
             self._find_waiting(call_id, "approval")
             if decision not in DECISIONS:
                 raise TurnStateError(f"the decision on {call_id!r} is {decision!r}", hint="decide once, always or deny")
-            self.decisions[call_id] = decision
+            self.decisions[call_id] = cast("Decision", decision)
 
     def _find_waiting(self, call_id: str, state: str) -> ToolStep:
         waiting = {step.call_id: step for step in self.waiting if step.state == state}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from herd.cli import (
+    agent,
     batch,
     bench,
     chat,
@@ -76,6 +77,7 @@ def options(
 
 _USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
 app.command("chat", rich_help_panel=_USE)(chat.chat)
+app.command("agent", rich_help_panel=_USE)(agent.agent)
 app.command("run", rich_help_panel=_USE)(run_prompt.run)
 app.command("batch", rich_help_panel=_USE)(batch.batch)
 app.command("serve", rich_help_panel=_USE)(serve.serve)

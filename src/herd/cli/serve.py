@@ -115,11 +115,11 @@ def serve(
         drain_s=drain,
         access_log=access_log,
         state_dir=str(state_dir or server_dir()),
-        database_url=settings.value("database", database) or None,
-        files_url=settings.value("files", files) or None,
         providers=load_providers(),
         shields=_shields(shields, none=no_shields),
         mcp_networks=tuple(allow_mcp or ()),
+        database_url=settings.value("database", database) or None,
+        files_url=settings.value("files", files) or None,
     )
     shields_of(config.shields)
     networks_of(config.mcp_networks)

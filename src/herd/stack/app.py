@@ -10,7 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from herd.agents.sql_store import SqlSessionStore
 from herd.base.errors import HerdError
+from herd.stack.agents import agent_routes
 from herd.stack.answers import dumps
 from herd.stack.batch_runner import BatchRunner
 from herd.stack.batches import batch_routes
@@ -74,6 +76,8 @@ def create_app(
     app.include_router(legacy_routes(service))
     if storage is not None:
         app.include_router(file_routes(storage, service.config))
+    if storage is not None:
+        app.include_router(agent_routes(service, SqlSessionStore(storage.database)))
     if storage is not None and batches is not None:
         app.include_router(batch_routes(storage, batches, max_open=service.config.caps.open_batches))
     if responses is not None:

@@ -76,11 +76,11 @@ class ServerConfig:
         log_content: whether logs may hold prompts and answers.
         access_log: whether every request is logged.
         state_dir: where files and batches are kept; None has none.
-        database_url: the database, where it is not a file of the state directory.
-        files_url: a folder or an fsspec URL of files, where they are not in the state directory.
         providers: remote servers whose models are served beside the engine's.
         shields: what stands before and behind every model, each NAME or NAME=THRESHOLD; `herd serve` sets its defaults.
         mcp_networks: private networks, such as 127.0.0.0/8, whose MCP servers clients may register.
+        database_url: the database, where it is not a file of the state directory.
+        files_url: a folder or an fsspec URL of files, where they are not in the state directory.
     """
 
     model_name: str
@@ -100,11 +100,11 @@ class ServerConfig:
     log_content: bool = False
     access_log: bool = True
     state_dir: str | None = None
-    database_url: str | None = None
-    files_url: str | None = None
     providers: tuple[ProviderConfig, ...] = ()
     shields: tuple[str, ...] = ()
     mcp_networks: tuple[str, ...] = ()
+    database_url: str | None = None
+    files_url: str | None = None
 
     def __post_init__(self) -> None:
         if not self.keys and not is_loopback(self.host):

@@ -205,9 +205,9 @@ class Server:
                 await desk.stop()
             if batches is not None:
                 await batches.stop()
+            await service.close()
             if indexer is not None:
                 await indexer.stop()
-            await service.close()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:
