@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,30 +53,8 @@ def unpacked(data: bytes) -> Floats:
     return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
 
 
-class _Index(Protocol):
-    """Vectors by number."""
-
-    @property
-    def numbers(self) -> Numbers:
-        """All of them, in order."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes in memory."""
-        ...
-
-    def add(self, numbers: Numbers, vectors: Floats) -> None:
-        """Numbers are larger than all before."""
-        ...
-
-    def remove(self, numbers: Numbers) -> None: ...
-
-    def nearest(self, query: Floats, limit: int) -> list[tuple[int, float]]: ...
-
-
 class _Exact:
-    """A matrix."""
+    """A matrix, row by row. As `_Hnsw` it takes numbers that are larger than all before."""
 
     def __init__(self, width: int) -> None:
         self.numbers: Numbers = np.zeros(0, dtype=np.int64)
@@ -124,6 +102,9 @@ class _Hnsw:
         found = self.index.search(query, min(limit, len(self.numbers)))
         numbers = np.asarray(found.keys).astype(np.int64).reshape(-1)
         return best(numbers, 1.0 - np.asarray(found.distances, dtype=np.float32).reshape(-1), limit)
+
+
+_Index = _Exact | _Hnsw
 
 
 def best(numbers: Numbers, scores: Floats, limit: int) -> list[tuple[int, float]]:
