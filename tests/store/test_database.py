@@ -86,7 +86,8 @@ def test_processes_wait_for_each_other_too(state: State) -> None:
     url = state.database.url.render_as_string(hide_password=False)
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, url], stderr=subprocess.PIPE) for _ in range(2)]
     for writer in writers:
-        assert writer.wait(120) == 0, writer.communicate()[1].decode()
+        _, said = writer.communicate(timeout=120)
+        assert writer.returncode == 0, said.decode()
     with state.database.read() as session:
         assert session.get_one(FileRow, "file-0").size_bytes == 80
 
