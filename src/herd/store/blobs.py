@@ -140,8 +140,15 @@ class FolderBlobs(Blobs):
 class _Object(io.BufferedReader):
     """An object that is read, with what a plain file has beside its bytes."""
 
-    mode = "rb"
-    name = ""
+    @property
+    def mode(self) -> str:
+        """Of a file that is read."""
+        return "rb"
+
+    @property
+    def name(self) -> str:
+        """It has none here."""
+        return ""
 
 
 class RemoteBlobs(Blobs):

@@ -38,10 +38,11 @@ _EXPANSION = 128
 _VERSION = 1
 
 Floats = NDArray[np.float32]
+Vector = Sequence[float] | NDArray[np.floating[Any]]
 Numbers = NDArray[np.int64]
 
 
-def packed(vector: Sequence[float] | Floats) -> bytes:
+def packed(vector: Vector) -> bytes:
     """A vector as a row holds it: of length one, float32, little-endian. One of length zero stays so."""
     found = np.asarray(vector, dtype=np.float64)
     length = float(np.linalg.norm(found))
@@ -149,7 +150,7 @@ class Vectors:
         self._guard = threading.Lock()
 
     def search(
-        self, session: Session, store: VectorStoreRow, query: Sequence[float] | Floats, limit: int, allowed: Sequence[int] | None = None
+        self, session: Session, store: VectorStoreRow, query: Vector, limit: int, allowed: Sequence[int] | None = None
     ) -> list[tuple[int, float]]:
         """Numbers and cosines of the nearest chunks, of those that are `allowed`. Raises ConflictError for a vector of another width."""
         wanted = unpacked(packed(query))
