@@ -242,7 +242,7 @@ def test_an_index_outlives_a_restart_and_a_damaged_one_is_built_again(state: Sta
 
     assert again() == (wanted, [])
     data = path.read_bytes()
-    path.write_bytes(data[:-100] + bytes(100))
+    path.write_bytes(data[:1000] + bytes(255 - byte for byte in data[1000:1100]) + data[1100:])
     assert again() == (wanted, ["the index of vs_1 is damaged"])
     assert again() == (wanted, []), "it was built and written again"
     path.write_bytes(b"")
