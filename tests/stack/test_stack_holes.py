@@ -33,7 +33,7 @@ def test_routes_cannot_be_enumerated_without_a_key(keyed: ThreadServer) -> None:
                 spellings |= {new + plain[3:] for new in ("/v1/openai/v1", "/v1alpha", "/v1beta", "/alpha")}
             for spelling in spellings:
                 for method in {*(method.upper() for method in methods), "HEAD", "OPTIONS"}:
-                    found = client.request(method, spelling)
+                    found = client.request(method, keyed.url + spelling)
                     assert found.status_code == 401, (method, spelling, found.status_code)
                     asked += 1
         assert asked > 500
@@ -135,11 +135,7 @@ def test_oversized_and_odd_bodies_are_refused_by_field(server: ThreadServer, pat
 def test_an_oversized_body_is_not_read(server: ThreadServer) -> None:
     with server.client() as client:
         for path in ("/v1/moderations", "/v1/openai/v1/chat/completions", "/v1/inference/completion"):
-            told = (
-                client.post(path, content=b"x", headers={"content-length": str(2**31)})
-                if False
-                else client.post(path, content=b" " * (17 * 2**20))
-            )
+            told = client.post(path, content=b" " * (17 * 2**20))
             assert told.status_code == 413 and told.json()["error"]["code"] == "too_large"
 
 
