@@ -95,11 +95,12 @@ class Steered(ChatOpenAI):
 llm = Steered(model=sys.argv[2], base_url=sys.argv[1], api_key="none", temperature=0.6, max_tokens=200, seed=1, max_retries=0)
 agent = create_agent(llm, tools=[get_weather], system_prompt="Be brief.")
 told = {"calls": calls}
-result = agent.invoke({"messages": [{"role": "user", "content": "Is it warm in Lima?"}]})
+question = {"messages": [{"role": "user", "content": "Is it warm in Lima?"}]}
+result = agent.invoke(question)
 told["roles"] = [message.type for message in result["messages"]]
 told["tool said"] = [message.content for message in result["messages"] if message.type == "tool"]
 told["last"] = result["messages"][-1].content
-told["streamed"] = [sorted(step) for step in agent.stream({"messages": [{"role": "user", "content": "Is it warm in Lima?"}]}, stream_mode="updates")]
+told["streamed"] = [sorted(step) for step in agent.stream(question, stream_mode="updates")]
 print(json.dumps(told))
 '''
 
