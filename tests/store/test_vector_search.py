@@ -337,7 +337,7 @@ def test_both_rankings_become_one() -> None:
     assert fuse([(1, 0.9), (2, 0.5)], [(2, 0.8)], Ranking(vector_weight=1.0, keyword_weight=0.0))[0][0] == 1
     weighted = fuse([(1, 0.9), (2, 0.5), (3, 0.1)], [(2, 0.8), (3, 0.2)], Ranking(method="weighted"))
     assert weighted == [(2, pytest.approx(0.75)), (1, pytest.approx(0.5)), (3, pytest.approx(0.0))]
-    with pytest.raises(UsageError, match="one of them over 0"):
+    with pytest.raises(UsageError, match="the weights are 0 and 0"):
         Ranking(vector_weight=0.0, keyword_weight=0.0)
 
 
