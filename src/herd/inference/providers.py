@@ -184,7 +184,8 @@ def _provider(path: str, table: Mapping[str, Any]) -> ProviderConfig:
         raise ConfigError(f"{where}: omit is {values['omit']!r:.80}", hint='write omit = ["temperature"]')
     if not values["models"]:
         raise ConfigError(f"{where} has no models", hint='name those that it serves: models = ["..."]; its GET /models lists them')
-    return ProviderConfig(**values | {"models": tuple(_model(where, entry) for entry in values["models"])})
+    values["models"] = tuple(_model(where, entry) for entry in values["models"])
+    return ProviderConfig(**values)
 
 
 def _model(where: str, entry: Any) -> RemoteModelConfig:

@@ -99,7 +99,7 @@ class _Requests:
         try:
             rows = sorted(told["data"], key=lambda row: int(row["index"]))
             vectors = tuple(tuple(float(value) for value in row["embedding"]) for row in rows)
-            usage = told.get("usage") or {}
+            usage: Any = told.get("usage") or {}
             count = int(usage.get("prompt_tokens") or usage.get("total_tokens") or 0)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RemoteError(f"the provider {self.provider.name!r} sent no embeddings", hint="see that the model makes vectors") from error
