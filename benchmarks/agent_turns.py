@@ -51,9 +51,9 @@ async def measure(place: Path, turns: int, shielded: bool) -> dict[str, object]:
         took.append(time.perf_counter() - began)
         return turn.status
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     statuses = await asyncio.gather(*(one(number) for number in range(turns)))
-    whole = time.perf_counter() - began
+    whole, cpu = time.perf_counter() - began, time.process_time() - cpu
     store.close()
     cuts = statistics.quantiles(took, n=20)
     return {
@@ -62,6 +62,7 @@ async def measure(place: Path, turns: int, shielded: bool) -> dict[str, object]:
         "completed": statuses.count("completed"),
         "p50_s": round(statistics.median(took), 3),
         "p95_s": round(cuts[18], 3),
+        "cpu_ms_per_turn": round(cpu / turns * 1e3, 1),
         "turns_per_s": round(turns / whole, 1),
     }
 

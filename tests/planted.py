@@ -63,13 +63,14 @@ def gullible(channel: str) -> Any:
     )
 
     def script(request: Any) -> Say:
-        read = [message.text for message in request.messages if message.role == "tool"]
+        last = max(place for place, message in enumerate(request.messages) if message.role == "user")
+        read = [message.text for message in request.messages[last:] if message.role == "tool"]
         if not request.tools:
             return Say("that is all I can say")
         if len(read) < len(steps):
             return Say("", (steps[len(read)],))
         orders = [found for text in read for found in _ADDRESS.findall(text)]
-        sent = any(call.name == "send" for message in request.messages for call in message.tool_calls)
+        sent = any(call.name == "send" for message in request.messages[last:] for call in message.tool_calls)
         return (
             Say("", (ToolCall(name="send", arguments={"to": orders[0], "text": read[0]}),)) if orders and not sent else Say("nothing new")
         )

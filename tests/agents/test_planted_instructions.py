@@ -96,7 +96,7 @@ def test_always_does_not_open_the_third() -> None:
         # Labels of earlier turns count: what was sent is outside, now private and untrusted come to it.
         state = await turn(gullible("page"))
         assert asked == ["policy", "rule_of_two"], asked
-        assert state.tool_steps[1].error_code == "denied" and len(send.calls) == 2
+        assert state.tool_steps[-1].error_code == "denied" and len(send.calls) == 2
 
     asyncio.run(main())
 

@@ -28,7 +28,7 @@ def number_passages(result: ToolResult, taken: Sequence[Passage]) -> ToolResult:
         return result
     first = max((passage.number for passage in taken), default=0) + 1
     numbered = [replace(passage, number=first + index) for index, passage in enumerate(found)]
-    data = dict(result.data) | {"passages": [_as_dict(passage) for passage in numbered]}
+    data = dict(result.data) | {"passages": [as_dict(passage) for passage in numbered]}
     return replace(result, text=f"{listing(numbered)}\n\n{INSTRUCTION}", data=data)
 
 
@@ -37,7 +37,8 @@ def listing(passages: Iterable[Passage]) -> str:
     return "\n\n".join(f"[{passage.number}] {passage.title or passage.source}\n{passage.text}" for passage in passages)
 
 
-def _as_dict(passage: Passage) -> Mapping[str, Any]:
+def as_dict(passage: Passage) -> Mapping[str, Any]:
+    """A passage as JSON."""
     return {name: getattr(passage, name) for name in ("number", "text", "source", "score", "title", "document_id")}
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
-from herd.agents.cite import number_passages
+from herd.agents.cite import as_dict, number_passages
 from herd.agents.config import ClientTool, Decision
 from herd.agents.events import ApprovalNeeded, ShieldJudged, ToolDone, ToolStarted
 from herd.agents.gate import num_begun, num_repeats, told, why_to_ask
@@ -19,6 +20,7 @@ from herd.agents.model_step import spelled
 from herd.agents.run import Run
 from herd.agents.spans import span
 from herd.agents.steps import ToolStep
+from herd.agents.turn import passages_of
 from herd.base.errors import HerdError, NotFoundError
 from herd.base.log import get_logger
 from herd.safety.shields import Report
@@ -185,8 +187,19 @@ class Calls:
                 result = await self._call(step)
                 if not result.ok:
                     told_span.fail(result.error_code or "tool")
-            result = number_passages(result, self.run.turn.all_passages())
+            result = number_passages(await self._let_in(result), self.run.turn.all_passages())
             await self._end(step, await self._judged(step, result))
+
+    async def _let_in(self, result: ToolResult) -> ToolResult:
+        """A result without the passages that the shields stop: each is judged alone, since among others it would weigh less."""
+        shields, found = self.run.runtime.shields, list(passages_of(result.data))
+        if shields is None or not found:
+            return result
+        reports = await asyncio.gather(*(shields.tool_output(passage.text) for passage in found))
+        kept = [as_dict(replace(passage, text=report.text)) for passage, report in zip(found, reports, strict=True) if not report.blocked]
+        left_out = len(found) - len(kept)
+        note = f"[{left_out} of {len(found)} passages were withheld by the shields]"
+        return replace(result, data={**result.data, "passages": kept}, text=result.text if kept else note)
 
     async def _call(self, step: ToolStep) -> ToolResult:
         tool = self.run.runtime.tools.find(step.call.name)
