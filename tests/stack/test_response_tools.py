@@ -24,7 +24,7 @@ from herd.stack.toolkit import networks_of
 from herd.tools.files.index import FileIndex, build_index
 from herd.tools.registry import ToolGroup
 from herd.tools.tool import Attachment, Taint, ToolContext, ToolLimits, ToolResult
-from herd.tools.toolbox import Toolbox
+from herd.tools.toolbox import Toolbox, ToolboxConfig, open_toolbox
 from herd.tools.web.address import WebPolicy
 from herd.tools.web.search import Offline, WebSearchTool
 
@@ -324,5 +324,32 @@ def test_a_tool_that_is_not_here_is_refused_with_the_reason(tmp_path: Path) -> N
                 with pytest.raises(openai.BadRequestError) as caught:
                     await app.openai().responses.create(model="tiny", input="?", tools=[{"type": tool}])  # type: ignore[list-item]
                 assert caught.value.code == "unsupported" and told in str(caught.value)
+
+    asyncio.run(check())
+
+
+def test_code_runs_in_the_jail_and_its_error_is_its_result(tmp_path: Path) -> None:
+    async def check() -> None:
+        box = await open_toolbox(ToolboxConfig(warm=0))
+        if "builtin::code_interpreter" in box.missing:
+            pytest.skip(box.missing["builtin::code_interpreter"])
+
+        async def made() -> Toolbox:
+            return box
+
+        engine = Script(call("code_interpreter", code="x = 6 * 7\nprint(x)"), "It is 42.", call("code_interpreter", code="x / 0"), "No.")
+        try:
+            async with scripted(engine, tmp_path, equipment=Equipment(made)) as app:
+                asked: Any = {"model": "tiny", "tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}
+                asked["include"] = ["code_interpreter_call.outputs"]
+                first = await app.openai().responses.create(**asked, input="?")
+                ran: Any = first.output[0]
+                assert ran.status == "completed" and "42" in ran.outputs[0].logs and "42" in engine.prompts[1]
+                second = await app.openai().responses.create(**asked, input="?", previous_response_id=first.id)
+                failed: Any = second.output[0]
+                assert failed.status == "completed" and "ZeroDivisionError" in failed.outputs[0].logs
+                assert failed.container_id == ran.container_id and "NameError" not in failed.outputs[0].logs
+        finally:
+            await box.close()
 
     asyncio.run(check())
