@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from herd.version import __version__
 
 if TYPE_CHECKING:
+    from herd.agents.agent import Agent
+    from herd.agents.function_tool import tool
     from herd.base.errors import HerdError
     from herd.checkpoint.load import load_model
     from herd.inference.async_llm import AsyncLLM
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Agent",
     "AsyncLLM",
     "HerdError",
     "Message",
@@ -34,9 +37,12 @@ __all__ = [
     "__version__",
     "load_model",
     "load_tokenizer",
+    "tool",
 ]
 
 _HOMES = {
+    "Agent": "herd.agents.agent",
+    "tool": "herd.agents.function_tool",
     "HerdError": "herd.base.errors",
     "load_model": "herd.checkpoint.load",
     "AsyncLLM": "herd.inference.async_llm",

@@ -49,6 +49,7 @@ def spelled(path: tuple[str, ...]) -> str:
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in LEAVES} == {
         "batch",
+        "agent",
         "guard check",
         "guard eval",
         "guard train",
@@ -65,6 +66,9 @@ def test_the_commands_are_these() -> None:
         "tools serve",
         "keys new",
         "keys check",
+        "db upgrade",
+        "db backup",
+        "db check",
         "plan train",
         "plan serve",
         "plan hardware",

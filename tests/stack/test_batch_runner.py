@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from herd.base.errors import ConfigError
+from herd.base.errors import ConfigError, NotFoundError
 from herd.stack.batch_lines import LineWriter
 from herd.stack.batch_runner import MAX_TRIES, BatchRunner
 from herd.stack.config import ServerConfig
@@ -87,7 +87,7 @@ def run(runner: BatchRunner, storage: Storage, *, owner: str = "") -> BatchRow:
             await asyncio.sleep(0.01)
 
     asyncio.run(go())
-    return storage.batch(owner, "batch_1")
+    return storage.batches.get(owner, "batch_1")
 
 
 def written(storage: Storage, file_id: str | None) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_a_crash_while_a_batch_is_ended_loses_nothing(storage: Storage, broken: 
     batch = run(runner_of(storage, lambda body: body), storage)
     assert (batch.state, batch.completed, batch.failed) == ("completed", 2, 0)
     assert set(written(storage, batch.output_file_id)) == {"line-0", "line-1"}
-    assert storage.file("", "file-out").size_bytes == storage.file_path("file-out").stat().st_size
+    assert storage.files.get("", "file-out").size_bytes == storage.file_path("file-out").stat().st_size
     assert not storage.lines_path("batch_1", "output").exists()
 
 
@@ -168,8 +168,8 @@ def test_the_batches_of_a_key_that_is_gone_are_refused_line_by_line(storage: Sto
     bob = ApiKey(name="bob", digest=digest_of("bob-key-0123456789"))
     batch = run(runner_of(storage, lambda body: body, keys=(bob,)), storage, owner="ann")
     assert (batch.completed, batch.failed) == (0, 2)
-    with pytest.raises(RequestError, match="there is no batch"):
-        storage.batch("bob", "batch_1")
+    with pytest.raises(NotFoundError, match="there is no batch"):
+        storage.batches.get("bob", "batch_1")
 
 
 def test_a_full_disk_ends_a_batch_with_the_lines_that_it_has(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

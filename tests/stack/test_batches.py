@@ -136,7 +136,7 @@ def form(server: LiveServer, key: str = KEYS["ann"], **request: Any) -> httpx.Re
 def test_what_is_no_upload_is_refused_by_name(keyed_server: LiveServer) -> None:
     file = ("a.jsonl", b"{}\n")
     assert form(keyed_server, files={"file": file}).json()["error"]["param"] == "purpose"
-    assert form(keyed_server, files={"file": file}, data={"purpose": "fine-tune"}).json()["error"]["param"] == "purpose"
+    assert form(keyed_server, files={"file": file}, data={"purpose": "colouring"}).json()["error"]["param"] == "purpose"
     assert form(keyed_server, files={"other": file}, data={"purpose": "batch"}).json()["error"]["param"] == "file"
     assert form(keyed_server, files=[("file", file), ("file", file)], data={"purpose": "batch"}).status_code == 400
     assert form(keyed_server, files={"file": file}, data={"purpose": "batch", "colour": "red"}).json()["error"]["param"] == "colour"

@@ -16,6 +16,8 @@ from herd.base.errors import ConfigError, did_you_mean
 from herd.base.paths import home
 
 FILE_NAME = "herd.toml"
+TABLES = ("providers",)
+"""Lists of tables in `herd.toml` that are no settings; who uses them checks what is in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,9 @@ SETTINGS: dict[str, Setting] = {
         Setting(name="host", kind=str, default="127.0.0.1", help="address that `herd serve` listens on"),
         Setting(name="port", kind=int, default=8321, help="port that `herd serve` listens on"),
         Setting(name="api_key_file", kind=str, default="", help="keys that `herd serve` lets in, one a line"),
+        Setting(name="shields", kind=str, default="", help="shields of `herd serve`, with commas; empty takes the default ones, off none"),
+        Setting(name="database", kind=str, default="", help="URL of the server's database; empty takes a file in its state directory"),
+        Setting(name="files", kind=str, default="", help="folder or fsspec URL of the server's files; empty takes its state directory"),
         Setting(name="code_jail", kind=str, default="auto", help="jail that code runs in: auto, bubblewrap, landlock or off"),
         Setting(name="code_python", kind=str, default="", help="Python that runs code in the jail; empty takes herd's own"),
         Setting(name="searxng_url", kind=str, default="", help="a SearXNG that `web_search` asks"),
@@ -73,15 +78,30 @@ def find_file() -> Path | None:
     return None
 
 
-def read_file() -> tuple[Path | None, dict[str, Any]]:
-    """The file's path and values. Raises ConfigError for an unknown key or a value of the wrong type."""
+def _parsed() -> tuple[Path | None, dict[str, Any]]:
     path = find_file()
     if path is None:
         return None, {}
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="correct the file; `herd config show` lists the settings") from error
+
+
+def read_tables(name: str) -> tuple[Path | None, list[dict[str, Any]]]:
+    """The file's path and its tables `[[name]]`. Raises ConfigError if they are something else."""
+    assert name in TABLES, name
+    path, values = _parsed()
+    tables = values.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):  # pyright: ignore[reportUnknownVariableType]
+        raise ConfigError(f"{path}: {name} is no list of tables", hint=f"write [[{name}]] over each of them")
+    return path, tables  # pyright: ignore[reportUnknownVariableType]
+
+
+def read_file() -> tuple[Path | None, dict[str, Any]]:
+    """The file's path and values. Raises ConfigError for an unknown key or a value of the wrong type."""
+    path, values = _parsed()
+    values = {key: value for key, value in values.items() if key not in TABLES}
     for key, value in values.items():
         if key not in SETTINGS:
             hint = did_you_mean(key, SETTINGS, otherwise="settings: " + ", ".join(SETTINGS))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from herd.cli import (
+    agent,
     batch,
     bench,
     chat,
@@ -16,6 +17,7 @@ from herd.cli import (
     config,
     convert,
     data,
+    db,
     doctor,
     guard,
     keys,
@@ -76,6 +78,7 @@ def options(
 
 _USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
 app.command("chat", rich_help_panel=_USE)(chat.chat)
+app.command("agent", rich_help_panel=_USE)(agent.agent)
 app.command("run", rich_help_panel=_USE)(run_prompt.run)
 app.command("batch", rich_help_panel=_USE)(batch.batch)
 app.command("serve", rich_help_panel=_USE)(serve.serve)
@@ -84,6 +87,7 @@ app.command("code", rich_help_panel=_USE)(tools.code)
 app.add_typer(tools.app, name="tools", rich_help_panel=_USE)
 app.add_typer(guard.app, name="guard", rich_help_panel=_USE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
+app.add_typer(db.app, name="db", rich_help_panel=_USE)
 app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_USE)
 app.command("models", rich_help_panel=_MODELS)(models.models)

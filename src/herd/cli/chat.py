@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -130,18 +130,27 @@ def _fenced(first: str, lines: Iterator[str]) -> str:
 
 
 def _typed() -> Iterator[str]:
+    """Messages to a model."""
+    from herd.cli.repl import COMMANDS, SETTINGS
+
+    return typed_messages([*COMMANDS, *(f"/set {name}" for name in SETTINGS)])
+
+
+def piped_messages() -> Iterator[str]:
+    """Messages from a pipe."""
+    return _piped(_stdin_lines())
+
+
+def typed_messages(words: Sequence[str]) -> Iterator[str]:
     """Messages from a terminal, with editing, history on disk and completed commands."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.output import create_output
 
-    from herd.cli.repl import COMMANDS, SETTINGS
-
-    words = [*COMMANDS, *(f"/set {name}" for name in SETTINGS)]
     prompts: PromptSession[str] = PromptSession(
         history=_history(),
         key_bindings=_keys(),
-        completer=WordCompleter(words, sentence=True),
+        completer=WordCompleter(list(words), sentence=True),
         complete_while_typing=False,
         enable_open_in_editor=True,
         tempfile_suffix=".txt",

@@ -99,7 +99,19 @@ def _machine() -> dict[str, Any]:
         "gpu_memory_free_bytes": torch.cuda.mem_get_info()[0] if gpus else None,
         "disk_free_bytes": free_disk(home()),
         "home": str(home()),
+        "code_execution": _code(),
     }
+
+
+def _code() -> str:
+    """The jail that code runs in, or why it is off."""
+    from herd.base.errors import HerdError
+    from herd.tools.code.choose import choose
+
+    try:
+        return f"in {choose().kind}"
+    except HerdError as error:
+        return f"off: {error.message}" + (f"; {error.hint}" if error.hint else "")
 
 
 def _version(name: str) -> str:

@@ -31,6 +31,15 @@ DraftOption = Annotated[
 NumDraftOption = Annotated[int, typer.Option(help="Tokens guessed at once. [default: 4 with --draft]", show_default=False)]
 
 
+ShieldsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Shields around every answer, with commas, each NAME or NAME=THRESHOLD: harm, injection, code-shield, secrets, pii. "
+        "[variable: HERD_SHIELDS; default: harm=0.9,injection=0.8]"
+    ),
+]
+
+
 def serve(
     model: Annotated[str | None, typer.Argument(help="Path, hub name or alias. [variable: HERD_MODEL; default: cria]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [variable: HERD_HOST; default: 127.0.0.1]")] = None,
@@ -38,6 +47,13 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What clients call the model. [default: MODEL as given]")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys, one a line: [NAME] KEY [rpm=] [tpm=] [concurrent=] [priority=].")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where files and batches are kept. [default: server in herd's home]")] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="URL of the database, as postgresql://HOST/NAME. [variable: HERD_DATABASE; default: a file in --state-dir]"),
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(help="Folder or fsspec URL of files, as s3://BUCKET/herd. [variable: HERD_FILES; default: in --state-dir]")
+    ] = None,
     memory: MemoryOption = None,
     context: ContextOption = None,
     max_sequences: SequencesOption = 64,
@@ -53,6 +69,11 @@ def serve(
     engine_timeout: Annotated[float, typer.Option(help="Seconds of one step after which the engine is started anew.")] = 120.0,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that a Host header may hold; several times.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A web page that may ask, as https://HOST; several times.")] = None,
+    shields: ShieldsOption = None,
+    no_shields: Annotated[bool, typer.Option("--no-shields", help="Judge nothing that comes in or goes out.")] = False,
+    allow_mcp: Annotated[
+        list[str] | None, typer.Option(help="A private network, as 127.0.0.0/8, whose MCP servers clients may register; several times.")
+    ] = None,
     tool_style: Annotated[
         str, typer.Option(help="How tools are described to the model and called: json, function or python_list (Llama 3.2).")
     ] = "json",
@@ -63,7 +84,7 @@ def serve(
     tp: TpOption = 1,
     pp: PpOption = 1,
 ) -> None:
-    """Serve a model over OpenAI's API.
+    """Serve a model over OpenAI's API and the Llama Stack's, with shields around it, tools beside it, and the providers of herd.toml.
 
     Without keys it listens on this machine alone. `herd keys new` makes a key.
     """
@@ -71,9 +92,12 @@ def serve(
     from herd.base.memory import parse_size
     from herd.base.paths import server_dir
     from herd.engine.memory import EngineConfig
+    from herd.inference.providers import load_providers
     from herd.stack.config import ServerConfig
     from herd.stack.engine_process import EngineSpec
     from herd.stack.keys import read_keys
+    from herd.stack.shielding import shields_of
+    from herd.stack.toolkit import networks_of
 
     if num_draft and draft is None:
         raise UsageError(f"--num-draft {num_draft} goes with --draft", hint="add --draft ngram, or --draft MODEL")
@@ -91,7 +115,14 @@ def serve(
         drain_s=drain,
         access_log=access_log,
         state_dir=str(state_dir or server_dir()),
+        providers=load_providers(),
+        shields=_shields(shields, none=no_shields),
+        mcp_networks=tuple(allow_mcp or ()),
+        database_url=settings.value("database", database) or None,
+        files_url=settings.value("files", files) or None,
     )
+    shields_of(config.shields)
+    networks_of(config.mcp_networks)
     engine = EngineConfig(
         context=context,
         max_sequences=max_sequences,
@@ -117,6 +148,19 @@ def serve(
         hang_s=engine_timeout,
     )
     _serve(config, spec, tool_style)
+
+
+def _shields(flag: str | None, *, none: bool) -> tuple[str, ...]:
+    """The shields that flag and settings name."""
+    from herd.base.errors import UsageError
+    from herd.stack.shielding import DEFAULT_SHIELDS
+
+    if none and flag is not None:
+        raise UsageError("--shields and --no-shields contradict each other", hint="leave out one")
+    chosen = "off" if none else settings.value("shields", flag).strip()
+    if chosen == "off":
+        return ()
+    return tuple(name.strip() for name in chosen.split(",") if name.strip()) or DEFAULT_SHIELDS
 
 
 def _device(chosen: str) -> str:
@@ -149,6 +193,9 @@ def _serve(config: ServerConfig, spec: EngineSpec, tool_style: str) -> None:
             f"{config.model_name}: {info['num_parameters']:,} parameters, {info['dtype']} on {info['device']}, "
             f"context {info['context']:,}, {gib(info['total_bytes'])} in all"
         )
+        for provider in config.providers:
+            note(f"{provider.name}: {', '.join(model.id for model in provider.models)} at {provider.base_url}")
+        note(f"shields: {', '.join(config.shields) or 'none'}")
         keys = f"{len(config.keys)} keys" if config.keys else "no key needed"
         note(f"listening on http://{host}:{server.port}/v1 ({keys}); Ctrl-C ends it")
 

@@ -16,8 +16,8 @@ from herd.inference.params import SamplingParams
 from herd.text.messages import Message, ToolDefinition
 from herd.text.reply import CallDelta, CallDone, TextDelta
 
-FinishReason = Literal["stop", "length", "tool_calls"]
-"""Why an answer ended: by itself or a stop text, at `max_tokens` or the context's end, or to wait for a tool."""
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+"""Why an answer ended: by itself or a stop text, at `max_tokens` or the context's end, to wait for a tool, or stopped by a guard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

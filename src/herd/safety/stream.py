@@ -45,6 +45,7 @@ class GuardedAnswer:
         whole: judge the whole answer at its end as well, when it was longer than one window.
         n: answers that were asked for: the request is cancelled once all of them have ended.
         refusal: the text in place of what is stopped.
+        hold_calls: hold calls back until they are whole and judged; false lets them go as they are written, for where nothing judges them.
 
     Raises:
         ConfigError: a window below one character, a negative overlap.
@@ -60,6 +61,7 @@ class GuardedAnswer:
         whole: bool = True,
         n: int = 1,
         refusal: str = REFUSAL,
+        hold_calls: bool = True,
     ) -> None:
         if window < 1 or overlap < 0:
             raise ConfigError(
@@ -67,6 +69,7 @@ class GuardedAnswer:
             )
         self._answer, self._judge = answer, judge
         self._window, self._overlap, self._whole, self._n, self._refusal = window, overlap, whole, n, refusal
+        self._hold_calls = hold_calls
         self._held: dict[int, _Held] = {}
         self._ended: set[int] = set()
         self.stopped: set[int] = set()
@@ -106,9 +109,9 @@ class GuardedAnswer:
             held.calls.append(event.call)
             if not await self._judge(TouchPoint.TOOL_INPUT, _spelled(event.call)):
                 return self._stop(part.index, held, None)
-        if isinstance(event, CallDelta) or _is_open(held):
+        if self._hold_calls and (isinstance(event, CallDelta) or _is_open(held)):
             return []
-        if len(held.text) < self._window and not isinstance(event, CallDone):
+        if len(held.text) < self._window and not isinstance(event, CallDone | CallDelta):
             return []
         if held.text and not await self._judge(TouchPoint.OUTPUT, self._window_text(held)):
             return self._stop(part.index, held, None)

@@ -8,11 +8,9 @@ waits where they are reached.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from herd.base.errors import HerdError
@@ -63,7 +61,7 @@ class BatchRunner:
 
     async def start(self) -> None:
         """Go on with what an earlier process left."""
-        for batch in await asyncio.to_thread(self._storage.open_batches):
+        for batch in await asyncio.to_thread(self._storage.batches.open):
             self.take(batch)
 
     def take(self, batch: BatchRow) -> None:
@@ -113,7 +111,9 @@ class BatchRunner:
             if problems:
                 return "failed", problems
             batch = await asyncio.to_thread(
-                partial(self._storage.change, batch.id, only_from=["validating"], state="in_progress", begun=time.time(), total=total)
+                partial(
+                    self._storage.batches.change, batch.id, only_from=["validating"], state="in_progress", begun=time.time(), total=total
+                )
             )
         self._progress[batch.id].total = batch.total
         if batch.state == "in_progress":
@@ -125,7 +125,7 @@ class BatchRunner:
 
     def _check(self, batch: BatchRow) -> tuple[int, list[dict[str, Any]]]:
         limit = self._service.config.caps.body_bytes
-        with self._storage.file_path(batch.input_file_id).open("rb") as file:
+        with self._storage.open_file(batch.input_file_id) as file:
             return check_lines(file, batch.endpoint, limit)
 
     def _open(self, batch: BatchRow) -> _Writers:
@@ -160,7 +160,7 @@ class BatchRunner:
             writers.close()
 
     async def _answer_lines(self, batch: BatchRow, writers: _Writers) -> None:
-        with self._storage.file_path(batch.input_file_id).open("rb") as file:
+        with self._storage.open_file(batch.input_file_id) as file:
             source = _Source(file, self._service.config.caps.body_bytes, self._progress[batch.id].done)
             try:
                 async with asyncio.TaskGroup() as group:
@@ -172,7 +172,7 @@ class BatchRunner:
     def _expire(self, batch: BatchRow, writers: _Writers) -> None:
         """What no one will answer any more is told in the error file."""
         progress = self._progress[batch.id]
-        with self._storage.file_path(batch.input_file_id).open("rb") as file:
+        with self._storage.open_file(batch.input_file_id) as file:
             for raw in file:
                 line = read_line(raw) if raw.strip() else None
                 if line is not None and line.custom_id not in progress.done:
@@ -227,14 +227,14 @@ class BatchRunner:
 
     def _conclude(self, batch_id: str, outcome: str, progress: Progress, problems: list[dict[str, Any]] | None) -> None:
         """Make the lines files of the owner's. Which files is written down first, so that after a crash between two steps all is found."""
-        batch = self._storage.change(batch_id)
+        batch = self._storage.batches.change(batch_id)
         if batch.state != "finalizing":
             names = {
                 f"{kind}_file_id": new_id(FILE_ID)
                 for kind in ("output", "error")
                 if (path := self._storage.lines_path(batch_id, kind)).is_file() and path.stat().st_size
             }
-            batch = self._storage.change(
+            batch = self._storage.batches.change(
                 batch_id, state="finalizing", outcome=outcome, finalizing=time.time(), total=progress.total, problems=problems, **names
             )
         rows: list[FileRow] = []
@@ -244,22 +244,22 @@ class BatchRunner:
             if file_id is None:
                 lines.unlink(missing_ok=True)
                 continue
-            target = self._storage.file_path(file_id)
-            with contextlib.suppress(FileNotFoundError):  # an earlier process came so far
-                lines.rename(target)
-            counts[count] = _count_lines(target)
-            rows.append(_row_of(batch, kind, file_id, target.stat().st_size))
-        self._storage.finish(batch_id, rows, state=batch.outcome, **counts)
+            if lines.is_file():  # else an earlier process came so far
+                self._storage.state.blobs.adopt(lines, file_id)
+            counts[count], size_bytes = self._count_lines(file_id)
+            rows.append(_row_of(batch, kind, file_id, size_bytes))
+        self._storage.batches.finish(batch_id, rows, state=batch.outcome, **counts)
+
+    def _count_lines(self, file_id: str) -> tuple[int, int]:
+        """Lines and bytes of a file."""
+        with self._storage.open_file(file_id) as file:
+            sizes = [len(line) for line in file]
+        return len(sizes), sum(sizes)
 
 
 def _row_of(batch: BatchRow, kind: str, file_id: str, size_bytes: int) -> FileRow:
     name = f"{batch.id}_{kind}.jsonl"
     return FileRow(id=file_id, owner=batch.owner, filename=name, purpose="batch_output", size_bytes=size_bytes, created=time.time())
-
-
-def _count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 @dataclass(frozen=True, slots=True)

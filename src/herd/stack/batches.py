@@ -13,9 +13,10 @@ from starlette.responses import Response
 from herd.stack.answers import json_response, new_id
 from herd.stack.batch_runner import BatchRunner, Progress
 from herd.stack.errors import RequestError
-from herd.stack.files import owner_of, page_of
+from herd.stack.files import list_of, owner_of
 from herd.stack.storage import BatchRow, Storage
 from herd.stack.types import BatchBody
+from herd.store.paging import Cursor
 
 _STATES = ("completed", "failed", "expired", "cancelled")
 HOUR_S = 3600
@@ -68,18 +69,18 @@ def batch_routes(storage: Storage, runner: BatchRunner, *, max_open: int) -> API
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Response:
-        rows = await asyncio.to_thread(partial(storage.batches, owner_of(request), limit=limit + 1, after=after))
-        return json_response(page_of([told(row) for row in rows], limit))
+        page = await asyncio.to_thread(storage.batches.page, owner_of(request), Cursor(limit=limit, after=after))
+        return json_response(list_of([told(row) for row in page.rows], page.has_more))
 
     @router.get("/v1/batches/{batch_id}", summary="How far a batch is", response_model=None)
     async def batch(batch_id: str, request: Request) -> Response:
-        return json_response(told(await asyncio.to_thread(storage.batch, owner_of(request), batch_id)))
+        return json_response(told(await asyncio.to_thread(storage.batches.get, owner_of(request), batch_id)))
 
     @router.post("/v1/batches/{batch_id}/cancel", summary="End a batch with the answers that it has", response_model=None)
     async def cancel(batch_id: str, request: Request) -> Response:
-        row = await asyncio.to_thread(storage.batch, owner_of(request), batch_id)
+        row = await asyncio.to_thread(storage.batches.get, owner_of(request), batch_id)
         states = ["validating", "in_progress"]
-        row = await asyncio.to_thread(partial(storage.change, row.id, only_from=states, state="cancelling", cancelling=time.time()))
+        row = await asyncio.to_thread(partial(storage.batches.change, row.id, only_from=states, state="cancelling", cancelling=time.time()))
         if row.state != "cancelling":
             raise RequestError("conflict", f"the batch is {row.state}", hint="only one that is at work can be cancelled")
         runner.cancel(row.id)
@@ -89,10 +90,10 @@ def batch_routes(storage: Storage, runner: BatchRunner, *, max_open: int) -> API
 
 
 def _create(storage: Storage, body: BatchBody, owner: str, max_open: int) -> BatchRow:
-    file = storage.file(owner, body.input_file_id)
+    file = storage.files.get(owner, body.input_file_id)
     if file.purpose != "batch":
         raise RequestError("usage", f"the file's purpose is {file.purpose!r}", hint="upload it with purpose `batch`", param="input_file_id")
-    if len(storage.open_batches(owner)) >= max_open:
+    if len(storage.batches.open(owner)) >= max_open:
         message = f"you have {max_open:,} batches at work, the most is {max_open:,}"
         raise RequestError("rate_limited", message, hint="wait until one is done", retry_after_s=60.0)
     now = time.time()
@@ -111,5 +112,5 @@ def _create(storage: Storage, body: BatchBody, owner: str, max_open: int) -> Bat
         completed=0,
         failed=0,
     )
-    storage.add(row)
+    storage.batches.add(row)
     return row

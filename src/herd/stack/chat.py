@@ -13,12 +13,13 @@ from starlette.responses import Response
 from herd.inference.port import Finished, Part, TokenLogprob, TokensDone
 from herd.stack.answers import chat_logprob, dumps, json_response, new_id, reason_fields, unless_gone, usage
 from herd.stack.deltas import Deltas, Sum
+from herd.stack.errors import RequestError
 from herd.stack.guard import Context
 from herd.stack.receipts import make_receipt
 from herd.stack.service import Job, Service
 from herd.stack.sse import DONE, EventStream, error_event, event
-from herd.stack.translate import chat_request, check_model
-from herd.stack.types import ChatBody
+from herd.stack.translate import chat_request
+from herd.stack.types import ChatBody, Sampling
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -45,30 +46,38 @@ async def answer_chat(service: Service, body: ChatBody, context: Context) -> dic
 
 
 async def _start(service: Service, body: ChatBody, context: Context) -> Job:
-    check_model(body.model, service.config.model_name)
+    refuse_of_remote(service, body)
     caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
-    return await service.answer(chat_request(body, service.config.caps, caller), context)
+    return await service.answer(chat_request(body, service.config.caps, caller), context, body.model)
+
+
+def refuse_of_remote(service: Service, body: Sampling) -> None:
+    """Raises RequestError for what only the engine of this process can tell, asked of a remote model."""
+    for name in ("return_token_ids", "receipt"):
+        if getattr(body, name) and service.models.find(body.model).remote is not None:
+            message = f"{name} goes with the engine's own model alone"
+            raise RequestError("usage", message, hint=f"leave it out, or name {service.models.local.id!r}", param=name)
 
 
 async def _whole(service: Service, job: Job, body: ChatBody) -> dict[str, Any]:
     """The answers, once all are there."""
     answers: dict[int, Finished] = {}
-    told = [Deltas(sure=job.request.grammar is not None) for _ in range(job.request.n)]
+    told = [Deltas(sure=job.sure) for _ in range(job.request.n)]
     sums = [Sum() for _ in told]
     async for part in job.events():
         for delta in told[part.index].of(part.event):
             sums[part.index].add(delta)
         if isinstance(part.event, Finished):
             answers[part.index] = part.event
-    choices = [_choice(index, answers[index], sums[index].message(), body) for index in sorted(answers)]
+    choices = [_choice(index, answers[index], sums[index].message(), body, job) for index in sorted(answers)]
     data: dict[str, Any] = {
         "id": new_id("chatcmpl-"),
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": service.config.model_name,
+        "model": job.model,
         "choices": choices,
         "usage": usage([[answers[index].usage for index in sorted(answers)]]),
-        "system_fingerprint": fingerprint(service),
+        "system_fingerprint": fingerprint(service) if job.local else None,
     }
     return data | _extras(service, job, body, answers)
 
@@ -82,13 +91,19 @@ def _extras(service: Service, job: Job, body: ChatBody, answers: dict[int, Finis
     extras: dict[str, Any] = {}
     if body.return_token_ids:
         extras["prompt_token_ids"] = list(job.request.prompt)
-    if body.receipt:
+    # What a shield stopped cannot be made again from its tokens.
+    if body.receipt and job.local and not job.stopped:
         extras["receipt"] = make_receipt(service.config.model_name, service.engine.info, job.request, answers.items())
     return extras
 
 
-def _choice(index: int, finished: Finished, message: dict[str, Any], body: ChatBody) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None, **reason_fields(finished)}
+def stopped_fields(job: Job, index: int) -> dict[str, Any]:
+    """Why a shield stopped an answer, if one did: OpenAI has no field for it."""
+    return {"herd": job.stopped[index].to_dict()} if index in job.stopped else {}
+
+
+def _choice(index: int, finished: Finished, message: dict[str, Any], body: ChatBody, job: Job) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": index, "message": message, "logprobs": None, **reason_fields(finished), **stopped_fields(job, index)}
     if body.logprobs:
         choice["logprobs"] = {"content": [chat_logprob(found) for found in finished.logprobs], "refusal": None}
     if body.return_token_ids:
@@ -115,8 +130,8 @@ class _ChunkWriter:
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": service.config.model_name,
-            "system_fingerprint": fingerprint(service),
+            "model": job.model,
+            "system_fingerprint": fingerprint(service) if job.local else None,
         }
         self._head = dumps(head)[:-1]
         self._tail = b',"usage":null}' if self._with_usage else b"}"
@@ -145,7 +160,7 @@ class _ChunkWriter:
             told: dict[str, Any] = {"choices": [], **extras}
             told["usage"] = usage([[answer.usage for answer in self._answers.values()]]) if self._with_usage else None
             end = event(self._head + b"," + dumps(told)[1:])
-        return end + DONE
+        return end + (DONE if self._context.done_event else b"")
 
     def _tick(self, parts: list[Part]) -> bytes:
         """The chunks of what came together; texts of one answer that follow each other are one."""
@@ -173,7 +188,7 @@ class _ChunkWriter:
         return b"".join(out)
 
     def _choice(self, index: int, out: list[bytes]) -> _Choice:
-        choice = self._choices.setdefault(index, _Choice(sure=self._job.request.grammar is not None))
+        choice = self._choices.setdefault(index, _Choice(sure=self._job.sure))
         if not choice.begun:
             choice.begun = True
             out.append(self._chunk(index, {"role": "assistant", "content": ""}))
@@ -191,7 +206,7 @@ class _ChunkWriter:
             choice["logprobs"] = {"content": [chat_logprob(found) for found in held], "refusal": None}
             held.clear()
         if finished is not None:
-            choice |= reason_fields(finished)
+            choice |= reason_fields(finished) | stopped_fields(self._job, index)
             if self._body.return_token_ids:
                 choice["token_ids"] = list(finished.token_ids)
         return event(self._head + b',"choices":[' + dumps(choice) + b"]" + self._tail)

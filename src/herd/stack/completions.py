@@ -24,12 +24,13 @@ from herd.stack.answers import (
     unless_gone,
     usage,
 )
-from herd.stack.chat import fingerprint
+from herd.stack.chat import fingerprint, refuse_of_remote, stopped_fields
+from herd.stack.errors import RequestError
 from herd.stack.guard import Context
 from herd.stack.receipts import make_receipt
 from herd.stack.service import Job, Service
 from herd.stack.sse import DONE, EventStream, error_event, event
-from herd.stack.translate import check_model, completion_requests
+from herd.stack.translate import completion_requests
 from herd.stack.types import CompletionBody
 from herd.text.reply import TextDelta
 from herd.text.tokenizer import Tokenizer
@@ -60,18 +61,28 @@ async def answer_completion(service: Service, body: CompletionBody, context: Con
 
 async def _start(service: Service, body: CompletionBody, context: Context) -> list[Job]:
     """Start all prompts or none."""
-    check_model(body.model, service.config.model_name)
+    refuse_of_remote(service, body)
+    if service.models.find(body.model).remote is not None:
+        _refuse_scoring(body)
     caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
     asked = completion_requests(body, service.config.caps, caller)
     jobs: list[Job] = []
     try:
         for request in asked:
-            jobs.append(await service.answer(request, context))  # noqa: PERF401 what began before an error has to be known
+            jobs.append(await service.answer(request, context, body.model))  # noqa: PERF401 what began before an error has to be known
     except BaseException:
         for job in jobs:
             job.close()
         raise
     return jobs
+
+
+def _refuse_scoring(body: CompletionBody) -> None:
+    """Raises RequestError for what a remote model cannot be asked: its prompt's tokens are not known here."""
+    asked = {"echo": body.echo, "best_of": body.best_of and body.best_of > (body.n or 1), "max_tokens": body.max_tokens == 0}
+    name = next((name for name, wanted in asked.items() if wanted), None)
+    if name is not None:
+        raise RequestError("usage", f"{name} of this kind goes with the engine's own model alone", hint="leave it out", param=name)
 
 
 @dataclass(slots=True)
@@ -108,21 +119,26 @@ async def _whole(service: Service, jobs: Sequence[Job], body: CompletionBody) ->
         "id": new_id("cmpl-"),
         "object": "text_completion",
         "created": int(time.time()),
-        "model": service.config.model_name,
+        "model": jobs[0].model,
         "choices": choices,
         "usage": usage([answer.usage for _, answer in sorted(result.answers.items())] for result in results),
-        "system_fingerprint": fingerprint(service),
+        "system_fingerprint": fingerprint(service) if jobs[0].local else None,
     }
     if body.max_tokens == 0:
         told = data["usage"]
         told["total_tokens"], told["completion_tokens"] = told["prompt_tokens"], 0
-    if body.receipt:
+    if body.receipt and _receivable(jobs):
         receipts = [
             make_receipt(service.config.model_name, service.engine.info, job.request, result.answers.items())
             for job, result in zip(jobs, results, strict=True)
         ]
         data["receipt"] = receipts[0] if len(receipts) == 1 else receipts
     return data
+
+
+def _receivable(jobs: Sequence[Job]) -> bool:
+    """Whether the answers can be made again from their tokens: not those that a shield stopped."""
+    return all(job.local and not job.stopped for job in jobs)
 
 
 def _best(result: _Result, n: int) -> list[int]:
@@ -150,12 +166,14 @@ def _choice(tokenizer: Tokenizer, job: Job, result: _Result, place: int, index: 
     drop = body.max_tokens == 0
     text = "" if drop else finished.text
     tokens = [] if drop else [_token(tokenizer, found.token_id, found) for found in finished.logprobs]
+    drop = drop and place not in job.stopped
+    text = text if drop else finished.text
     if body.echo:
         prompt = tokenizer.decode(job.request.prompt, skip_special=True)
         text = prompt + text
         if result.prompt is not None:
             tokens = _read(tokenizer, result.prompt) + tokens
-    choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, **reason_fields(finished)}
+    choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, **reason_fields(finished), **stopped_fields(job, place)}
     if drop:
         choice |= {"finish_reason": "length", "stop_reason": None}
     if body.logprobs is not None:
@@ -176,8 +194,8 @@ class _ChunkWriter:
             "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
-            "model": service.config.model_name,
-            "system_fingerprint": fingerprint(service),
+            "model": jobs[0].model,
+            "system_fingerprint": fingerprint(service) if jobs[0].local else None,
         }
         self._head = dumps(head)[:-1]
         self._results = [_Result() for _ in jobs]
@@ -207,13 +225,15 @@ class _ChunkWriter:
         told: dict[str, Any] = {}
         if self._with_usage:
             told["usage"] = usage([answer.usage for answer in result.answers.values()] for result in self._results)
-        if self._body.receipt:
+        if self._body.receipt and _receivable(self._jobs):
             name, info = self._service.config.model_name, self._service.engine.info
             made = [
                 make_receipt(name, info, job.request, result.answers.items()) for job, result in zip(self._jobs, self._results, strict=True)
             ]
             told["receipt"] = made[0] if len(made) == 1 else made
-        return (event(self._head + b"," + dumps({"choices": [], **told})[1:]) if told else b"") + DONE
+        return (event(self._head + b"," + dumps({"choices": [], **told})[1:]) if told else b"") + (
+            DONE if self._context.done_event else b""
+        )
 
     def _part(self, number: int, part: Part) -> bytes:
         index = number * self._n + part.index
@@ -226,7 +246,7 @@ class _ChunkWriter:
             return echoed + self._chunk(index, shown.text)
         elif isinstance(shown, Finished):
             self._results[number].answers[part.index] = shown
-            return echoed + self._chunk(index, "", finished=shown)
+            return echoed + self._chunk(index, "", finished=shown, more=stopped_fields(self._jobs[number], part.index))
         return echoed
 
     def _echo(self, number: int, index: int, shown: object) -> bytes:
@@ -242,10 +262,11 @@ class _ChunkWriter:
             self._held[index] = _read(tokenizer, read)
         return self._chunk(index, tokenizer.decode(self._jobs[number].request.prompt, skip_special=True))
 
-    def _chunk(self, index: int, text: str, *, finished: Finished | None = None) -> bytes:
+    def _chunk(self, index: int, text: str, *, finished: Finished | None = None, more: dict[str, Any] | None = None) -> bytes:
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
         if finished is not None:
-            choice |= {"finish_reason": "length", "stop_reason": None} if self._body.max_tokens == 0 else reason_fields(finished)
+            cut = self._body.max_tokens == 0 and not more
+            choice |= {"finish_reason": "length", "stop_reason": None} if cut else reason_fields(finished) | (more or {})
         held = self._held[index]
         if self._body.logprobs is not None and held:
             choice["logprobs"] = completion_logprobs(held, self._offsets.setdefault(index, TextOffsets()))

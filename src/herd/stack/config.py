@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from herd.base.errors import ConfigError
+from herd.inference.providers import ProviderConfig
 from herd.stack.keys import ApiKey
 
 MIB = 2**20
@@ -36,6 +37,7 @@ class Caps:
         sequences: n x prompts of one call.
         stored_bytes: of all files of one key.
         open_batches: of one key.
+        vector_stores: of one key.
     """
 
     body_bytes: int = 16 * MIB
@@ -50,6 +52,7 @@ class Caps:
     sequences: int = 4096
     stored_bytes: int = 8192 * MIB
     open_batches: int = 100
+    vector_stores: int = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +76,11 @@ class ServerConfig:
         log_content: whether logs may hold prompts and answers.
         access_log: whether every request is logged.
         state_dir: where files and batches are kept; None has none.
+        providers: remote servers whose models are served beside the engine's.
+        shields: what stands before and behind every model, each NAME or NAME=THRESHOLD; `herd serve` sets its defaults.
+        mcp_networks: private networks, such as 127.0.0.0/8, whose MCP servers clients may register.
+        database_url: the database, where it is not a file of the state directory.
+        files_url: a folder or an fsspec URL of files, where they are not in the state directory.
     """
 
     model_name: str
@@ -92,6 +100,11 @@ class ServerConfig:
     log_content: bool = False
     access_log: bool = True
     state_dir: str | None = None
+    providers: tuple[ProviderConfig, ...] = ()
+    shields: tuple[str, ...] = ()
+    mcp_networks: tuple[str, ...] = ()
+    database_url: str | None = None
+    files_url: str | None = None
 
     def __post_init__(self) -> None:
         if not self.keys and not is_loopback(self.host):

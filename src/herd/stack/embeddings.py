@@ -18,8 +18,9 @@ from herd.inference.port import Caller
 from herd.stack.answers import json_response, unless_gone
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.served import ServedModel
 from herd.stack.service import EmbedJob, Service
-from herd.stack.translate import check_model, prompts_of
+from herd.stack.translate import prompts_of
 from herd.stack.types import EmbeddingBody
 
 
@@ -38,9 +39,11 @@ def embedding_routes(service: Service) -> APIRouter:
 
 async def answer_embedding(service: Service, body: EmbeddingBody, context: Context, *, priority: int | None = None) -> dict[str, Any]:
     """The vectors of a body. Raises HerdError."""
-    check_model(body.model, service.config.model_name)
-    caller = service.caller(context, priority=priority, salt=None)
+    served = service.models.find(body.model)
     texts = prompts_of(body.input, service.config.caps, param="input")
+    if served.remote is not None:
+        return await _of_remote(service, served, body, texts, context)
+    caller = service.caller(context, priority=priority, salt=None)
     jobs = await _start(service, texts, body.pooling, caller, context)
     try:
         vectors = await asyncio.gather(*(job.vector() for job in jobs))
@@ -62,6 +65,24 @@ async def answer_embedding(service: Service, body: EmbeddingBody, context: Conte
         ],
         "model": service.config.model_name,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
+async def _of_remote(
+    service: Service, served: ServedModel, body: EmbeddingBody, texts: Sequence[str | tuple[int, ...]], context: Context
+) -> dict[str, Any]:
+    """As the remote makes them, which is not always of unit length."""
+    if not all(texts):
+        raise RequestError("usage", "an input is empty", hint="leave it out", param="input")
+    made = await service.embed_remote(served, texts, context, dimensions=body.dimensions, pooling=body.pooling)
+    rows = [np.asarray(vector, dtype=np.float32) for vector in made.vectors]
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _written(row, body.encoding_format)} for index, row in enumerate(rows)
+        ],
+        "model": served.id,
+        "usage": {"prompt_tokens": made.num_tokens, "total_tokens": made.num_tokens},
     }
 
 

@@ -16,11 +16,13 @@ log = get_logger(__name__)
 
 _STATUS = {
     "usage": 400, "format": 400, "tokenizer": 400, "context_overflow": 400, "does_not_fit": 400, "config": 400,
-    "not_found": 404, "engine_down": 503, "overloaded": 503, "engine": 503, "draining": 503,
+    "not_found": 404, "engine_down": 503, "overloaded": 503, "engine": 503, "draining": 503, "storage": 503,
     "unauthorized": 401, "forbidden": 403, "too_large": 413, "headers_too_large": 431, "rate_limited": 429, "busy": 429, "method": 405,
-    "slow": 408, "conflict": 409,
+    "slow": 408, "conflict": 409, "unsupported": 400, "remote": 502, "remote_down": 503, "remote_busy": 429,
+    "session_busy": 409, "turn_state": 409,
+    "tool": 400, "tool_arguments": 400, "denied_address": 403, "consent": 409,
 }  # fmt: skip
-_INTERNAL = frozenset({"engine"})
+_INTERNAL = frozenset({"engine", "storage"})
 """Codes whose message tells of the inside."""
 _OPENAI_CODES = {"context_overflow": "context_length_exceeded", "unauthorized": "invalid_api_key", "rate_limited": "rate_limit_exceeded"}
 _TYPES = {

@@ -21,6 +21,7 @@ from herd.stack.config import ServerConfig, is_loopback
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.keys import ApiKey, find_key
 from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
+from herd.stack.paths import plain_path
 from herd.stack.tracing import Tracing
 
 Scope = MutableMapping[str, Any]
@@ -44,7 +45,10 @@ _READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(slots=True)
 class Context:
-    """One HTTP request: its id, whose key it came with, when it began, its span if there is one."""
+    """One HTTP request: its id, whose key it came with, when it began, its span if there is one.
+
+    `done_event` is false for clients of the Llama Stack, of which those up to 0.3 read OpenAI's last event, [DONE], as JSON and fail.
+    """
 
     request_id: str
     key: ApiKey | None
@@ -52,6 +56,7 @@ class Context:
     status: int = 0
     log_fields: dict[str, Any] = field(default_factory=dict[str, Any])
     span: Any = None
+    done_event: bool = True
 
 
 class Guard:
@@ -73,9 +78,11 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = plain_path(scope["path"])
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         context = Context(request_id=given if _REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12), key=None)
+        context.done_event = "x-llamastack-client-version" not in headers
         context.span = self.tracing.request(scope["method"], headers, context.request_id)
         answer = _Answer(send, context, answer_headers(headers.get("origin"), self._config.allowed_origins))
         self.num_open += 1

@@ -8,15 +8,22 @@ from typing import Any
 
 from herd.base.errors import did_you_mean
 from herd.stack.errors import RequestError
+from herd.stack.responses.types import BODIES
 from herd.stack.types import BatchBody, ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
+from herd.stack.vector_types import VectorDbBody, VectorInsertBody, VectorQueryBody, VectorStoreBody
 
 _FIELDS = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
     "/v1/embeddings": EmbeddingBody,
     "/v1/batches": BatchBody,
+    "/v1/vector_stores": VectorStoreBody,
+    "/v1/vector-io/insert": VectorInsertBody,
+    "/v1/vector-io/query": VectorQueryBody,
+    "/v1/vector-dbs": VectorDbBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
+    **BODIES,
 }
 _WHERE = ("body", "query", "path")
 

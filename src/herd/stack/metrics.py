@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from herd.safety.shields import Report
 from herd.version import __version__
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -94,6 +95,8 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens", "Tokens written.")
         self.rejections = self._counter("admission_rejections", "Requests refused because they would have waited too long.", "reason")
         self.success = self._counter("request_success", "Answers that ended, by how.", "finished_reason")
+        self.shield_checks = self._counter("shield_checks", "Texts that a shield judged, by what it said.", "shield", "point", "verdict")
+        self.remote_requests = self._counter("remote_requests", "Requests to remote providers, by how they ended.", "provider", "outcome")
         self.http = self._counter("http_requests", "HTTP requests, by how they ended.", "method", "route", "status")
         self.http_seconds = Histogram(
             "herd_http_request_seconds", "Of an HTTP request.", ["route"], buckets=_SECONDS, registry=self.registry
@@ -114,6 +117,16 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """Count a refusal."""
         self.rejections.labels(self._model, reason).inc()
+
+    def judged(self, report: Report) -> None:
+        """Count what the shields said of a text."""
+        for verdict in report.verdicts:
+            said = "failed" if verdict.failed else "blocked" if verdict.blocks else "warned" if verdict.unsafe else "passed"
+            self.shield_checks.labels(self._model, verdict.shield, report.point.value, said).inc()
+
+    def asked(self, provider: str, outcome: str) -> None:
+        """Count a request to a remote provider."""
+        self.remote_requests.labels(self._model, provider, outcome).inc()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an HTTP request."""

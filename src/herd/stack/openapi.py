@@ -28,7 +28,7 @@ _ERROR_SCHEMA: dict[str, Any] = {
 _ERRORS = {
     400: "The request is wrong: a field's name, kind, value or size, or the JSON itself.",
     401: "No valid key was given.",
-    403: "The Host or the Origin header is of another site.",
+    403: "The Host or the Origin header is of another site, or what is asked for may not be reached or changed.",
     404: "There is no such route, model or object.",
     405: "The route has no such method.",
     408: "The body did not come in time.",
@@ -37,9 +37,27 @@ _ERRORS = {
     429: "The key's limits are used up, or the answer would be too late; Retry-After tells when to ask again.",
     431: "The headers are too large.",
     500: "An internal error; the server's log tells more.",
+    502: "A remote provider did not do what it should.",
     503: "The engine starts or the server ends; Retry-After tells when to ask again.",
 }
-_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_EVENT = {
+    "type": "object",
+    "description": "With `stream`: events, the JSON of each in its data.",
+    "properties": {
+        "event": {"type": "string", "description": "The event's name, where it has one."},
+        "data": {"type": "string", "description": "JSON, or [DONE]."},
+    },
+}
+_STREAMS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/inference/chat-completion",
+        "/v1/inference/completion",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+    }
+)
 _OPEN = frozenset({"/health"})
 
 
@@ -70,7 +88,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     if path in ("/health", "/ready"):
         responses["503"] = {"description": "Not now; `status` tells why.", "content": {"application/json": {"schema": {}}}}
     if path in _STREAMS:
-        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string", "description": "With `stream`: an event a chunk."}}
+        responses["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     if path == "/metrics":
         responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     operation["security"] = [] if path in _OPEN else [{"key": []}]

@@ -1,4 +1,4 @@
-"""What is not an answer: health, metrics, the model's card, and the tokenizer over HTTP."""
+"""What is not an answer: health, metrics, and the tokenizer over HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from herd.stack.answers import json_response, token_text
 from herd.stack.errors import RequestError
 from herd.stack.guard import Guard
 from herd.stack.service import Service
-from herd.stack.translate import check_model, messages_of, tools_of
+from herd.stack.translate import messages_of, tools_of
 from herd.stack.types import DetokenizeBody, TokenizeBody
 from herd.version import __version__
 
@@ -26,7 +26,7 @@ PLAIN_TEMPLATE = (
 
 
 def operation_routes(service: Service, guard: Guard) -> APIRouter:
-    """Health, metrics, models."""
+    """Health, metrics, version."""
     router = APIRouter()
     engine = service.engine
 
@@ -50,15 +50,6 @@ def operation_routes(service: Service, guard: Guard) -> APIRouter:
     async def version() -> Response:
         return json_response({"version": __version__})
 
-    @router.get("/v1/models", summary="The models that are served", response_model=None)
-    async def models() -> Response:
-        return json_response({"object": "list", "data": [_card(service)]})
-
-    @router.get("/v1/models/{model:path}", summary="One model", response_model=None)
-    async def model(model: str) -> Response:
-        check_model(model, service.config.model_name)
-        return json_response(_card(service))
-
     return router
 
 
@@ -70,19 +61,6 @@ def _state(state: str, status: int) -> Response:
     return response
 
 
-def _card(service: Service) -> dict[str, Any]:
-    info = service.engine.info
-    return {
-        "id": service.config.model_name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "herd",
-        "max_model_len": info.get("context"),
-        "num_parameters": info.get("num_parameters"),
-        "dtype": info.get("dtype"),
-    }
-
-
 def tokenizer_routes(service: Service) -> APIRouter:
     """Texts to ids and back."""
     router = APIRouter()
@@ -90,7 +68,7 @@ def tokenizer_routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize", summary="A text or a conversation as token ids", response_model=None)
     async def tokenize(body: TokenizeBody) -> Response:
-        check_model(body.model, service.config.model_name)
+        service.models.find_local(body.model, "how it cuts texts into tokens")
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("usage", "give either prompt or messages", hint="prompt is a text, messages a conversation", param="prompt")
         ids = await asyncio.to_thread(partial(_encode, service, body))
@@ -101,7 +79,7 @@ def tokenizer_routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", summary="Token ids as a text", response_model=None)
     async def detokenize(body: DetokenizeBody) -> Response:
-        check_model(body.model, service.config.model_name)
+        service.models.find_local(body.model, "how it cuts texts into tokens")
         return json_response({"prompt": tokenizer.decode(body.tokens)})
 
     @router.get("/tokenizer_info", summary="The tokenizer's facts", response_model=None)

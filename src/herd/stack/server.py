@@ -23,12 +23,17 @@ from herd.stack import tracing
 from herd.stack.app import create_app
 from herd.stack.batch_runner import BatchRunner
 from herd.stack.config import ServerConfig
+from herd.stack.embedder import ServiceEmbedder
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import MAX_HEADER_BYTES, Guard
+from herd.stack.responses.desk import Desk
+from herd.stack.responses.equipment import Equipment
+from herd.stack.responses.stored_vectors import StoredVectors
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
+from herd.tools.retrieval.indexer import Indexer
 
 log = get_logger(__name__)
 
@@ -58,6 +63,10 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror or error}", hint="choose another --port, or stop what listens there"
         ) from error
     return sock
+
+
+def _storage(config: ServerConfig, folder: str) -> Storage:
+    return Storage(Path(folder), database_url=config.database_url, files_url=config.files_url)
 
 
 class _Protocol(H11Protocol):
@@ -136,7 +145,7 @@ class Server:
         engine = EngineProcess(self.spec)
         storage = None
         try:
-            storage = None if self.config.state_dir is None else Storage(Path(self.config.state_dir))
+            storage = None if self.config.state_dir is None else _storage(self.config, self.config.state_dir)
             with self._handled():
                 await engine.start()
                 await self._serve(engine, storage, sock, on_ready)
@@ -152,7 +161,12 @@ class Server:
     ) -> None:
         service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
         batches = self._batches = None if storage is None else BatchRunner(service, storage)
-        self._guard = create_app(service, storage, batches)
+        retrieval = None if storage is None else storage.retrieval(ServiceEmbedder(service))
+        indexer = None if retrieval is None else Indexer(retrieval)
+        vectors = None if retrieval is None else StoredVectors(retrieval)
+        equipment = Equipment(service.tools.box, vectors=vectors, policy=service.tools.policy, shielding=service.shielding)
+        desk = None if storage is None else Desk(service, storage.database, equipment)
+        self._guard = create_app(service, storage, batches, retrieval, desk)
         limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
         protocol = type("Protocol", (_Protocol,), limits)
         self._uvicorn = _Uvicorn(
@@ -180,11 +194,20 @@ class Server:
                 on_ready(self, engine)
             if batches is not None:
                 await batches.start()
+            if desk is not None:
+                await desk.start()
+            if indexer is not None:
+                indexer.start()
             await serving
         finally:
             learner.cancel()
+            if desk is not None:
+                await desk.stop()
             if batches is not None:
                 await batches.stop()
+            await service.close()
+            if indexer is not None:
+                await indexer.stop()
 
     async def _learn(self, service: Service, engine: EngineProcess) -> None:
         while True:

@@ -1,18 +1,25 @@
-"""The work behind the routes: a request is prepared, admitted, submitted, measured and ended. Knows no HTTP but its refusals."""
+"""The work behind the routes: a request is judged, prepared, admitted, submitted, measured and ended. Knows no HTTP but its refusals.
+
+`Service.answer` is the one way to a model, the engine's or a remote one: whoever goes it is guarded, limited and counted alike.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
+from herd.base.errors import HerdError
+from herd.engine.params import TokenParams
 from herd.engine.stream import TokenRequest
 from herd.inference.aio import AsyncModel, Stream, aside, size_of
 from herd.inference.embed import EmbedReader
-from herd.inference.port import Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead
+from herd.inference.port import AsyncAnswer, Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead, Usage
 from herd.inference.reading import Reader
+from herd.inference.remote import AsyncRemoteModel, RemoteStream, Vectors
 from herd.stack.admission import Admission, Ticket
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess
@@ -20,6 +27,10 @@ from herd.stack.errors import RequestError
 from herd.stack.guard import Context
 from herd.stack.keys import Quota
 from herd.stack.metrics import Metrics
+from herd.stack.registrations import Registrations
+from herd.stack.served import ServedModel, ServedModels
+from herd.stack.shielding import RefusedAnswer, Shielding, Stopped, shields_of
+from herd.stack.toolkit import ServerTools, networks_of
 from herd.stack.tracing import Tracing
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
@@ -27,20 +38,53 @@ from herd.text.tokenizer import Tokenizer
 LONGEST_TOKEN = 128
 """Bytes of a token at most in Llama's vocabularies: a text of more bytes than that for each token of the context cannot fit."""
 
+CHARS_PER_TOKEN = 4
+"""What a remote's prompt is taken to have, for a key's limits."""
 _Result = TypeVar("_Result")
+
+
+class _Told(dict[int, Stopped]):
+    """What was stopped; each one is told of when it comes."""
+
+    def __init__(self, tell: Callable[[Stopped], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __setitem__(self, index: int, stopped: Stopped) -> None:
+        super().__setitem__(index, stopped)
+        self._tell(stopped)
+
+
+def _stand_in(request: ChatRequest | CompletionRequest) -> TokenRequest:
+    """For what the engine is not asked."""
+    return TokenRequest(prompt=(), params=TokenParams(max_tokens=1), n=request.n)
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was taken: what was asked of the engine, and its stream."""
+    """A request that was taken.
+
+    Attributes:
+        request: what was asked of the engine; of a remote model, or where a shield refused, a stand-in without a prompt.
+        answer: the parts as clients may see them: behind the shields.
+        model: the name that answers tell.
+        local: whether the engine answers, so that token ids and receipts can be had.
+        sure: whether what begins as a call is one.
+        stopped: why answers were stopped, by index; known once they have ended.
+    """
 
     request: TokenRequest
-    stream: Stream
-    call: Call
+    answer: AsyncAnswer
+    model: str
+    local: bool = True
+    sure: bool = False
+    stopped: dict[int, Stopped] = field(default_factory=dict[int, Stopped])
 
-    def parts(self) -> AsyncGenerator[list[Part], None]:
+    async def parts(self) -> AsyncGenerator[list[Part], None]:
         """What comes, as it comes. Close it when it is left early."""
-        return self.call.watch(self.stream)
+        async with aclosing(cast("AsyncGenerator[list[Part], None]", aiter(self.answer))) as ticks:
+            async for parts in ticks:
+                yield parts
 
     async def events(self) -> AsyncGenerator[Part, None]:
         """The parts one by one; the request ends with the generator."""
@@ -54,8 +98,27 @@ class Job:
 
     def close(self) -> None:
         """End it now, if it still runs."""
-        self.stream.close()
-        self.call.end(self.stream.num_tokens)
+        self.answer.close()
+
+
+class _Watched:
+    """A stream that is measured, and whose request ends with it."""
+
+    def __init__(self, call: Call, stream: Stream | RemoteStream) -> None:
+        self._call, self._stream = call, stream
+
+    def __aiter__(self) -> AsyncIterator[list[Part]]:
+        return self._call.watch(self._stream)
+
+    def close(self) -> None:
+        """End it now, if it still runs."""
+        self._stream.close()
+        self._call.end(_written(self._stream))
+
+
+def _written(stream: Stream | RemoteStream) -> int:
+    """Tokens that the engine wrote so far; a remote tells them at the end alone."""
+    return stream.num_tokens if isinstance(stream, Stream) else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -83,15 +146,15 @@ class EmbedJob:
 class Call:
     """What is measured of one request."""
 
-    def __init__(self, service: Service, ticket: Ticket, quota: Quota | None, context: Context, request: TokenRequest) -> None:
+    def __init__(self, service: Service, ticket: Ticket | None, quota: Quota | None, context: Context, model: ServedModel) -> None:
         self._service, self._ticket, self._quota, self._context = service, ticket, quota, context
-        self._request = request
+        self._model = model
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._ended = False
         self._num_spent = 0
 
-    async def watch(self, stream: Stream) -> AsyncGenerator[list[Part], None]:
+    async def watch(self, stream: Stream | RemoteStream) -> AsyncGenerator[list[Part], None]:
         """The stream's parts, each looked at on its way."""
         try:
             async for parts in stream:
@@ -99,8 +162,12 @@ class Call:
                 for part in parts:
                     self._see(part, now)
                 yield parts
+        except HerdError as error:
+            if self._model.remote is not None:
+                self._service.metrics.asked(self._model.provider, error.code)
+            raise
         finally:
-            self.end(stream.num_tokens)
+            self.end(_written(stream))
 
     def _see(self, part: Part, now: float) -> None:
         metrics = self._service.metrics
@@ -110,7 +177,8 @@ class Call:
             self._first[part.index] = now
             if len(self._first) == 1:
                 metrics.time_to_first_token.observe(now - self._context.started)
-                self._service.admission.first_token(self._ticket)
+                if self._ticket is not None:
+                    self._service.admission.first_token(self._ticket)
         elif now > self._last[part.index]:
             metrics.inter_token.observe(now - self._last[part.index])
         self._last[part.index] = now
@@ -122,7 +190,7 @@ class Call:
         now = time.monotonic()
         self._service.tracing.generated(
             self._context.span,
-            model=self._service.config.model_name,
+            model=self._model.id,
             num_prompt=finished.usage.prompt_tokens,
             num_cached=finished.usage.cached_tokens,
             num_answer=count,
@@ -145,25 +213,40 @@ class Call:
         """Give back what was counted; once. `num_written` tokens are paid for, also those of answers that were cut."""
         if not self._ended:
             self._ended = True
-            self._service.admission.end(self._ticket)
+            if self._ticket is not None:
+                self._service.admission.end(self._ticket)
+            else:
+                self._service.num_remote -= 1
             if self._quota is not None:
                 self._quota.spend(max(0, num_written - self._num_spent))
                 self._quota.end()
 
 
 class Service:
-    """One model behind one engine process."""
+    """The engine's model, remote ones beside it, and the shields around them all."""
 
     def __init__(
         self, config: ServerConfig, engine: EngineProcess, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None
     ) -> None:
         self.config, self.engine, self.tokenizer = config, engine, tokenizer
         self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
+        self.models = ServedModels(config.model_name, config.providers)
         self.metrics = Metrics(engine, config.model_name)
         self.tracing = Tracing()
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
         self.quotas = {key.name: Quota(key) for key in config.keys}
+        self.shielding = Shielding(shields_of(config.shields), self.metrics) if config.shields else None
+        folder = None if config.state_dir is None else Path(config.state_dir) / "registered"
+        self.registrations = Registrations(folder)
+        self.tools = ServerTools(self.registrations, folder=folder, networks=networks_of(config.mcp_networks))
+        self.num_remote = 0
+        """Requests that remotes are answering."""
         self.created = int(time.time())
+
+    async def close(self) -> None:
+        """Let go of tools and of connections to remotes."""
+        await self.tools.close()
+        await self.models.close()
 
     def caller(self, context: Context, *, priority: int | None, salt: str | None) -> Caller:
         """Who asks. Each key has cached prefixes of its own; a request may ask for less priority than its key has, never for more."""
@@ -174,12 +257,98 @@ class Service:
             priority = key.priority if priority is None else max(priority, key.priority)
         return Caller(tenant=tenant, salt=own, priority=priority or 0)
 
-    async def answer(self, request: ChatRequest | CompletionRequest, context: Context) -> Job:
-        """Answer a conversation, or go on with a text. Raises HerdError before anything has begun."""
-        self._check_size(size_of(request))
+    async def answer(self, request: ChatRequest | CompletionRequest, context: Context, model: str = "", *, guarded: bool = True) -> Job:
+        """Answer a conversation, or go on with a text, by a model of any name. Raises HerdError before anything has begun.
+
+        `guarded` false is for what the shields themselves ask.
+        """
+        served = self.models.find(model)
+        if served.type != "llm":
+            raise RequestError("usage", f"the model {served.id!r} only makes vectors", hint="name another one", param="model")
+        if served.remote is None:
+            self._check_size(size_of(request))
+        shielding = self.shielding if guarded else None
+        if shielding is not None:
+            decode = self.tokenizer.decode if served.remote is None else None
+            request, stopped = await shielding.incoming(request, decode=decode)
+            if stopped is not None:
+                self._note(context, stopped)
+                refused = RefusedAnswer(stopped.message, request.n)
+                return Job(_stand_in(request), refused, served.id, local=False, stopped=dict.fromkeys(range(request.n), stopped))
+        if served.remote is not None:
+            return await self._ask_remote(served, served.remote, request, context, shielding)
         prepared = await self.model.prepare(request)
         stream, call = await self._submit(prepared.tokens, self.model.reader(prepared), context)
-        return Job(prepared.tokens, stream, call)
+        tokens = prepared.tokens
+        job = Job(tokens, _Watched(call, stream), served.id, sure=tokens.grammar is not None)
+        used = lambda: Usage(prompt_tokens=len(tokens.prompt), completion_tokens=stream.num_tokens)  # noqa: E731
+        self._guard(job, request, shielding, used, context)
+        return job
+
+    async def _ask_remote(
+        self,
+        served: ServedModel,
+        remote: AsyncRemoteModel,
+        request: ChatRequest | CompletionRequest,
+        context: Context,
+        shielding: Shielding | None,
+    ) -> Job:
+        call = self._begin_remote(served, size_of(request) // CHARS_PER_TOKEN + 1, context)
+        try:
+            stream = await (remote.chat(request) if isinstance(request, ChatRequest) else remote.complete(request))
+        except BaseException as error:
+            call.end()
+            self.metrics.asked(served.provider, error.code if isinstance(error, HerdError) else "left")
+            raise
+        self.metrics.asked(served.provider, "taken")
+        job = Job(_stand_in(request), _Watched(call, stream), served.id, local=False, sure=True)
+        self._guard(job, request, shielding, lambda: Usage(prompt_tokens=0, completion_tokens=0), context)
+        return job
+
+    def _begin_remote(self, served: ServedModel, num_prompt: int, context: Context) -> Call:
+        """Count a request that goes to a remote; its prompt is estimated, since only the remote can count it."""
+        quota = self._take_quota(context, num_prompt)
+        if self.num_remote >= self.config.max_waiting:
+            self.metrics.rejected("queue")
+            if quota is not None:
+                quota.give_back(num_prompt)
+            message = f"{self.num_remote:,} requests are with remote servers, the most is {self.config.max_waiting:,}"
+            raise RequestError("busy", message, hint="ask again in a second", retry_after_s=1.0)
+        self.num_remote += 1
+        return Call(self, None, quota, context, served)
+
+    def _guard(
+        self,
+        job: Job,
+        request: ChatRequest | CompletionRequest,
+        shielding: Shielding | None,
+        used: Callable[[], Usage],
+        context: Context,
+    ) -> None:
+        """Put the shields before a job's answer."""
+        if shielding is not None:
+            told = _Told(lambda stopped: self._note(context, stopped))
+            job.stopped = told
+            job.answer = shielding.outgoing(job.answer, request, used, told)
+
+    def _note(self, context: Context, stopped: Stopped) -> None:
+        """What the log may know of it."""
+        why = ",".join(stopped.categories) or ("failed" if stopped.failed else "unsafe")
+        context.log_fields["stopped"] = f"{stopped.point.value}:{stopped.shield}:{why}"
+
+    async def embed_remote(self, served: ServedModel, texts: Sequence[str | tuple[int, ...]], context: Context, **fields: Any) -> Vectors:
+        """Texts as vectors by a remote model. Raises HerdError."""
+        assert served.remote is not None
+        call = self._begin_remote(served, sum(map(len, texts)) // CHARS_PER_TOKEN + 1, context)
+        try:
+            vectors = await served.remote.embed(texts, **fields)
+            self.metrics.asked(served.provider, "taken")
+            return vectors
+        except HerdError as error:
+            self.metrics.asked(served.provider, error.code)
+            raise
+        finally:
+            call.end()
 
     async def embed(self, request: TokenRequest, context: Context) -> EmbedJob:
         """Make a text a vector. Raises HerdError before anything has begun."""
@@ -210,7 +379,7 @@ class Service:
             if quota is not None:
                 quota.give_back(len(tokens.prompt))
             raise
-        call = Call(self, ticket, quota, context, tokens)
+        call = Call(self, ticket, quota, context, self.models.local)
         try:
             stream = await self.model.submit(tokens, reader)
         except BaseException:

@@ -274,6 +274,7 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
     info = {
         "context": engine.context,
         "vocab_size": engine.vocab_size,
+        "hidden_size": parts.config.hidden_size,
         "num_parameters": parts.config.num_parameters,
         "dtype": dtype,
         "device": device,

@@ -23,7 +23,9 @@ from mcp.client.streamable_http import streamable_http_client
 from herd.base.log import get_logger
 from herd.tools.errors import ToolError
 from herd.tools.mcp.config import McpServerConfig
+from herd.tools.mcp.pinned import PinnedTransport
 from herd.tools.mcp.pins import RemoteTool
+from herd.tools.web.address import WebPolicy
 from herd.version import __version__
 
 _log = get_logger(__name__)
@@ -36,10 +38,15 @@ _BROKEN = (MCPError, OSError, RuntimeError, anyio.ClosedResourceError, anyio.Bro
 
 
 class McpConnection:
-    """A server by its configuration. Its methods may be called from many tasks of one event loop."""
+    """A server by its configuration. Its methods may be called from many tasks of one event loop.
 
-    def __init__(self, config: McpServerConfig) -> None:
-        self.config = config
+    Args:
+        config: the server.
+        policy: which addresses it may have, where a stranger named it; None asks whatever the operator wrote.
+    """
+
+    def __init__(self, config: McpServerConfig, *, policy: WebPolicy | None = None) -> None:
+        self.config, self._policy = config, policy
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -96,7 +103,8 @@ class McpConnection:
             return
         # A server may hold a stream of events open, so reading has no short end; each call has its own.
         timeout = httpx2.Timeout(_CONNECT_S, read=_STREAM_S)
-        async with httpx2.AsyncClient(headers=dict(self.config.headers), timeout=timeout) as http:
+        transport = None if self._policy is None else PinnedTransport(self._policy)
+        async with httpx2.AsyncClient(headers=dict(self.config.headers), timeout=timeout, transport=transport) as http:
             yield streamable_http_client(self.config.url, http_client=http)
 
     async def _notified(self, message: Any) -> None:

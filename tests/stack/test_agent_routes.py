@@ -1,0 +1,246 @@
+"""The agents API of Llama Stack 0.2 over a scripted model: objects, the stream of events, client tools, approval, owners."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from herd.agents.sql_store import open_session_store
+from herd.base.errors import HerdError, NotFoundError
+from herd.inference.port import Caller
+from herd.stack.agents import agent_routes
+from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
+from herd.stack.guard import Context
+from herd.tools.tool import Taint
+from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
+
+
+class Job:
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self.close = answer.close
+
+    def parts(self) -> Any:
+        return aiter(self._answer)
+
+
+class Tools:
+    """The tools of a server, by the four methods that agents use."""
+
+    def __init__(self, *tools: Any) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+
+    async def groups(self, owner: str) -> list[dict[str, Any]]:
+        return [{"identifier": "builtin::test"}]
+
+    async def missing(self, owner: str) -> dict[str, str]:
+        return {}
+
+    async def tools(self, owner: str, group: str) -> list[Any]:
+        return [SimpleNamespace(tool=tool, group=group) for tool in self._tools.values()]
+
+    async def find(self, owner: str, name: str) -> Any:
+        if name not in self._tools:
+            raise NotFoundError(f"there is no tool {name!r}")
+        return SimpleNamespace(tool=self._tools[name], group="builtin::test")
+
+
+def served(script: Any, *tools: Any) -> Any:
+    model = Scripted(script)
+
+    async def answer(request: Any, context: Any, name: str, *, guarded: bool) -> Job:
+        assert not guarded and name == "cria"
+        return Job(await model.chat(request))
+
+    return SimpleNamespace(
+        model=model,
+        answer=answer,
+        tools=Tools(*tools),
+        shielding=None,
+        models=SimpleNamespace(find=lambda name: name),
+        caller=lambda context, priority, salt: Caller(),
+        config=SimpleNamespace(keep_alive_s=15.0, write_timeout_s=15.0),
+    )
+
+
+def ask(tmp_path: Path, service: Any, work: Callable[[httpx.AsyncClient], Any]) -> Any:
+    """Do something with a client of the routes; the header `x-key` says who asks."""
+
+    async def main() -> Any:
+        store = open_session_store(tmp_path / "server.db")
+        app = FastAPI()
+        app.include_router(agent_routes(service, store))
+        app.add_exception_handler(HerdError, _told)
+
+        async def with_context(scope: Any, receive: Any, send: Any) -> None:
+            name = dict(scope["headers"]).get(b"x-key", b"anna").decode()
+            scope["herd"] = Context(request_id="req-1", key=SimpleNamespace(name=name))  # type: ignore[arg-type]
+            await app(scope, receive, send)
+
+        try:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(with_context), base_url="http://test", timeout=60) as client:
+                return await work(client)
+        finally:
+            store.close()
+
+    return asyncio.run(main())
+
+
+CONFIG: dict[str, Any] = {
+    "model": "cria",
+    "instructions": "Be brief.",
+    "toolgroups": ["builtin::test"],
+    "max_infer_iters": 5,
+    "sampling_params": {"strategy": {"type": "top_p", "temperature": 0.5, "top_p": 0.8}, "max_tokens": 32},
+    "client_tools": [
+        {
+            "name": "phone",
+            "description": "Rings.",
+            "parameters": [{"name": "who", "parameter_type": "str", "description": "whom", "required": True}],
+        }
+    ],
+}
+
+
+async def begun(client: httpx.AsyncClient, config: dict[str, Any] | None = None) -> tuple[str, str]:
+    agent = (await client.post("/v1/agents", json={"agent_config": config or CONFIG})).json()["agent_id"]
+    session = (await client.post(f"/v1/agents/{agent}/session", json={"session_name": "s"})).json()["session_id"]
+    return agent, f"/v1/agents/{agent}/session/{session}"
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:])["event"]["payload"] for line in text.splitlines() if line.startswith("data: ")]
+
+
+ASK = {"messages": [{"role": "user", "content": "go"}], "stream": True}
+
+
+def test_a_turn_streams_the_events_of_the_stack(tmp_path: Path) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        agent, place = await begun(client)
+        told = (await client.get(f"/v1/agents/{agent}")).json()["agent_config"]
+        assert told["max_infer_iters"] == 5 and told["client_tools"][0]["parameters"][0]["name"] == "who"
+        answer = await client.post(place + "/turn", json=ASK)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = events_of(answer.text)
+        kinds = [event["event_type"] for event in events if event["event_type"] != "step_progress"]
+        steps = ["step_start", "step_complete"]
+        assert kinds == ["turn_start", *steps, *steps, *steps, "turn_complete"]
+        assert [event["step_type"] for event in events if event["event_type"] == "step_start"] == [
+            "inference",
+            "tool_execution",
+            "inference",
+        ]
+        deltas = [event["delta"] for event in events if event["event_type"] == "step_progress"]
+        assert "".join(delta["text"] for delta in deltas if delta["type"] == "text") == "all seen"
+        assert [delta["tool_call"]["tool_name"] for delta in deltas if delta.get("parse_status") == "succeeded"] == ["look"]
+        turn = events[-1]["turn"]
+        assert turn["output_message"] == {"role": "assistant", "content": "all seen", "stop_reason": "end_of_turn", "tool_calls": []}
+        assert turn["steps"][1]["tool_responses"][0]["content"] == "seen" and turn["herd"]["status"] == "completed"
+        found = (await client.get(f"{place}/turn/{turn['turn_id']}")).json()
+        assert found == turn
+        step = (await client.get(f"{place}/turn/{turn['turn_id']}/step/{turn['steps'][1]['step_id']}")).json()["step"]
+        assert step == turn["steps"][1]
+        session = (await client.get(place)).json()
+        assert session["session_name"] == "s" and [found["turn_id"] for found in session["turns"]] == [turn["turn_id"]]
+        sampling = service.model.requests[0].params
+        assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.5, 0.8, 32)
+
+    service = served([Say("", (call("look"),)), Say("all seen")], Noted())
+    ask(tmp_path, service, work)
+
+
+def test_a_client_tool_waits_and_resume_goes_on(tmp_path: Path) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        _, place = await begun(client)
+        turn = (await client.post(place + "/turn", json=ASK | {"stream": False})).json()
+        (made,) = turn["output_message"]["tool_calls"]
+        assert made["tool_name"] == "phone" and turn["completed_at"] is None
+        busy = await client.post(place + "/turn", json=ASK)
+        assert busy.status_code == 409 and busy.json()["error"]["code"] == "session_busy"
+        wrong = {"tool_responses": [{"call_id": "none", "tool_name": "phone", "content": "x"}]}
+        assert (await client.post(f"{place}/turn/{turn['turn_id']}/resume", json=wrong)).status_code == 409
+        right = {"tool_responses": [{"call_id": made["call_id"], "tool_name": "phone", "content": "rings"}], "stream": True}
+        events = events_of((await client.post(f"{place}/turn/{turn['turn_id']}/resume", json=right)).text)
+        assert events[-1]["event_type"] == "turn_complete" and events[-1]["turn"]["output_message"]["content"] == "it rings"
+        over = await client.post(f"{place}/turn/{turn['turn_id']}/resume", json=right)
+        assert over.status_code == 409 and over.json()["error"]["code"] == "turn_state"
+
+    ask(tmp_path, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
+
+
+def test_what_acts_outside_waits_for_a_yes_that_resume_brings(tmp_path: Path) -> None:
+    send = Noted("send", taint=Taint(acts_outside=True), gives="sent")
+
+    async def work(client: httpx.AsyncClient) -> None:
+        _, place = await begun(client, CONFIG | {"toolgroups": ["send"]})
+        events = events_of((await client.post(place + "/turn", json=ASK)).text)
+        assert events[-1]["event_type"] == "turn_awaiting_input"
+        turn = events[-1]["turn"]
+        (waits,) = turn["herd"]["waiting"]
+        assert waits["for"] == "approval" and not send.calls
+        answer: dict[str, Any] = {"call_id": waits["call_id"], "tool_name": "send", "content": ""}
+        place = f"{place}/turn/{turn['turn_id']}/resume"
+        assert (await client.post(place, json={"tool_responses": [answer]})).status_code == 400 and not send.calls
+        done = await client.post(place, json={"tool_responses": [answer | {"metadata": {"approval": "once"}}]})
+        assert done.json()["output_message"]["content"] == "done" and len(send.calls) == 1
+
+    ask(tmp_path, served([Say("", (call("send"),)), Say("done")], send), work)
+
+
+def test_agents_and_sessions_of_another_key_are_not_there(tmp_path: Path) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        agent, place = await begun(client)
+        other = {"x-key": "bert"}
+        for method, path in (
+            ("GET", f"/v1/agents/{agent}"),
+            ("DELETE", f"/v1/agents/{agent}"),
+            ("GET", f"/v1/agents/{agent}/sessions"),
+            ("GET", place),
+            ("DELETE", place),
+        ):
+            assert (await client.request(method, path, headers=other)).status_code == 404, path
+        assert (await client.post(place + "/turn", json=ASK, headers=other)).status_code == 404
+        assert (await client.get("/v1/agents", headers=other)).json()["data"] == []
+        agents = (await client.get("/v1/agents")).json()
+        assert [found["agent_id"] for found in agents["data"]] == [agent] and agents["has_more"] is False
+        assert (await client.delete(place)).status_code == 204 and (await client.get(place)).status_code == 404
+        assert (await client.delete(f"/v1/agents/{agent}")).status_code == 204
+
+    ask(tmp_path, served([Say("hi")]), work)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"toolgroups": ["nothing"]}, 404, "there is no tool 'nothing'"),
+        ({"input_shields": ["strange"]}, 400, "there is no shield 'strange'"),
+    ],
+)
+def test_what_an_agent_cannot_have_is_refused_at_once(tmp_path: Path, change: dict[str, Any], status: int, words: str) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/agents", json={"agent_config": CONFIG | change})
+        assert answer.status_code == status and words in answer.json()["error"]["message"]
+
+    ask(tmp_path, served([Say("hi")]), work)
+
+
+def test_an_error_of_the_model_ends_the_stream_in_openais_shape(tmp_path: Path) -> None:
+    from herd.base.errors import ContextOverflowError
+
+    async def work(client: httpx.AsyncClient) -> None:
+        _, place = await begun(client)
+        text = (await client.post(place + "/turn", json=ASK)).text
+        assert json.loads(text.strip().splitlines()[-1][6:])["error"]["code"] == "context_length_exceeded"
+        whole = await client.post(place + "/turn", json=ASK | {"stream": False})
+        assert whole.status_code == 400 and whole.json()["error"]["code"] == "context_length_exceeded"
+
+    ask(tmp_path, served([Say(error=ContextOverflowError("too long"))]), work)
