@@ -184,7 +184,7 @@ def test_an_upgrade_that_is_cut_off_leaves_the_file_as_it_was(tmp_path: Path) ->
     script = "import os, sys; from pathlib import Path; from herd.store import migrate; migrate.SQLITE_VERSION = Die(); "
     program = f"""
 import os
-class Die:
+class Die(int):
     def __format__(self, _): os._exit(9)
 {script}
 from herd.store.state import State; State(Path(sys.argv[1]))
