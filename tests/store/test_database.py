@@ -181,10 +181,10 @@ def test_a_file_of_an_earlier_herd_is_taken_over_with_its_rows(tmp_path: Path) -
 
 def test_an_upgrade_that_is_cut_off_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     folder = old_state(tmp_path / "state")
-    script = "import os, sys; from pathlib import Path; from herd.store import migrate; migrate.SQLITE_VERSION = Die(); "
+    script = "import os, sys; from pathlib import Path; from herd.store import migrate; migrate.SQLITE_VERSION = Die(2); "
     program = f"""
 import os
-class Die:
+class Die(int):
     def __format__(self, _): os._exit(9)
 {script}
 from herd.store.state import State; State(Path(sys.argv[1]))
