@@ -23,6 +23,7 @@ from herd.stack.guard import Context, Guard
 from herd.stack.invalid import readable
 from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
+from herd.stack.page import page_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.version import __version__
@@ -45,6 +46,7 @@ def create_app(service: Service, storage: Storage | None = None, batches: BatchR
     app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operation_routes(service, guard))
+    app.include_router(page_routes())
     if storage is not None:
         app.include_router(file_routes(storage, service.config))
     if storage is not None and batches is not None:
