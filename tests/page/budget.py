@@ -49,7 +49,9 @@ def weights() -> list[Weight]:
 def wrong_checksums() -> list[str]:
     """Vendored files that are not what their list says, and files that no list names."""
     listed = json.loads((VENDOR / "vendor.json").read_text(encoding="utf-8"))
-    wrong = [f"{row['file']} differs from {row['package']} {row['version']}" for row in listed if digest(VENDOR / row["file"]) != row["sha256"]]
+    wrong = [
+        f"{row['file']} differs from {row['package']} {row['version']}" for row in listed if digest(VENDOR / row["file"]) != row["sha256"]
+    ]
     named = {row["file"] for row in listed}
     return wrong + [f"{path.name} is in no list" for path in sorted(VENDOR.glob("*.js")) if path.name not in named]
 

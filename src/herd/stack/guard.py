@@ -1,7 +1,7 @@
 """The outermost layer: who may come in, how much they may send, how long they may take, and what is told when something breaks.
 
-Deny by default: every path but `/health` and the page's own files, exactly so spelled, needs a key where there are keys; whether a route exists is told to no one
-else. A body is read whole, bounded in size and time, before any route sees it. Plain ASGI, no framework.
+Deny by default: every path but `/health` and the page's own files, exactly so spelled, needs a key where there are keys; whether a route
+exists is told to no one else. A body is read whole, bounded in size and time, before any route sees it. Plain ASGI, no framework.
 """
 
 from __future__ import annotations

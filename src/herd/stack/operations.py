@@ -9,11 +9,10 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from herd.base.memory import available_memory
-from herd.inference.params import SamplingParams
 from herd.stack.answers import json_response, token_text
 from herd.stack.errors import RequestError
 from herd.stack.guard import Guard
+from herd.stack.model_facts import model_facts
 from herd.stack.service import Service
 from herd.stack.translate import check_model, messages_of, tools_of
 from herd.stack.types import DetokenizeBody, TokenizeBody
@@ -25,14 +24,6 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 """A conversation without tools in Llama 3.1's format, for clients that render it themselves; this server never runs a template."""
-
-
-_DEFAULTS = SamplingParams()
-_SHOWN = (
-    "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "max_tokens",
-    "seed", "stop",
-)  # fmt: skip
-"""What a request that leaves them out gets: the page shows these beside its controls."""
 
 
 def operation_routes(service: Service, guard: Guard) -> APIRouter:
@@ -90,14 +81,7 @@ def _card(service: Service) -> dict[str, Any]:
         "max_model_len": info.get("context"),
         "num_parameters": info.get("num_parameters"),
         "dtype": info.get("dtype"),
-        "herd": {
-            "state": service.engine.state,
-            "device": info.get("device"),
-            "memory_bytes": info.get("total_bytes"),
-            "free_bytes": available_memory() if info.get("device") == "cpu" else None,
-            "max_sequences": info.get("max_sequences"),
-            "defaults": {name: getattr(_DEFAULTS, name) for name in _SHOWN},
-        },
+        "herd": model_facts(service),
     }
 
 

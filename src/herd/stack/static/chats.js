@@ -11,7 +11,7 @@ import { Store, newId, onceAFrame } from "./lib.js";
  * @typedef {{ id: string, chat: string, parent: string | null, made: number, role: "user" | "assistant" | "tool", text: string,
  *   files?: { name: string, text: string }[], calls?: Call[], call?: string, name?: string, stats?: Stats, finish?: string,
  *   error?: string, errorCode?: string, verdict?: any, citations?: Citation[], outputs?: { kind: string, url?: string, text?: string,
- *   name?: string }[], steps?: Step[], busy?: boolean, model?: string, response?: string }} Node
+ *   name?: string }[], steps?: Step[], busy?: boolean, model?: string, items?: any[] }} Node
  * @typedef {{ id: string, title: string, made: number, changed: number, leaf: string | null, system: string,
  *   params: Record<string, any>, tools: string[] }} Chat
  */

@@ -17,6 +17,7 @@ export function Source({ data }) {
   const at = data.text ? text.indexOf(data.text) : -1;
   return html`<h3>${data.filename || data.file_id}</h3>
     ${wrong && html`<div class="note error" role="alert">${wrong}</div>`}
+    ${data.text && at < 0 && html`<blockquote><mark>${data.text}</mark></blockquote>`}
     <pre class="source" tabindex="0">${at < 0 ? text : html`${text.slice(0, at)}<mark ref=${(/** @type {HTMLElement | null} */ mark) => mark?.scrollIntoView({ block: "center" })}>${data.text}</mark>${text.slice(at + data.text.length)}`}</pre>`;
 }
 

@@ -1,5 +1,5 @@
 // A turn over /v1/responses, whose tools run on the server: search, documents, code, MCP. Its items become the same nodes that chat's do.
-import { events, server } from "./api.js";
+import { events } from "./api.js";
 import { touch } from "./chats.js";
 import { settings } from "./settings-store.js";
 import { allTools } from "./tools.js";
@@ -26,20 +26,22 @@ function toolsOf(chat) {
   return out;
 }
 
-/** @param {Node[]} shown */
+/** What was said, as items; those of the server's own making go back as they came, with what the reader decided. @param {Node[]} shown */
 function inputOf(shown) {
   /** @type {any[]} */
   const out = [];
   for (const node of shown) {
     if (node.role === "user") out.push({ role: "user", content: withFiles(node) });
     else if (node.role === "tool") out.push({ type: "function_call_output", call_id: node.call, output: node.text });
-    else {
+    else if (node.items) {
+      out.push(...node.items);
+      for (const call of node.calls ?? []) {
+        if (call.kind === "mcp_approval") out.push({ type: "mcp_approval_response", approval_request_id: call.id, approve: call.state === "done" });
+      }
+    } else {
       if (node.text) out.push({ role: "assistant", content: node.text });
       for (const call of node.calls ?? []) {
-        if (call.kind === "mcp_approval") {
-          out.push({ type: "mcp_approval_request", id: call.id, server_label: call.server, name: call.name, arguments: call.arguments });
-          out.push({ type: "mcp_approval_response", approval_request_id: call.id, approve: call.state === "done" });
-        } else if (!call.server) out.push({ type: "function_call", call_id: call.id, name: call.name, arguments: call.arguments });
+        if (!call.server) out.push({ type: "function_call", call_id: call.id, name: call.name, arguments: call.arguments });
       }
     }
   }
@@ -56,7 +58,8 @@ export async function respond(chat, shown, node, signal, seen) {
     instructions: chat.system.trim() || undefined,
     tools: toolsOf(chat),
     stream: true,
-    store: server.value.paths.has("/v1/conversations"),
+    store: false,
+    include: ["file_search_call.results", "code_interpreter_call.outputs", "web_search_call.action.sources"],
     ...Object.fromEntries(Object.entries(given).filter(([, value]) => value !== "" && value !== undefined)),
   };
   for await (const event of events("/v1/responses", body, signal)) {
@@ -140,5 +143,8 @@ function finish(node, response) {
   const why = response.incomplete_details?.reason;
   node.finish = why === "max_output_tokens" ? "length" : why === "content_filter" ? "content_filter" : node.calls?.some((call) => call.state === "waiting") ? "tool_calls" : "stop";
   if (response.herd) node.verdict = response.herd;
-  node.response = response.id;
+  node.items = response.output;
+  /** @type {any[]} */
+  const passages = (response.output ?? []).flatMap((/** @type {any} */ item) => item.results ?? []);
+  for (const one of node.citations ?? []) one.text ??= passages.find((passage) => passage.file_id === one.file_id)?.text ?? "";
 }

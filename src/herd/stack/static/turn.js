@@ -32,9 +32,7 @@ export function sayInstead(node, text) {
 /** Another answer in the place of one. @param {Node} node */
 export function answerAgain(node) {
   stop();
-  let at = node.parent;
-  // An answer that came after tools is asked for with their results still there; one before them, from the question.
-  setChat(current(), { leaf: at });
+  setChat(current(), { leaf: node.parent });
   return answer();
 }
 
@@ -160,7 +158,7 @@ export const usesResponses = (chat) => server.value.paths.has("/v1/responses") &
 
 /** Run the calls of a node that may run; when none is open, send the results. @param {Node} node */
 async function advance(node, round = 0) {
-  const open = (node.calls ?? []).filter((call) => !call.server);
+  const open = (node.calls ?? []).filter((call) => !call.server || call.kind === "mcp_approval");
   if (!open.length || node.error || node.finish === "stopped") return;
   for (const call of open) if (call.state === "waiting" && tools.value.trusted.includes(call.name)) run(node, call);
   if (open.some((call) => call.state === "waiting")) {
@@ -170,6 +168,7 @@ async function advance(node, round = 0) {
   let parent = node.id;
   if (current().leaf !== node.id) return;
   for (const call of open) {
+    if (call.kind === "mcp_approval") continue;
     parent = addNode({ role: "tool", parent, call: call.id, name: call.name, text: call.result ?? "" }).id;
     touch(/** @type {Node} */ (nodes.get(parent)));
   }
@@ -203,6 +202,7 @@ export async function decide(node, call, choice, result) {
     setTools({ trusted: [...new Set(tools.value.trusted)] });
   }
   if (choice === "deny") Object.assign(call, { state: "denied", result: "The user did not allow this call." });
+  else if (call.kind === "mcp_approval") call.state = "done";
   else if (result !== undefined) Object.assign(call, { state: "done", result });
   else run(node, call);
   touch(node);
