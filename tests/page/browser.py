@@ -20,7 +20,7 @@ FULL = os.environ.get("HERD_TEST_FULL") == "1"
 ALLOWED_NOISE = ("the server responded with a status of",)
 """What a browser says of every refusal, also of those that a test asks for."""
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 
 
 @pytest.fixture(name="browser", scope="session")
@@ -54,7 +54,7 @@ class Reader:
         self.foreign: list[str] = []
         """Addresses of other hosts that the page wanted something from."""
         self._lines: list[dict[str, Any]] = []
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", lambda request: self.foreign.append(request.url) if not self._own(request.url) else None)

@@ -66,6 +66,7 @@ export async function openChat(id) {
     if (row.busy) Object.assign(row, { busy: false, error: row.error ?? "The page was closed before the answer was whole.", errorCode: "left" });
     index(row);
   }
+  if (chat.leaf && !nodes.has(chat.leaf)) chat.leaf = rows.at(-1)?.id ?? null;
   chats.set({ open: chat });
 }
 
@@ -89,7 +90,8 @@ export function addNode(given) {
   last = Math.max(last + 1, Date.now());
   const node = { id: newId(), chat: chat.id, made: last, text: "", ...given };
   index(node);
-  unsaved.add(node);
+  // Kept before the chat points to it: a page that is closed now must not lead to a message that is not there.
+  void db.putAll("nodes", [node]);
   if (!chat.title && node.role === "user") chat.title = titleOf(node);
   setChat(chat, { leaf: node.id });
   return node;
