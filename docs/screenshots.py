@@ -27,7 +27,12 @@ def is_prime(n: int) -> bool:
 ```
 
 About $\\frac{n}{\\ln n}$ numbers up to $n$ are prime."""
-CALL = '{"name": "calculate", "parameters": {"expression": "(1 + sqrt(5)) / 2"}}'
+SCHEMA = {"type": "object", "properties": {"expression": {"enum": ["(1 + sqrt(5)) / 2"]}}, "required": ["expression"]}
+SAYS: dict[str, Any] = {"structured_outputs": {"choice": [ANSWER]}}
+CALLS: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "calculate", "parameters": SCHEMA}}],
+    "tool_choice": "required",
+}
 
 
 def serve(home: str) -> tuple[subprocess.Popen[str], str]:
@@ -42,14 +47,14 @@ def serve(home: str) -> tuple[subprocess.Popen[str], str]:
     raise SystemExit("the server did not start")
 
 
-def opened(browser: Browser, address: str, lines: list[str], **options: Any) -> Page:
-    """A page whose model will say these lines, one a request."""
+def opened(browser: Browser, address: str, more: dict[str, Any], **options: Any) -> Page:
+    """A page whose requests get more fields on their way: what the model has to say."""
     page = browser.new_context(locale="en-GB", reduced_motion="reduce", **options).new_page()
     page.set_default_timeout(120_000)
 
     def send(route: Route) -> None:
         body = json.loads(route.request.post_data or "{}")
-        route.continue_(post_data=json.dumps(body | {"structured_outputs": {"choice": [lines.pop(0)]}}))
+        route.continue_(post_data=json.dumps(body | more))
 
     page.route("**/v1/chat/completions", send)
     page.goto(address)
@@ -80,16 +85,16 @@ def main() -> None:
         server, address = serve(home)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
-            page = opened(browser, address, [ANSWER], viewport={"width": 1180, "height": 760})
+            page = opened(browser, address, SAYS, viewport={"width": 1180, "height": 760})
             ask(page, "How can I tell whether a number is prime?")
             keep(page, "chat")
-            page = opened(browser, address, [CALL], viewport={"width": 1180, "height": 640}, color_scheme="dark")
+            page = opened(browser, address, CALLS, viewport={"width": 1180, "height": 640}, color_scheme="dark")
             page.get_by_label("Tools of this chat").click()
             page.locator("input[name=calculate]").check()
             page.keyboard.press("Escape")
             ask(page, "What is the golden ratio?")
             keep(page, "tool")
-            page = opened(browser, address, [ANSWER], viewport={"width": 390, "height": 760}, has_touch=True)
+            page = opened(browser, address, SAYS, viewport={"width": 390, "height": 760}, has_touch=True)
             ask(page, "How can I tell whether a number is prime?")
             keep(page, "phone")
         finally:

@@ -71,11 +71,19 @@ class Reader:
         body = json.loads(route.request.post_data or "{}")
         self.bodies.append(body)
         more = self._lines.pop(0) if self._lines else {}
-        route.continue_(post_data=json.dumps(body | more))
+        merged = {name: value for name, value in (body | more).items() if value is not None}
+        route.continue_(post_data=json.dumps(merged))
 
     def will_say(self, *lines: str, **fields: Any) -> None:
         """The next answers, one a request."""
-        self._lines += [{"structured_outputs": {"choice": [line]}, "max_tokens": 8000, **fields} for line in lines]
+        # An answer of a fixed text and tools on offer exclude each other, so these are left out on the way.
+        self._lines += [{"structured_outputs": {"choice": [line]}, "max_tokens": 8000, "tools": None, **fields} for line in lines]
+
+    def will_call(self, name: str, **arguments: str) -> None:
+        """The next answer is a call of a tool, with these arguments: the schema that the model has to follow allows no other."""
+        schema = {"type": "object", "properties": {key: {"enum": [value]} for key, value in arguments.items()}, "required": list(arguments)}
+        tool = {"type": "function", "function": {"name": name, "parameters": schema}}
+        self._lines.append({"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False})
 
     def will_take(self, **fields: Any) -> None:
         """The next request gets these fields, and the model says what it likes."""

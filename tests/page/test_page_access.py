@@ -53,7 +53,7 @@ def test_axe_finds_nothing(open_page: Open, screen: str) -> None:
         "Show me all.",
         EVERYTHING,
     )
-    reader.will_say('{"name": "calculate", "parameters": {"expression": "1+1"}}')
+    reader.will_call("calculate", expression="1+1")
     reader.ask("Work out 1+1.")
     expect(page.locator(".approval")).to_be_visible()
     assert faults(reader) == []

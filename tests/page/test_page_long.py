@@ -61,12 +61,17 @@ def test_a_long_conversation_streams_without_a_slow_frame(open_page: Open) -> No
             window.frames_ms = [];
             window.redrawn = 0;
             let last = performance.now();
-            const frame = (now) => { window.frames_ms.push(now - last); last = now; window.timer = requestAnimationFrame(frame); };
+            const frame = (now) => {
+                window.frames_ms.push(now - last);
+                last = now;
+                window.timer = requestAnimationFrame(frame);
+            };
             requestAnimationFrame((now) => { last = now; requestAnimationFrame(frame); });
             // What was there before the answer is not touched while it streams.
             const old = [...document.querySelectorAll(".message")];
-            window.watcher = new MutationObserver((all) => (window.redrawn += all.length));
-            for (const message of old.slice(0, -1)) window.watcher.observe(message, { childList: true, subtree: true, characterData: true });
+            window.watcher = new MutationObserver((seen) => (window.redrawn += seen.length));
+            const all = { childList: true, subtree: true, characterData: true };
+            for (const message of old.slice(0, -1)) window.watcher.observe(message, all);
         }"""
     )
     reader.ask("And now?")

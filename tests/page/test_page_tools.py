@@ -9,7 +9,6 @@ from browser import Reader  # pyright: ignore[reportMissingImports]
 from playwright.sync_api import expect
 
 Open = Callable[..., Reader]
-CALL = '{"name": "calculate", "parameters": {"expression": "(17 + 4) * 2"}}'
 TOOL = {
     "name": "weather",
     "description": "The weather of a place.",
@@ -27,7 +26,8 @@ def with_tool(reader: Reader, *names: str) -> Reader:
 
 def test_a_call_waits_for_leave_then_runs_and_its_result_goes_back(open_page: Open) -> None:
     reader = with_tool(open_page(), "calculate")
-    reader.will_say(CALL, "It is 42.")
+    reader.will_call("calculate", expression="(17 + 4) * 2")
+    reader.will_say("It is 42.")
     reader.ask("What is (17 + 4) * 2?")
     call = reader.page.locator(".tool")
     expect(call).to_contain_text("asks for your leave")
@@ -47,7 +47,8 @@ def test_a_call_waits_for_leave_then_runs_and_its_result_goes_back(open_page: Op
 
 def test_a_denied_call_does_not_run_and_the_model_is_told(open_page: Open) -> None:
     reader = with_tool(open_page(), "calculate")
-    reader.will_say(CALL, "Then not.")
+    reader.will_call("calculate", expression="(17 + 4) * 2")
+    reader.will_say("Then not.")
     reader.ask("Work it out.")
     reader.page.locator(".deny").click()
     expect(reader.last.locator(".markdown")).to_have_text("Then not.")
@@ -57,7 +58,10 @@ def test_a_denied_call_does_not_run_and_the_model_is_told(open_page: Open) -> No
 
 def test_always_is_remembered_until_it_is_taken_back(open_page: Open) -> None:
     reader = with_tool(open_page(), "calculate")
-    reader.will_say(CALL, "It is 42.", CALL, "Still 42.")
+    reader.will_call("calculate", expression="(17 + 4) * 2")
+    reader.will_say("It is 42.")
+    reader.will_call("calculate", expression="(17 + 4) * 2")
+    reader.will_say("Still 42.")
     reader.ask("Once.")
     reader.page.get_by_role("button", name="Always allow").click()
     expect(reader.last.locator(".markdown")).to_have_text("It is 42.")
@@ -80,7 +84,8 @@ def test_a_function_of_the_readers_own_takes_its_result_by_hand(open_page: Open)
     page.get_by_role("button", name="Add function").click()
     expect(page.locator("input[name=weather]")).to_be_checked()
     page.keyboard.press("Escape")
-    reader.will_say('{"name": "weather", "parameters": {"place": "Lima"}}', "Sunny in Lima.")
+    reader.will_call("weather", place="Lima")
+    reader.will_say("Sunny in Lima.")
     reader.ask("How is Lima?")
     assert reader.bodies[0]["tools"] == [{"type": "function", "function": TOOL}]
     page.get_by_label("Result to give back").fill("sunny, 21 degrees")
@@ -91,7 +96,7 @@ def test_a_function_of_the_readers_own_takes_its_result_by_hand(open_page: Open)
 
 def test_a_call_that_waits_outlives_the_page(open_page: Open) -> None:
     reader = with_tool(open_page(), "calculate")
-    reader.will_say(CALL)
+    reader.will_call("calculate", expression="(17 + 4) * 2")
     reader.ask("Work it out.")
     expect(reader.page.locator(".approval")).to_be_visible()
     reader.page.wait_for_timeout(1200)
@@ -124,7 +129,9 @@ def test_the_keyboard_alone_leads_through_a_whole_chat_with_a_tool(open_page: Op
     press("Escape")
     expect(page.get_by_label("Tools of this chat")).to_be_focused()
     tab_to("Write a message", back=True)
-    reader.will_say(CALL, "It is 42.", "Or 42 again.")
+    reader.will_call("calculate", expression="(17 + 4) * 2")
+    reader.will_say("It is 42.")
+    reader.will_say("Or 42 again.")
     page.keyboard.type("What is it?")
     press("Enter")
     expect(page.locator(".approval")).to_be_visible()
