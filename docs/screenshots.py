@@ -1,6 +1,7 @@
 """The pictures of docs/guides/page.md, taken of the page itself: run it after a change of the page, and they show that change.
 
-`python docs/screenshots.py` needs Chromium and `pip install -e '.[test]'`. It serves cria and puts the words of the answers into its mouth
+`python docs/screenshots.py [ADDRESS]` needs Chromium and `pip install -e '.[test]'`. It serves cria (or takes a
+server that runs already) and puts the words of the answers into its mouth
 (`structured_outputs`), so that the pictures stay the same from one run to the next; everything else is as a reader would see it.
 """
 
@@ -82,7 +83,7 @@ def main() -> None:
     """All of them."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        server, address = serve(home)
+        server, address = (None, sys.argv[1]) if len(sys.argv) > 1 else serve(home)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
             page = opened(browser, address, SAYS, viewport={"width": 1180, "height": 760})
@@ -99,8 +100,9 @@ def main() -> None:
             keep(page, "phone")
         finally:
             browser.close()
-            server.terminate()
-            server.wait(60)
+            if server is not None:
+                server.terminate()
+                server.wait(60)
     for file in sorted(FOLDER.glob("page-*.png")):
         print(f"{file.name}: {file.stat().st_size:,} bytes")
 
