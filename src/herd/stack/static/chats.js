@@ -27,6 +27,8 @@ export const chats = new Store({
 export let nodes = new Map();
 /** @type {Map<string | null, string[]>} */
 let children = new Map();
+/** Which of several branches was shown last under a node. @type {Map<string | null, string>} */
+let chosen = new Map();
 /** @type {Map<string, Set<() => void>>} */
 const readers = new Map();
 /** @type {Set<Node>} */
@@ -48,6 +50,7 @@ export async function loadChats() {
 export function newChat(given = {}) {
   nodes = new Map();
   children = new Map();
+  chosen = new Map();
   const now = Date.now();
   chats.set({ open: { id: newId(), title: "", made: now, changed: now, leaf: null, system: "", params: {}, tools: [], ...given } });
 }
@@ -61,18 +64,21 @@ export async function openChat(id) {
   rows.sort((a, b) => a.made - b.made);
   nodes = new Map();
   children = new Map();
+  chosen = new Map();
   for (const row of rows) {
     // What was being written when the page was left is told, not hidden.
     if (row.busy) Object.assign(row, { busy: false, error: row.error ?? "The page was closed before the answer was whole.", errorCode: "left" });
     index(row);
   }
   if (chat.leaf && !nodes.has(chat.leaf)) chat.leaf = rows.at(-1)?.id ?? null;
+  for (let at = nodes.get(chat.leaf ?? ""); at; at = nodes.get(at.parent ?? "")) chosen.set(at.parent, at.id);
   chats.set({ open: chat });
 }
 
 /** @param {Node} node */
 function index(node) {
   nodes.set(node.id, node);
+  chosen.set(node.parent, node.id);
   const siblings = children.get(node.parent);
   if (siblings) siblings.push(node.id);
   else children.set(node.parent, [node.id]);
@@ -136,12 +142,13 @@ export function path() {
 export const siblings = (node) => children.get(node.parent) ?? [node.id];
 
 /**
- * Show the branch that a node is on, to its newest end.
+ * Show the branch that a node is on, to the end where it was left.
  * @param {string} id
  */
 export function showBranch(id) {
+  chosen.set(nodes.get(id)?.parent ?? null, id);
   let at = id;
-  for (let next = children.get(at); next?.length; next = children.get(at)) at = next[next.length - 1];
+  for (let next = chosen.get(at); next; next = chosen.get(at)) at = next;
   setChat(current(), { leaf: at });
 }
 
