@@ -33,6 +33,7 @@ test: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/ruff format --check src tests benchmarks docs hatch_build.py
 	$(BIN)/ruff check --no-cache src tests benchmarks docs hatch_build.py
+	$(BIN)/python tests/page/budget.py
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/codespell src csrc tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md

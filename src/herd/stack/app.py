@@ -34,6 +34,7 @@ from herd.stack.responses.conversation_routes import conversation_routes
 from herd.stack.responses.desk import Desk
 from herd.stack.responses.routes import response_routes
 from herd.stack.safety_routes import safety_routes
+from herd.stack.page import page_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.stack.tool_routes import tool_routes
@@ -74,6 +75,7 @@ def create_app(
     app.include_router(tool_routes(service))
     app.include_router(prompt_routes(service))
     app.include_router(legacy_routes(service))
+    app.include_router(page_routes())
     if storage is not None:
         app.include_router(file_routes(storage, service.config))
     if storage is not None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from herd.stack.answers import json_response
+from herd.stack.model_facts import model_facts
 from herd.stack.served import ServedModel
 from herd.stack.service import Service
 
@@ -30,9 +31,11 @@ def model_routes(service: Service) -> APIRouter:
 def model_object(service: Service, model: ServedModel) -> dict[str, Any]:
     """A model, for everyone."""
     known: dict[str, Any] = {"aliases": list(model.aliases)}
+    facts: dict[str, Any] = {}
     if model.remote is None:
         info = service.engine.info
         known |= {"max_model_len": info.get("context"), "num_parameters": info.get("num_parameters"), "dtype": info.get("dtype")}
+        facts = {"herd": model_facts(service)}
     elif model.context is not None:
         known["max_model_len"] = model.context
     placed = {"model_type": model.type, "provider_id": model.provider, "provider_resource_id": model.resource}
@@ -42,6 +45,7 @@ def model_object(service: Service, model: ServedModel) -> dict[str, Any]:
         "created": service.created,
         "owned_by": model.provider,
         **known,
+        **facts,
         "custom_metadata": {**placed, **known},
         "identifier": model.id,
         "type": "model",
