@@ -27,6 +27,7 @@ from herd.stack.legacy_routes import legacy_routes
 from herd.stack.model_routes import model_routes
 from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
+from herd.stack.page import page_routes
 from herd.stack.paths import comes_later
 from herd.stack.prompt_routes import prompt_routes
 from herd.stack.provider_routes import provider_routes
@@ -34,7 +35,6 @@ from herd.stack.responses.conversation_routes import conversation_routes
 from herd.stack.responses.desk import Desk
 from herd.stack.responses.routes import response_routes
 from herd.stack.safety_routes import safety_routes
-from herd.stack.page import page_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.stack.tool_routes import tool_routes

@@ -21,8 +21,8 @@ from herd.stack.config import ServerConfig, is_loopback
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.keys import ApiKey, find_key
 from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
-from herd.stack.paths import plain_path
 from herd.stack.page import page_paths
+from herd.stack.paths import plain_path
 from herd.stack.tracing import Tracing
 
 Scope = MutableMapping[str, Any]
