@@ -245,6 +245,7 @@ def test_files_of_another_owner_do_not_exist(state: State) -> None:
     files = Files(state)
     files.keep(file_row("file-1"), b"abc")
     reads(lambda: files.get("bob", "file-1"))
+    reads(lambda: files.get("ann", "file-1\0"))
     reads(lambda: files.delete("bob", "file-1"))
     reads(lambda: files.page("bob", Cursor(after="file-1")))
     assert files.page("bob", Cursor()).rows == [] and files.stored_bytes("bob") == 0

@@ -21,6 +21,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from herd.base.errors import UsageError
 from herd.store.errors import UnstorableTextError
+from herd.store.tables.base import is_storable
 
 Value = str | int | float | bool
 _COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
@@ -100,16 +101,7 @@ def _is_value(value: Any) -> bool:
         return True
     if isinstance(value, int | float):
         return -(2**53) <= value <= 2**53  # also refuses NaN
-    return isinstance(value, str) and len(value) <= MAX_VALUE_CHARS and storable(value)
-
-
-def storable(text: str) -> bool:
-    """Whether every database can hold a text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
+    return isinstance(value, str) and len(value) <= MAX_VALUE_CHARS and is_storable(value)
 
 
 def check_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Value] | None:
@@ -119,9 +111,9 @@ def check_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Value] |
     if len(attributes) > MAX_KEYS:
         raise UsageError(f"there are {len(attributes)} attributes of at most {MAX_KEYS}", hint="use fewer")
     for key, value in attributes.items():
-        if not 0 < len(key) <= MAX_KEY_CHARS or not storable(key):
+        if not 0 < len(key) <= MAX_KEY_CHARS or not is_storable(key):
             raise UsageError(f"the attribute's name {key!r:.80} is none", hint=f"use 1 to {MAX_KEY_CHARS} characters")
-        if isinstance(value, str) and not storable(value):
+        if isinstance(value, str) and not is_storable(value):
             raise UnstorableTextError(f"the attribute {key!r} holds a NUL character or half a character", hint="send whole UTF-8")
         if not _is_value(value):
             raise UsageError(

@@ -13,7 +13,7 @@ from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
 from herd.base.errors import NotFoundError
-from herd.store.tables.base import Owned
+from herd.store.tables.base import Owned, is_storable
 
 Order = Literal["asc", "desc"]
 Row = TypeVar("Row", bound=Owned)
@@ -50,7 +50,8 @@ def owned(
 ) -> Row:
     """An object of an owner. Raises NotFoundError where they have none of this id, whoever else has. `lock` it to change it."""
     query = select(kind).where(kind.id == row_id, kind.owner == owner, *where)
-    row = session.scalars(query.with_for_update() if lock else query).one_or_none()
+    # An id that no database could hold is nobody's.
+    row = session.scalars(query.with_for_update() if lock else query).one_or_none() if is_storable(row_id) else None
     if row is None:
         raise NotFoundError(f"there is no {what} {row_id!r:.100}", hint=hint)
     return row

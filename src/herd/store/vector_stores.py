@@ -20,6 +20,7 @@ from herd.store.errors import ConflictError
 from herd.store.filters import check_attributes
 from herd.store.paging import Cursor, Page, owned, page_of
 from herd.store.state import State
+from herd.store.tables.base import is_storable
 from herd.store.tables.files import FileRow
 from herd.store.tables.vector_stores import ChunkRow, FileBatchRow, VectorStoreFileRow, VectorStoreRow
 from herd.store.vectors import Vector, packed
@@ -92,7 +93,8 @@ class VectorStores:
         """A store by its id, or by the alias that its owner gave it."""
         query = select(VectorStoreRow).where(VectorStoreRow.owner == owner, VectorStoreRow.alias == name)
         with self._database.read() as session:
-            return session.scalars(query).one_or_none() or _store(session, owner, name)
+            found = session.scalars(query).one_or_none() if is_storable(name) else None
+            return found or _store(session, owner, name)
 
     def page(self, owner: str, cursor: Cursor) -> Page[VectorStoreRow]:
         """A page of an owner's stores."""

@@ -20,17 +20,18 @@ class Words(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """Look before the driver does."""
-        if value is not None and ("\0" in value or not _is_whole(value)):
+        if value is not None and not is_storable(value):
             raise UnstorableTextError("a text holds a NUL character or half a character", hint="send whole UTF-8 without U+0000")
         return value
 
 
-def _is_whole(value: str) -> bool:
+def is_storable(value: str) -> bool:
+    """Whether every database can hold a text."""
     try:
         value.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in value
 
 
 class Base(DeclarativeBase):
