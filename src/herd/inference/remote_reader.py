@@ -253,15 +253,16 @@ def _logprobs(told: Any) -> list[TokenLogprob]:
             )
             for found in told["content"] or ()
         ]
-    tops: Any = told.get("top_logprobs") or [{}] * len(told.get("tokens") or ())
+    tops: list[Any] = told.get("top_logprobs") or [{} for _ in told.get("tokens") or ()]
+    rows: list[tuple[Any, Any, Any]] = list(zip(told.get("tokens") or (), told.get("token_logprobs") or (), tops, strict=False))
     return [
         TokenLogprob(
             token_id=-1,
             data=str(token).encode(),
             logprob=float(logprob if logprob is not None else 0.0),
-            top=tuple((-1, str(text).encode(), float(value)) for text, value in (top or {}).items() if text != token),
+            top=tuple((-1, str(text).encode(), float(value)) for text, value in cast("dict[str, Any]", top or {}).items() if text != token),
         )
-        for token, logprob, top in zip(told.get("tokens") or (), told.get("token_logprobs") or (), tops, strict=False)
+        for token, logprob, top in rows
     ]
 
 
