@@ -22,7 +22,7 @@ else
 INSTALL_TORCH = $(PIP) install '$(TORCH)'
 endif
 
-.PHONY: run test check bench docs clean setup
+.PHONY: run test check bench clients docs clean setup
 
 run: $(VENV)/.run
 	@$(BIN)/herd chat
@@ -44,6 +44,12 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.engine --only cria
 	$(BIN)/python -m benchmarks.train
+
+# Clients that exclude each other, each in an environment of its own; tests of them skip where one is missing.
+clients:
+	@command -v python3.12 >/dev/null || { echo "the clients need Python 3.12, which is not found" >&2; exit 1; }
+	for client in llama-stack-client==0.3.5 llama-stack-client==0.7.5 ogx-client==1.5.0; do \
+		place=.venv-clients/$$(echo $$client | sed s/==/-/) && python3.12 -m venv $$place && $$place/bin/pip -q install $$client || exit 1; done
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py

@@ -1,10 +1,21 @@
 /* Which level runs, and the ABI's entry points. The build defines HERD_HAVE_... for the levels that the compiler could make. */
+#define _GNU_SOURCE
 #include "internal.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
-#define DECLARE(level)                            \
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#define DECLARE_QUANTISED(level) __typeof__(herd_linear_quantised) herd_linear_quantised_##level;
+#define DECLARE(level)                                   \
     __typeof__(herd_pack) herd_pack_##level;             \
     __typeof__(herd_linear) herd_linear_##level;         \
     __typeof__(herd_rms_norm) herd_rms_norm_##level;     \
@@ -12,11 +23,14 @@
     __typeof__(herd_rope_write) herd_rope_write_##level; \
     __typeof__(herd_attention) herd_attention_##level;   \
     __typeof__(herd_draw) herd_draw_##level;             \
-    __typeof__(herd_read) herd_read_##level;
-#define TABLE(level)                                                                                                                \
-    {                                                                                                                               \
-        .pack = herd_pack_##level, .linear = herd_linear_##level, .rms_norm = herd_rms_norm_##level, .swiglu = herd_swiglu_##level, \
-        .rope_write = herd_rope_write_##level, .attention = herd_attention_##level, .draw = herd_draw_##level, .read = herd_read_##level \
+    __typeof__(herd_read) herd_read_##level;             \
+    DECLARE_QUANTISED(level)
+/* The products of quantised matrices of one level, all else of a plainer one. */
+#define TABLE(level, rest)                                                                                                    \
+    {                                                                                                                         \
+        .linear_quantised = herd_linear_quantised_##level, .pack = herd_pack_##rest, .linear = herd_linear_##rest,            \
+        .rms_norm = herd_rms_norm_##rest, .swiglu = herd_swiglu_##rest, .rope_write = herd_rope_write_##rest,                 \
+        .attention = herd_attention_##rest, .draw = herd_draw_##rest, .read = herd_read_##rest                                \
     }
 
 DECLARE(scalar)
@@ -26,20 +40,38 @@ DECLARE(avx2)
 #ifdef HERD_HAVE_AVX512
 DECLARE(avx512)
 #endif
+#ifdef HERD_HAVE_AVX512VNNI
+DECLARE_QUANTISED(avx512vnni)
+#endif
 #ifdef HERD_HAVE_AVX512BF16
 DECLARE(avx512bf16)
 #endif
+#ifdef HERD_HAVE_AMX
+DECLARE_QUANTISED(amx)
+#endif
+#ifdef HERD_HAVE_NEON
+DECLARE_QUANTISED(neon)
+#endif
 
 static const herd_kernels levels[HERD_NUM_ISA] = {
-    [HERD_SCALAR] = TABLE(scalar),
+    [HERD_SCALAR] = TABLE(scalar, scalar),
 #ifdef HERD_HAVE_AVX2
-    [HERD_AVX2] = TABLE(avx2),
+    [HERD_AVX2] = TABLE(avx2, avx2),
 #endif
 #ifdef HERD_HAVE_AVX512
-    [HERD_AVX512] = TABLE(avx512),
+    [HERD_AVX512] = TABLE(avx512, avx512),
+#endif
+#ifdef HERD_HAVE_AVX512VNNI
+    [HERD_AVX512VNNI] = TABLE(avx512vnni, avx512),
 #endif
 #ifdef HERD_HAVE_AVX512BF16
-    [HERD_AVX512BF16] = TABLE(avx512bf16),
+    [HERD_AVX512BF16] = TABLE(avx512bf16, avx512bf16),
+#endif
+#ifdef HERD_HAVE_AMX
+    [HERD_AMX] = TABLE(amx, avx512bf16),
+#endif
+#ifdef HERD_HAVE_NEON
+    [HERD_NEON] = TABLE(neon, scalar),
 #endif
 };
 
@@ -48,6 +80,22 @@ static _Atomic int level = HERD_SCALAR;
 int herd_abi(void) { return HERD_ABI; }
 
 int herd_isa_built(int isa) { return isa >= 0 && isa < HERD_NUM_ISA && levels[isa].linear != NULL; }
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* Whether there are tiles of int8, and the system lends this process their registers: it has to be asked. */
+static int has_tiles(void) {
+#if defined(__linux__)
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 24 & 3) != 3) return 0; /* AMX-TILE, AMX-INT8 */
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0;              /* OSXSAVE */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return 0;
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+#else
+    return 0;
+#endif
+}
+#endif
 
 /* What the processor has and the system saves on a context switch. */
 static int runs(int isa) {
@@ -60,9 +108,16 @@ static int runs(int isa) {
           __builtin_cpu_supports("avx512dq")))
         return 0;
     if (isa == HERD_AVX512) return 1;
-#ifdef HERD_HAVE_AVX512BF16
-    return isa == HERD_AVX512BF16 && __builtin_cpu_supports("avx512bf16") != 0;
+    if (!__builtin_cpu_supports("avx512vnni")) return 0;
+    if (isa == HERD_AVX512VNNI) return 1;
+#if defined(HERD_HAVE_AVX512BF16)
+    if (!__builtin_cpu_supports("avx512bf16")) return 0;
+    if (isa == HERD_AVX512BF16) return 1;
 #endif
+    return isa == HERD_AMX && has_tiles();
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+    return isa == HERD_NEON && (getauxval(AT_HWCAP) & 1ul << 20); /* HWCAP_ASIMDDP */
 #endif
     return 0;
 }
@@ -102,6 +157,12 @@ int herd_unpack(const void *packed, int64_t k, int dtype, int64_t panel_step, in
 int herd_linear(const void *x, int64_t x_stride, int64_t m, const void *w, int64_t n, int64_t k, int dtype, int epilogue,
                 const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype) {
     return levels[herd_isa()].linear(x, x_stride, m, w, n, k, dtype, epilogue, residual, residual_stride, out, out_stride, out_dtype);
+}
+
+int herd_linear_quantised(const void *x, int64_t x_stride, int64_t m, const herd_matrix *w, int64_t n, int64_t k, int dtype, int epilogue,
+                          const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype) {
+    return levels[herd_isa()].linear_quantised(x, x_stride, m, w, n, k, dtype, epilogue, residual, residual_stride, out, out_stride,
+                                               out_dtype);
 }
 
 int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_stride, const void *weight, double eps, int64_t m, int64_t d,

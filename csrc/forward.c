@@ -62,8 +62,10 @@ static void embed_task(void *part_pointer, uint32_t index) {
         int64_t id = p->batch->tokens[t];
         if (m->embedding)
             memcpy(m->residual + t * row, (const char *)m->embedding + id * row, (size_t)row);
+        else if (m->head.bits)
+            herd_unpack_quantised(&m->head, m->hidden, 1, 0, &id, 1, m->residual + t * row, m->hidden, (int)m->dtype);
         else
-            herd_unpack(m->head, m->hidden, (int)m->dtype, 1, 0, &id, 1, m->residual + t * row, m->hidden);
+            herd_unpack(m->head.data, m->hidden, (int)m->dtype, 1, 0, &id, 1, m->residual + t * row, m->hidden);
     }
 }
 
@@ -80,9 +82,16 @@ static void keep_rows(const part *p, char *arena, int64_t width) {
     }
 }
 
-static int product(const part *p, char *x, int64_t k, int64_t count, const void *w, int64_t n, int epilogue, char *out) {
+/* Rows by a matrix of either kind. */
+static int multiply(const char *x, int64_t k, int64_t count, const herd_matrix *w, int64_t n, int dtype, int epilogue, void *out,
+                    int64_t out_stride, int out_dtype) {
+    if (w->bits) return herd_linear_quantised(x, k, count, w, n, k, dtype, epilogue, NULL, 0, out, out_stride, out_dtype);
+    return herd_linear(x, k, count, w->data, n, k, dtype, epilogue, NULL, 0, out, out_stride, out_dtype);
+}
+
+static int product(const part *p, char *x, int64_t k, int64_t count, const herd_matrix *w, int64_t n, int epilogue, char *out) {
     int dtype = (int)p->model->dtype;
-    return herd_linear(mine(p, x, k), k, count, w, n, k, dtype, epilogue, NULL, 0, mine(p, out, n), n, dtype);
+    return multiply(mine(p, x, k), k, count, w, n, dtype, epilogue, mine(p, out, n), n, dtype);
 }
 
 static int normalise(const part *p, char *delta, const void *weight, int64_t count) {
@@ -100,7 +109,7 @@ static int mix(const part *p, const herd_layer *layer, int attend) {
     int64_t query = m->heads * m->head_dim, keyvalue = m->kv_heads * m->head_dim, width = query + 2 * keyvalue;
     int64_t size = (int64_t)herd_size(dtype);
     char *q = mine(p, m->qkv, width), *k = q + query * size, *v = k + keyvalue * size;
-    int status = product(p, m->normed, m->hidden, p->num_tokens, layer->qkv, width, HERD_STORE, m->qkv);
+    int status = product(p, m->normed, m->hidden, p->num_tokens, &layer->qkv, width, HERD_STORE, m->qkv);
     if (!status)
         status = herd_rope_write(q, width, k, width, v, width, dtype, p->num_tokens, m->heads, m->kv_heads, m->head_dim, m->cos, m->sin,
                                  m->positions + p->token, m->slots + p->token, layer->keys, layer->values, cache_dtype);
@@ -113,10 +122,10 @@ static int mix(const part *p, const herd_layer *layer, int attend) {
 /* The second half; its result is left in `delta`, to be added by the next norm. */
 static int feed(const part *p, const herd_layer *layer, int64_t count) {
     const herd_model *m = p->model;
-    int status = product(p, m->mixed, m->heads * m->head_dim, count, layer->out, m->hidden, HERD_STORE, m->delta);
+    int status = product(p, m->mixed, m->heads * m->head_dim, count, &layer->out, m->hidden, HERD_STORE, m->delta);
     if (!status) status = normalise(p, m->delta, layer->ffn_norm, count);
-    if (!status) status = product(p, m->normed, m->hidden, count, layer->gate_up, m->ffn_dim, HERD_SWIGLU, m->ffn);
-    return status ? status : product(p, m->ffn, m->ffn_dim, count, layer->down, m->hidden, HERD_STORE, m->delta);
+    if (!status) status = product(p, m->normed, m->hidden, count, &layer->gate_up, m->ffn_dim, HERD_SWIGLU, m->ffn);
+    return status ? status : product(p, m->ffn, m->ffn_dim, count, &layer->down, m->hidden, HERD_STORE, m->delta);
 }
 
 /* The scores of a part's wanted rows, where the batch has room for them. */
@@ -124,8 +133,8 @@ static int score(const part *p) {
     const herd_model *m = p->model;
     const herd_batch *b = p->batch;
     if (!b->scores) return HERD_OK;
-    return herd_linear(mine(p, m->normed, m->hidden), m->hidden, p->num_rows, m->head, b->num_scores, m->hidden, (int)m->dtype, HERD_STORE,
-                       NULL, 0, b->scores + p->row * b->scores_stride, b->scores_stride, HERD_F32);
+    return multiply(mine(p, m->normed, m->hidden), m->hidden, p->num_rows, &m->head, b->num_scores, (int)m->dtype, HERD_STORE,
+                    b->scores + p->row * b->scores_stride, b->scores_stride, HERD_F32);
 }
 
 static int walk(part *p) {
@@ -156,8 +165,10 @@ static void walk_task(void *parts, uint32_t index) {
 }
 
 static int64_t weight_bytes(const herd_model *m) {
-    int64_t heads = (2 * m->heads + 2 * m->kv_heads) * m->head_dim, layer = m->hidden * (heads + 3 * m->ffn_dim);
-    return (m->num_layers * layer + m->vocab * m->hidden) * (int64_t)herd_size((int)m->dtype);
+    int64_t bytes = m->head.bytes;
+    for (const herd_layer *layer = m->layers; layer < m->layers + m->num_layers; layer++)
+        bytes += layer->qkv.bytes + layer->out.bytes + layer->gate_up.bytes + layer->down.bytes;
+    return bytes;
 }
 
 /* Cut a batch into parts of whole sequences, about as long as each other; one part where that is not to be had or does not pay. */

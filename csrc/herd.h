@@ -17,14 +17,23 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 4
+#define HERD_ABI 5
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
 #define HERD_MAX_GROUP 64  /* most query heads that share a KV head */
 
 enum herd_dtype { HERD_F32 = 0, HERD_BF16 = 1, HERD_F16 = 2, HERD_I8 = 3 };
-enum herd_isa { HERD_SCALAR = 0, HERD_AVX2 = 1, HERD_AVX512 = 2, HERD_AVX512BF16 = 3, HERD_NUM_ISA = 4 };
+enum herd_isa {
+    HERD_SCALAR = 0,
+    HERD_AVX2 = 1,
+    HERD_AVX512 = 2,
+    HERD_AVX512VNNI = 3, /* as AVX512 but for products of quantised matrices */
+    HERD_AVX512BF16 = 4, /* VNNI too: no processor has one without the other */
+    HERD_AMX = 5,        /* as AVX512BF16 but for products of quantised matrices */
+    HERD_NEON = 6,       /* as SCALAR but for products of quantised matrices */
+    HERD_NUM_ISA = 7
+};
 enum herd_status { HERD_OK = 0, HERD_NO_MEMORY = 1, HERD_UNSUPPORTED = 2, HERD_BAD_BATCH = 3 };
 enum herd_epilogue { HERD_STORE = 0, HERD_ADD = 1, HERD_SWIGLU = 2 };
 
@@ -54,6 +63,32 @@ HERD_API int herd_unpack(const void *packed, int64_t k, int dtype, int64_t panel
 HERD_API int herd_linear(const void *x, int64_t x_stride, int64_t m, const void *w, int64_t n, int64_t k, int dtype, int epilogue,
                          const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype);
 
+/* A weight matrix. Quantised, a value means scale * (value - zero); outputs n share a scale and a zero point over `group` inputs. Its product
+   is that of inputs made int8: of each row, or of each `input_group` of its numbers, scale = largest magnitude / 127 and byte = x / scale
+   rounded half to even. Sums within a segment, whose scales are all one, are integers; see qlinear.c for their order. */
+typedef struct {
+    const void *data;         /* aligned to 64 bytes */
+    const int32_t *columns;   /* the input that stored column k belongs to; or NULL: input k */
+    int64_t bits;             /* 0: packed by herd_pack, the rest means nothing; 4 or 8: by herd_pack_quantised */
+    int64_t group;            /* multiple of 8 that divides K, of input_group too; 0: all of K */
+    int64_t input_group;      /* multiple of 8, at most 1024; 0: one scale a row, and then `group` is at most 1024 or 0 */
+    int64_t scale_dtype, zeros, bytes;
+} herd_matrix;
+
+/* Rows of K values into packed panels, as herd_pack; the destination starts zeroed. Values: int8 [rows, K], or nibbles [rows, K/2], even k
+   in the low half. scales [rows, K/group], each a number of scale_dtype; zeros: bytes of the same shape where the matrix has them. */
+HERD_API int herd_pack_quantised(const void *values, const float *scales, const uint8_t *zeros, int64_t rows, int64_t k,
+                                 const herd_matrix *matrix, void *dst, int64_t row0, int64_t panel_step, int64_t panel_offset);
+/* Rows `ids` as numbers, in the order of the inputs; float32, or rounded to bfloat16. */
+HERD_API int herd_unpack_quantised(const herd_matrix *matrix, int64_t k, int64_t panel_step, int64_t panel_offset, const int64_t *ids,
+                                   int64_t count, void *out, int64_t out_stride, int out_dtype);
+/* Bytes that n packed outputs of k inputs take; gated: two matrices of n. */
+HERD_API int64_t herd_quantised_bytes(const herd_matrix *matrix, int64_t n, int64_t k, int gated);
+/* herd_linear over a quantised matrix: the same epilogues. */
+HERD_API int herd_linear_quantised(const void *x, int64_t x_stride, int64_t m, const herd_matrix *w, int64_t n, int64_t k, int dtype,
+                                   int epilogue, const void *residual, int64_t residual_stride, void *out, int64_t out_stride,
+                                   int out_dtype);
+
 /* normed = round(round(x * rsqrt(mean(x^2) + eps)) * weight). With `delta`, first x = round(x + delta), in place. */
 HERD_API int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_stride, const void *weight, double eps, int64_t m,
                            int64_t d, int dtype, void *out, int64_t out_stride);
@@ -77,21 +112,23 @@ HERD_API int herd_attention(const void *q, int64_t q_stride, int dtype, int64_t 
                             int64_t table_stride, const int32_t *starts, const int32_t *first, int64_t num_sequences, void *out,
                             int64_t out_stride);
 
-/* A whole model, for herd_forward. Matrices are packed by herd_pack; `embedding` is plain rows [vocab, hidden], or NULL: the rows of `head`.
+/* A whole model, for herd_forward. `embedding` is plain rows [vocab, hidden], or NULL: the rows of `head`.
    The arenas hold as many rows as a batch may have tokens; `written` has a byte for each slot, zero between calls. */
 typedef struct {
-    const void *norm, *qkv, *out, *ffn_norm, *gate_up, *down;
+    const void *norm, *ffn_norm;
     void *keys, *values;
+    herd_matrix qkv, out, gate_up, down;
 } herd_layer;
 typedef struct {
     const herd_layer *layers;
-    const void *norm, *head, *embedding;
+    const void *norm, *embedding;
     const float *cos, *sin;
     char *residual, *normed, *qkv, *mixed, *ffn, *delta;
     int64_t *positions, *slots;
     uint8_t *written;
     int64_t num_layers, vocab, hidden, ffn_dim, heads, kv_heads, head_dim, num_blocks, block_size, num_positions, dtype, cache_dtype;
     double eps, scale;      /* of the norms; of the scores of attention */
+    herd_matrix head;
 } herd_model;
 typedef struct {
     const int32_t *tokens, *starts, *first, *table;

@@ -6,24 +6,21 @@
    More rows: x is copied into blocks A[k block][row][LDA] by all threads, then tasks are (block of up to ROW_BLOCK rows) x (up to GROUP
    panels); within a task a block of K of A stays in the L2 cache and one of B in L1. Sums of a task live in its scratch as float32 until
    the last block of K, then go through the epilogue. */
+#include "epilogue.h"
 #include "gemm.h"
+#include "share.h"
 
 #define ROW_BLOCK 256
 #define GROUP 4
 #define FEW_ROWS 64
-#define MIN_BYTES 65536        /* weights a thread should have to read before a second one is asked */
-#define TASKS_PER_THREAD 4
 #define ROW_AHEAD 4096
 
 typedef struct {
     const char *x;
-    int64_t x_stride, m, n, k;
+    int64_t x_stride, m, k;
     const float *w;
-    int dtype, epilogue, out_dtype;
-    const char *residual;
-    int64_t residual_stride;
-    char *out;
-    int64_t out_stride;
+    int dtype, epilogue;
+    sink to;
     int64_t steps;             /* dwords of K in a panel */
     int64_t panels, per_task;  /* panels of w */
     const float *a;            /* one row: prepared x; more: blocks */
@@ -32,56 +29,6 @@ typedef struct {
     int64_t rows_per_pack;
     int failed;
 } job;
-
-/* ---- epilogue: `rows` x 32 sums of panel p to the output ---- */
-INLINE void finish_as(const job *j, int64_t row0, int64_t rows, int64_t panel, const float *c, const float *c_up, const int dtype,
-                      const int epilogue, const int out_dtype) {
-    int64_t column = panel * HERD_PANEL, width = herd_min(HERD_PANEL, j->n - column);
-    const int last = out_dtype == dtype ? HERD_F32 : dtype; /* what is left to round before the store, which rounds too */
-    if (width <= 0) return;
-    for (int64_t r = 0; r < rows; r++, c += HERD_PANEL) {
-        int64_t at = (row0 + r) * j->out_stride + column, from = (row0 + r) * j->residual_stride + column;
-        vf sum[HERD_PANEL / W];
-        UNROLL for (int v = 0; v < HERD_PANEL / W; v++) {
-            sum[v] = vf_load(c + v * W);
-            if (epilogue == HERD_SWIGLU) {
-                vf gate = vf_round_as(vf_silu(vf_round_as(sum[v], dtype)), dtype);
-                sum[v] = vf_mul(gate, vf_round_as(vf_load(c_up + r * HERD_PANEL + v * W), dtype));
-            }
-            sum[v] = vf_round_as(sum[v], epilogue == HERD_ADD ? dtype : last);
-        }
-        if (width == HERD_PANEL) {
-            UNROLL for (int v = 0; v < HERD_PANEL / W; v++) {
-                if (epilogue == HERD_ADD) sum[v] = vf_round_as(vf_add(vf_load_as(j->residual, from + v * W, dtype), sum[v]), last);
-                vf_store_as(j->out, at + v * W, out_dtype, sum[v]);
-            }
-            continue;
-        }
-        float lanes[HERD_PANEL];
-        UNROLL for (int v = 0; v < HERD_PANEL / W; v++) vf_store(lanes + v * W, sum[v]);
-        for (int64_t i = 0; i < width; i++) {
-            float value = lanes[i];
-            if (epilogue == HERD_ADD) value = round_as(load_as(j->residual, from + i, dtype) + value, dtype);
-            store_as(j->out, at + i, out_dtype, value);
-        }
-    }
-}
-
-static void finish(const job *j, int64_t row0, int64_t rows, int64_t panel, const float *c, const float *c_up) {
-#define FINISH(dtype, epilogue, out) finish_as(j, row0, rows, panel, c, c_up, dtype, epilogue, out)
-#define EPILOGUES(dtype, out)                                             \
-    switch (j->epilogue) {                                                \
-    case HERD_STORE: FINISH(dtype, HERD_STORE, out); break;               \
-    case HERD_ADD: FINISH(dtype, HERD_ADD, out); break;                   \
-    default: FINISH(dtype, HERD_SWIGLU, out);                             \
-    }
-    if (j->dtype == HERD_F32)
-        EPILOGUES(HERD_F32, HERD_F32)
-    else if (j->out_dtype == HERD_BF16)
-        EPILOGUES(HERD_BF16, HERD_BF16)
-    else
-        EPILOGUES(HERD_BF16, HERD_F32)
-}
 
 /* ---- one row ---- */
 #define ROW_VECTORS (HERD_PANEL / W)
@@ -153,21 +100,12 @@ static void row_task(void *job_pointer, uint32_t index) {
                 both ? row_pair(SIDE_BY_SIDE, j->a, b, j->steps, to) : row_pair(1, j->a, b, j->steps, to);
         }
         if (j->epilogue == HERD_SWIGLU) {
-            finish(j, 0, 1, panel / 2, c, c + HERD_PANEL);
+            finish(&j->to, 0, 1, panel / 2, c, c + HERD_PANEL);
         } else {
-            for (int64_t p = 0; p < count; p++) finish(j, 0, 1, panel + p, c + p * HERD_PANEL, NULL);
+            for (int64_t p = 0; p < count; p++) finish(&j->to, 0, 1, panel + p, c + p * HERD_PANEL, NULL);
         }
         panel += count;
     }
-}
-
-/* Panels that one task takes: an even number, few enough for every thread to have some, enough to be worth a task; of few tasks as many
-   for each thread. `bytes` of a panel, or what takes as long. */
-static int64_t share_panels(int64_t panels, int64_t bytes, int64_t most) {
-    int64_t threads = herd_num_threads(), wanted = herd_ceil(panels, threads * TASKS_PER_THREAD);
-    int64_t share = herd_min(herd_max(wanted, herd_ceil(MIN_BYTES, bytes)), most), tasks = herd_ceil(panels, share);
-    if (tasks > threads && tasks < threads * TASKS_PER_THREAD) share = herd_min(herd_ceil(panels, tasks / threads * threads), most);
-    return herd_max(2, share + (share & 1));
 }
 
 static int one_row(job *j) {
@@ -226,9 +164,9 @@ static void block_task(void *job_pointer, uint32_t index) {
     }
     if (j->epilogue == HERD_SWIGLU) {
         for (int64_t p = 0; p < panels; p += 2)
-            finish(j, row0, rows, (panel0 + p) / 2, c + p * rows * HERD_PANEL, c + (p + 1) * rows * HERD_PANEL);
+            finish(&j->to, row0, rows, (panel0 + p) / 2, c + p * rows * HERD_PANEL, c + (p + 1) * rows * HERD_PANEL);
     } else {
-        for (int64_t p = 0; p < panels; p++) finish(j, row0, rows, panel0 + p, c + p * rows * HERD_PANEL, NULL);
+        for (int64_t p = 0; p < panels; p++) finish(&j->to, row0, rows, panel0 + p, c + p * rows * HERD_PANEL, NULL);
     }
 }
 
@@ -249,8 +187,9 @@ static int many_rows(job *j) {
 
 int ISA(herd_linear)(const void *x, int64_t x_stride, int64_t m, const void *w, int64_t n, int64_t k, int dtype, int epilogue,
                      const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype) {
-    job j = {.x = x, .x_stride = x_stride, .m = m, .n = n, .k = k, .w = w, .dtype = dtype, .epilogue = epilogue, .out_dtype = out_dtype,
-             .residual = residual, .residual_stride = residual_stride, .out = out, .out_stride = out_stride};
+    job j = {.x = x, .x_stride = x_stride, .m = m, .k = k, .w = w, .dtype = dtype, .epilogue = epilogue,
+             .to = {.dtype = dtype, .epilogue = epilogue, .out_dtype = out_dtype, .n = n, .residual = residual,
+                    .residual_stride = residual_stride, .out = out, .out_stride = out_stride}};
     j.steps = dtype == HERD_F32 ? k : (k + 1) / 2;
     j.panels = herd_ceil(n, HERD_PANEL) * (epilogue == HERD_SWIGLU ? 2 : 1);
     if (m == 0 || n == 0) return HERD_OK;

@@ -1,6 +1,7 @@
 /* One vector of float32 for each instruction set, so that a kernel is written once and compiled for every level.
 
-   HERD_LEVEL (0 scalar, 1 AVX2+FMA+F16C, 2 AVX-512 F/BW/VL/DQ, 3 the same with BF16) comes from the command line. Level 0 is GCC's and
+   HERD_LEVEL (0 scalar, 1 AVX2+FMA+F16C, 2 AVX-512 F/BW/VL/DQ, 3 the same with BF16) and HERD_NAME come from the command line, for some
+   files HERD_USE_VNNI and HERD_USE_TILES too. Level 0 is GCC's and
    clang's portable vectors of four floats: any machine, no fused multiply-add. The library is compiled with -ffp-contract=off: a multiply
    and an add are fused only where vf_fma says so. Sums over lanes use 16 logical lanes at every level, so that levels 1 to 3 agree bit for
    bit. */
@@ -19,15 +20,7 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 #define CAT_(a, b) a##b
 #define CAT(a, b) CAT_(a, b)
-#if HERD_LEVEL == 0
-#define ISA(name) CAT(name, _scalar)
-#elif HERD_LEVEL == 1
-#define ISA(name) CAT(name, _avx2)
-#elif HERD_LEVEL == 2
-#define ISA(name) CAT(name, _avx512)
-#else
-#define ISA(name) CAT(name, _avx512bf16)
-#endif
+#define ISA(name) CAT(name, CAT(_, HERD_NAME))
 #define UNROLL _Pragma("GCC unroll 32")
 
 INLINE float bits_to_float(uint32_t bits) {

@@ -24,6 +24,7 @@ KEYS = {
     "gpu_memory_free_bytes",
     "disk_free_bytes",
     "home",
+    "code_execution",
     "problems",
     "largest_that_fits",
 }

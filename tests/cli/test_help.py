@@ -98,6 +98,8 @@ def test_the_commands_are_these() -> None:
         "data classifier label",
         "data classifier train",
         "data classifier score",
+        "quantize",
+        "quality",
         "tokenizer train",
         "tokenizer encode",
         "tokenizer decode",

@@ -387,6 +387,7 @@ def test_providers_are_read_beside_the_settings(toml: Callable[[str], tuple[Prov
         ("https://llm.example.org/v1", "https://user:pw@llm.example.org", "base_url of provider 'lab'"),
         ('"LAB_API_KEY"', '"sk-123-abc"', "api_key_env of provider 'lab' is no variable's name"),
         ('aliases = ["big"]', "aliases = [1]", "aliases is"),
+        ('aliases = ["big"]', 'type = "image"', "type of model 'meta-llama/Llama-3.1-70B-Instruct' is 'image'"),
     ],
 )
 def test_what_may_not_stand_in_the_file_is_refused_with_its_place(

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from herd.kernels import dispatch
-from herd.kernels.build import LEVELS
+from herd.kernels.build import LEVELS, QUANTISED_ONLY
 from herd.kernels.library import Library
 
-C_KINDS = list(LEVELS)
+C_KINDS = [level for level in LEVELS if level not in QUANTISED_ONLY]
 KINDS = ["reference", *C_KINDS]
 DTYPES = [torch.float32, torch.bfloat16]
 CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
+
+QUANTISED_KINDS = list(LEVELS)
+"""Levels with products of quantised matrices of their own."""
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 c_kinds = pytest.mark.parametrize("kind", C_KINDS)

@@ -18,7 +18,8 @@ from herd.safety.categories import NAMES
 from herd.safety.corpus import FOREIGN, read_corpus, written
 from herd.safety.defaults import DEFAULT_NAMES, default_shields, make_shield
 from herd.safety.detectors import HEADS, WINDOWS, HarmShield, InjectionShield, load_detectors, windows_of
-from herd.safety.train import evaluate, run
+from herd.safety.measuring import evaluate
+from herd.safety.train import run
 from herd.safety.verdict import Content, TouchPoint
 from herd.text.messages import ToolCall
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from guard_reader import Reader  # pyright: ignore[reportMissingImports]
 
 from herd.base.settings import SETTINGS
 from herd.cli.app import run
@@ -49,7 +50,7 @@ CHECKS = [line for line in LINES if line.startswith("herd guard check") and "--l
 
 
 def test_the_guide_has_commands() -> None:
-    assert len(CHECKS) == 5 and len(LINES) == 9
+    assert len(CHECKS) == 5 and len(LINES) == 11
 
 
 @pytest.mark.parametrize("line", CHECKS)
@@ -77,7 +78,7 @@ def test_the_llama_guard_of_the_guide_is_asked(
         return SimpleNamespace(inference=scripted(tiny_tokenizer, "unsafe\nS2"))
 
     monkeypatch.setattr("herd.cli.load.load_llm", load)
-    (line,) = (line for line in LINES if "--llama-guard" in line)
+    (line,) = (line for line in LINES if line.startswith("herd guard check") and "--llama-guard" in line)
     assert command(line, monkeypatch, place) == 5
     assert named == ["meta-llama/Llama-Guard-3-1B"] and "S2" in capsys.readouterr().out
 
@@ -100,8 +101,22 @@ def test_measuring_and_training_run_as_written(place: Path, monkeypatch: pytest.
     quick = FitConfig(num_steps=10)
     config = training.TrainConfig(harm=quick, attack=quick, embedded=quick, category=quick)
     monkeypatch.setattr(training, "TrainConfig", lambda: config)
-    lines = [line for line in LINES if not line.startswith("herd guard check")]
+    asked: list[str] = []
+
+    class Loaded:
+        def __init__(self, model: str, **_: object) -> None:
+            asked.append(model)
+            self.inference = Reader(0.6)
+
+        async def __aenter__(self) -> Loaded:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("herd.inference.async_llm.AsyncLLM", Loaded)
+    lines = [line for line in LINES if not line.startswith(("herd guard check", "herd train"))]
     for line in lines:
         assert command(line, monkeypatch, place) == 0, capsys.readouterr().err
     assert sorted(path.name for path in (place / "my-detectors").iterdir()) == ["MODEL_CARD.md", "detectors.npz", "figures.json"]
-    assert "held back" in capsys.readouterr().out
+    assert asked == ["meta-llama/Llama-Guard-3-1B"] and capsys.readouterr().out.count("held back") == 4

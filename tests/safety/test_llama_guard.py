@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from told_shields import finished  # pyright: ignore[reportMissingImports]
 
-from herd.base.errors import ConfigError, FormatError, HerdError
+from herd.base.errors import ConfigError, ContextOverflowError, FormatError, HerdError
 from herd.engine.build import build_engine
 from herd.inference.aio import AsyncModel, ThreadedEngine
 from herd.inference.port import ChatRequest, CompletionRequest, Event, Finished, TokenLogprob
@@ -169,3 +169,47 @@ def test_a_role_that_never_spoke_and_an_answer_without_an_end_are_errors() -> No
 
     with pytest.raises(HerdError, match="no end"):
         check(LlamaGuard(Silent()))
+
+
+class Narrow(Answers):
+    """Refuses prompts over a length; otherwise unsafe, by how often the text says `bad`."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def chat(self, request: ChatRequest) -> Iterator[Event]:
+        prompt = request.messages[0].text
+        if len(prompt) > self.most:
+            raise ContextOverflowError(f"{len(prompt)} tokens", hint="shorten it")
+        said = prompt.partition("<BEGIN CONVERSATION>")[2]
+        self.answers.append(("\n\nunsafe\nS1", 0.9) if "bad" in said else ("\n\nsafe", 0.1))
+        return super().chat(request)
+
+
+@pytest.mark.parametrize("place", [0, 1700, 2995])
+def test_a_text_longer_than_the_context_is_judged_in_pieces(place: int) -> None:
+    text = "x" * place + "bad" + "x" * (3000 - place)
+    model = Narrow(1500)
+    verdict = check(LlamaGuard(model), text)
+    assert verdict.unsafe and verdict.score == pytest.approx(0.9)
+    assert len(model.asked) > 2
+    fine = check(LlamaGuard(Narrow(1500)), "x" * 3000)
+    assert not fine.unsafe and fine.score == pytest.approx(0.1)
+
+
+def test_words_at_a_cut_are_whole_in_one_of_the_pieces() -> None:
+    for place in range(1380, 1620, 7):
+        text = "x" * place + "bad" + "x" * (2997 - place)
+        assert check(LlamaGuard(Narrow(2700)), text).unsafe, place
+
+
+def test_older_turns_make_room_for_the_judged_one() -> None:
+    model = Narrow(1500)
+    verdict = check(LlamaGuard(model), "fine", conversation=[Message.user("x" * 3000), Message.assistant("y")])
+    assert not verdict.unsafe and "User: fine" in model.asked[-1].messages[0].text
+
+
+def test_a_model_too_small_for_the_categories_says_so() -> None:
+    with pytest.raises(ContextOverflowError):
+        check(LlamaGuard(Narrow(100)), "hello")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,23 @@ def run_foreign(command: list[str], folder: Path, variables: Mapping[str, str]) 
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return done.stdout
+
+
+CLIENTS = {
+    "llama-stack-client-0.2.12": "llama-stack-client==0.2.12",
+    "llama-stack-client-0.3.5": "llama-stack-client==0.3.5",
+    "llama-stack-client-0.7.5": "llama-stack-client==0.7.5",
+    "ogx-client-1.5.0": "ogx-client==1.5.0",
+}
+"""Environments of clients that exclude each other, by name; `make clients` makes them with Python 3.12."""
+
+
+def client_python(name: str) -> str:
+    """The interpreter of a client's environment, in `HERD_CLIENTS_DIR` or `.venv-clients`. Skips the test where there is none."""
+    if name == "llama-stack-client-0.2.12" and find_spec("llama_stack_client") is not None:
+        return sys.executable
+    folder = Path(os.environ.get("HERD_CLIENTS_DIR", Path(__file__).resolve().parents[2] / ".venv-clients"))
+    python = folder / name / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"needs {CLIENTS[name]} in an environment of its own at {folder / name} (`make clients` makes it)")
+    return str(python)

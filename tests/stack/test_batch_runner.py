@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from herd.base.errors import ConfigError
+from herd.base.errors import ConfigError, NotFoundError
 from herd.stack.batch_lines import LineWriter
 from herd.stack.batch_runner import MAX_TRIES, BatchRunner
 from herd.stack.config import ServerConfig
@@ -168,7 +168,7 @@ def test_the_batches_of_a_key_that_is_gone_are_refused_line_by_line(storage: Sto
     bob = ApiKey(name="bob", digest=digest_of("bob-key-0123456789"))
     batch = run(runner_of(storage, lambda body: body, keys=(bob,)), storage, owner="ann")
     assert (batch.completed, batch.failed) == (0, 2)
-    with pytest.raises(RequestError, match="there is no batch"):
+    with pytest.raises(NotFoundError, match="there is no batch"):
         storage.batches.get("bob", "batch_1")
 
 

@@ -68,3 +68,50 @@ def test_langchain_asks_streams_calls_and_structures(live_server: LiveServer, tm
     for method in ("json_schema", "function_calling"):
         assert set(told[method]) == {"name", "legs"} and isinstance(told[method]["legs"], int)
     assert told["vectors"][0] == told["vectors"][1] > 8
+
+
+AGENT = '''
+import json, sys
+from langchain.agents import create_agent
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+
+calls = []
+
+@tool
+def get_weather(city: str) -> str:
+    """The weather of a city."""
+    calls.append(city)
+    return "24 degrees and no wind"
+
+class Steered(ChatOpenAI):
+    """A small model does not choose well when to call: it has to call first, and to answer once a tool has spoken."""
+
+    def _get_request_payload(self, messages, *, stop=None, **fields):
+        payload = super()._get_request_payload(messages, stop=stop, **fields)
+        payload["tool_choice"] = "none" if payload["messages"][-1]["role"] == "tool" else "required"
+        return payload
+
+llm = Steered(model=sys.argv[2], base_url=sys.argv[1], api_key="none", temperature=0.6, max_tokens=200, seed=1, max_retries=0)
+agent = create_agent(llm, tools=[get_weather], system_prompt="Be brief.")
+told = {"calls": calls}
+question = {"messages": [{"role": "user", "content": "Is it warm in Lima?"}]}
+result = agent.invoke(question)
+told["roles"] = [message.type for message in result["messages"]]
+told["tool said"] = [message.content for message in result["messages"] if message.type == "tool"]
+told["last"] = result["messages"][-1].content
+told["streamed"] = [sorted(step) for step in agent.stream(question, stream_mode="updates")]
+print(json.dumps(told))
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cria", "herd/cria"])
+def test_langchains_agent_calls_its_tool_and_answers(live_server: LiveServer, tmp_path: Path, model: str) -> None:
+    python_with("langchain")
+    out = run_foreign([python_with("langchain_openai"), "-c", AGENT, live_server.url + "/v1", model], tmp_path, {})
+    told = json.loads(out.splitlines()[-1])
+    assert told["roles"][:2] == ["human", "ai"] and set(told["roles"][2:-1]) == {"tool"} and told["roles"][-1] == "ai"
+    assert len(told["calls"]) >= 2 and set(told["tool said"]) == {"24 degrees and no wind"}
+    assert isinstance(told["last"], str) and told["last"]
+    assert [step for step in told["streamed"] if step != ["tools"]] == [["model"], ["model"]] and ["tools"] in told["streamed"]

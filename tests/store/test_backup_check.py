@@ -71,7 +71,7 @@ def test_a_backup_that_is_made_while_others_write_is_whole(state: State, tmp_pat
     if state.database.is_sqlite:
         copy = State(tmp_path / "copy")
         assert looked(copy, deep=True).problems == []
-        assert Files(copy).open("file-1").read() == b"file-1"
+        assert copy.blobs.read("file-1") == b"file-1"
         copy.close()
     else:
         assert (tmp_path / "copy" / "database.dump").stat().st_size > 1000

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from herd.store.check import check
-from herd.store.files import Files
 from herd.store.state import State
 from herd.store.vector_stores import VectorStores
 from herd.store.vectors import Vectors
@@ -103,9 +102,9 @@ def hold(folder: Path, url: str | None, said: list[list[str]]) -> None:
         for word, name in said:
             done.setdefault(word, set()).add(name)
         maybe_gone = done.get("deleting", set())
-        stores, files = VectorStores(state), Files(state)
+        stores = VectorStores(state)
         for name in done["kept"] - maybe_gone:
-            assert files.open(name).read() == name.encode() * 200
+            assert state.blobs.read(name) == name.encode() * 200
         for name in done.get("indexed", set()) - maybe_gone:
             assert stores.file("ann", "vs_1", name).status == "completed"
             assert [chunk.ordinal for chunk in stores.chunks("ann", "vs_1", name)] == list(range(20))

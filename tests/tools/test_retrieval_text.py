@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_tokens_end_behind_characters(text: str, size: int) -> None:
 def test_passages_share_what_they_are_told_to() -> None:
     text = " ".join(f"word{number:04d}" for number in range(400))
     spans = cut(text, Chunking(max_tokens=200, overlap=100), Bytes(4))
-    for one, two in zip(spans, spans[1:], strict=False):
+    for one, two in itertools.pairwise(spans):
         assert 300 <= one.end - two.start <= 500, "about 100 tokens of four bytes"
         assert text[two.start - 1].isspace() or text[two.start : two.start + 4].isalnum()
 

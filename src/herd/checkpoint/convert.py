@@ -227,7 +227,7 @@ class _Counted:
 def _write_gguf(source: TensorSource, dst: Path, plan: _Plan) -> tuple[str, ...]:
     from herd.checkpoint.gguf_write import write_gguf
 
-    tokenizer, notes = _tokenizer_of(source)
+    tokenizer, notes = tokenizer_of(source)
     if tokenizer is None:
         notes = (*notes, "the file has no tokenizer: none lies beside the source")
     write_gguf(source, dst, quantisation=plan.quantisation, tokenizer=tokenizer)
@@ -236,15 +236,15 @@ def _write_gguf(source: TensorSource, dst: Path, plan: _Plan) -> tuple[str, ...]
 
 def _write_folder(source: TensorSource, dst: Path, plan: _Plan) -> tuple[str, ...]:
     with atomic_directory(dst, overwrite=plan.overwrite) as folder:
-        copied = _copy_companions(source, folder)
-        tokenizer, notes = _tokenizer_of(source)
+        copied = copy_companions(source, folder)
+        tokenizer, notes = tokenizer_of(source)
         needed = "tokenizer.json" if plan.to == "hf" else "tokenizer.model"
         if tokenizer is not None and needed not in copied:
             tokenizer.save(folder)
         if plan.to == "meta":
             write_meta(source, folder, shards=plan.shards, fp8=plan.fp8, dtype=plan.dtype)
         else:
-            write_hf(source, folder, shard_bytes=plan.shard_bytes, dtype=plan.dtype, ids=_ids_of(source, tokenizer))
+            write_hf(source, folder, shard_bytes=plan.shard_bytes, dtype=plan.dtype, ids=ids_of(source, tokenizer))
             if source.format == "hf" and (source.path / GENERATION_CONFIG_FILE).is_file():
                 shutil.copyfile(source.path / GENERATION_CONFIG_FILE, folder / GENERATION_CONFIG_FILE)
     return notes
@@ -256,7 +256,7 @@ def _folders_of(source: TensorSource) -> list[Path]:
     return [folder, folder.parent] if folder.name == "original" else [folder]
 
 
-def _copy_companions(source: TensorSource, target: Path) -> set[str]:
+def copy_companions(source: TensorSource, target: Path) -> set[str]:
     """Copy tokenizer and licence files; returns the names."""
     copied: set[str] = set()
     for folder in _folders_of(source):
@@ -268,7 +268,7 @@ def _copy_companions(source: TensorSource, target: Path) -> set[str]:
     return copied
 
 
-def _tokenizer_of(source: TensorSource) -> tuple[Tokenizer | None, tuple[str, ...]]:
+def tokenizer_of(source: TensorSource) -> tuple[Tokenizer | None, tuple[str, ...]]:
     """The tokenizer beside the source, or in the GGUF file; a tokenizer that is not Llama 3's is a remark, since the weights are sound."""
     from herd.text.tokenizer import load_tokenizer
 
@@ -286,7 +286,7 @@ def _tokenizer_of(source: TensorSource) -> tuple[Tokenizer | None, tuple[str, ..
     return None, ()
 
 
-def _ids_of(source: TensorSource, tokenizer: Tokenizer | None) -> SpecialIds | None:
+def ids_of(source: TensorSource, tokenizer: Tokenizer | None) -> SpecialIds | None:
     """The special ids: those of the source's config.json, else the tokenizer's."""
     if source.format == "hf" and (source.path / CONFIG_FILE).is_file():
         return special_ids_from_json(read_json_object(source.path / CONFIG_FILE))

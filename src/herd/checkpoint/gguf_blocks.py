@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from herd.checkpoint.gguf_format import KINDS
+from herd.checkpoint.gguf_k_quants import to_q4_k, to_q6_k
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -31,7 +32,10 @@ PAIR_SHIFTS = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
 BIT_SHIFTS = np.arange(8, dtype=np.uint8)[:, None]
 
 MAX_F16 = 65504.0
-MAX_MAGNITUDE: Mapping[str, float] = {"F16": 65519.0, "BF16": 3.39e38, "Q8_0": MAX_F16 * 127, "Q4_0": MAX_F16 * 8}
+MAX_MAGNITUDE: Mapping[str, float] = {
+    "F16": 65519.0, "BF16": 3.39e38, "Q8_0": MAX_F16 * 127, "Q4_0": MAX_F16 * 8,
+    "Q4_K": MAX_F16 * 63, "Q6_K": MAX_F16 * 128,
+}  # fmt: skip
 """The largest absolute value each kind can hold; beyond it the fp16 value or scale is infinite."""
 
 
@@ -52,7 +56,7 @@ def dequantise(data: Bytes, kind: str) -> Floats:
 
 
 def quantise(values: Floats, kind: str) -> Bytes:
-    """The bytes of values: F32, F16, BF16, Q8_0 or Q4_0.
+    """The bytes of values: F32, F16, BF16, Q8_0, Q4_0, Q4_K or Q6_K.
 
     Args:
         values: float32, whole blocks, any shape. Finite and within `MAX_MAGNITUDE`, or the scales overflow as ggml's do.
@@ -211,5 +215,7 @@ QUANTISERS: dict[str, Callable[[Floats], Bytes]] = {
     "BF16": _to_bf16,
     "Q8_0": _to_q8_0,
     "Q4_0": _to_q4_0,
+    "Q4_K": to_q4_k,
+    "Q6_K": to_q6_k,
 }
 """The kinds that herd writes."""

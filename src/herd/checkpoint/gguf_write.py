@@ -26,7 +26,7 @@ from herd.checkpoint.gguf_tokenizer import tokenizer_metadata
 from herd.checkpoint.source import TensorInfo, TensorSource
 from herd.text.tokenizer import Tokenizer
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q6_K": 18, "BF16": 32}
 """llama.cpp's file type of each kind: what most of the tensors are."""
 
 QUANTISATIONS = (*FILE_TYPES, "keep")
@@ -41,7 +41,7 @@ def write_gguf(source: TensorSource, path: Path | str, *, quantisation: str = "B
     Args:
         source: any open checkpoint.
         path: the file.
-        quantisation: BF16, F16, F32, Q8_0, Q4_0, or "keep" for the dtype of each matrix.
+        quantisation: BF16, F16, F32, Q8_0, Q4_0, Q4_K, Q6_K, or "keep" for the dtype of each matrix.
         tokenizer: written into the file; without one llama.cpp needs the tokens from elsewhere.
 
     Raises:

@@ -20,7 +20,7 @@ from herd.base.errors import CheckpointError, NotFoundError
 from herd.checkpoint.hf_config import DTYPE_NAMES, SpecialIds, config_from_json, config_to_json, generation_config_to_json
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.problems import Problem, compare_shapes, raise_first
-from herd.checkpoint.safetensors_file import Entry, SafetensorsFile, write_safetensors
+from herd.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from herd.checkpoint.source import Format, TensorInfo, TensorSource
 
 CONFIG_FILE = "config.json"
@@ -38,11 +38,12 @@ class HfSource:
     """
 
     format: Format = "hf"
+    accepts_quantised = False
 
     def __init__(self, folder: Path | str, *, strict: bool = True) -> None:
         self.path = Path(folder)
         self.problems: list[Problem] = []
-        self.config = config_from_json(read_json_object(self.path / CONFIG_FILE), CONFIG_FILE)
+        self.config = config_from_json(read_json_object(self.path / CONFIG_FILE), CONFIG_FILE, accept_quantised=self.accepts_quantised)
         self._files: dict[str, SafetensorsFile] = {}
         self._where: dict[str, SafetensorsFile] = {}
         try:
@@ -54,7 +55,14 @@ class HfSource:
         except BaseException:
             self.close()
             raise
-        self.tensors: Mapping[str, TensorInfo] = {name: _info(file.entries[name]) for name, file in self._where.items()}
+        self.tensors: Mapping[str, TensorInfo] = self._infos()
+
+    def _infos(self) -> Mapping[str, TensorInfo]:
+        return {name: self._info(name) for name in self._where}
+
+    def _info(self, name: str) -> TensorInfo:
+        entry = self._where[name].entries[name]
+        return TensorInfo(shape=entry.shape, dtype=entry.dtype, stored=entry.code, size_bytes=entry.end - entry.begin)
 
     def _open(self) -> None:
         index_path = self.path / INDEX_FILE
@@ -157,10 +165,6 @@ class HfSource:
         self.close()
 
 
-def _info(entry: Entry) -> TensorInfo:
-    return TensorInfo(shape=entry.shape, dtype=entry.dtype, stored=entry.code, size_bytes=entry.end - entry.begin)
-
-
 def _other_weights(folder: Path) -> str:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         return "herd reads no pickled weights (.bin, .pt), which can hold code: get the model as safetensors"
@@ -188,12 +192,14 @@ def _is_plain_name(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Shard:
+class Shard:
+    """A file of weights and the names of its tensors."""
+
     name: str
     tensors: tuple[str, ...]
 
 
-def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[_Shard]:
+def cut_shards(sizes: Mapping[str, int], shard_bytes: int) -> list[Shard]:
     """Cut the tensors, in order, into files of at most `shard_bytes`; a tensor over the limit has a file of its own."""
     groups: list[list[str]] = [[]]
     filled = 0
@@ -204,9 +210,9 @@ def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[_Shard]:
         groups[-1].append(name)
         filled += size
     if len(groups) == 1:
-        return [_Shard(name=SINGLE_FILE, tensors=tuple(groups[0]))]
+        return [Shard(name=SINGLE_FILE, tensors=tuple(groups[0]))]
     total = len(groups)
-    return [_Shard(name=f"model-{i:05d}-of-{total:05d}.safetensors", tensors=tuple(group)) for i, group in enumerate(groups, 1)]
+    return [Shard(name=f"model-{i:05d}-of-{total:05d}.safetensors", tensors=tuple(group)) for i, group in enumerate(groups, 1)]
 
 
 def _read_as(source: TensorSource, names: Sequence[str], dtype: torch.dtype | None) -> Iterator[Tensor]:
@@ -252,7 +258,7 @@ def write_hf(
     names = list(source.config.parameter_shapes())
     dtypes = {name: dtype or source.tensors[name].dtype for name in names}
     sizes = {name: math.prod(source.tensors[name].shape) * dtypes[name].itemsize for name in names}
-    shards = _shards(sizes, shard_bytes)
+    shards = cut_shards(sizes, shard_bytes)
     for shard in shards:
         declared = [(name, source.tensors[name].shape, dtypes[name]) for name in shard.tensors]
         write_safetensors(folder / shard.name, declared, _read_as(source, shard.tensors, dtype))

@@ -30,8 +30,8 @@ class SpecialIds:
     pad: int | None = None
 
 
-def config_from_json(data: Mapping[str, Any], where: str) -> ModelConfig:
-    """The model config in a parsed config.json.
+def config_from_json(data: Mapping[str, Any], where: str, *, accept_quantised: bool = False) -> ModelConfig:
+    """The model config in a parsed config.json. `accept_quantised`: the caller reads `quantization_config` itself.
 
     Raises:
         ConfigError: it is another architecture, a field is missing or malformed, or it asks for something that herd's Llama does not have.
@@ -40,7 +40,8 @@ def config_from_json(data: Mapping[str, Any], where: str) -> ModelConfig:
     fields = Fields(data=data, where=where)
     _refuse_other_architectures(fields)
     _refuse_variants(fields)
-    _refuse_quantised(fields)
+    if not accept_quantised:
+        _refuse_quantised(fields)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     theta, scaling = _rope(fields)
     return ModelConfig(
@@ -106,8 +107,8 @@ def _refuse_quantised(fields: Fields) -> None:
     if quantisation is not None:
         method = quantisation.data.get("quant_method", "unknown")
         raise CheckpointError(
-            f"the weights beside {fields.where} are quantised ({method}), herd reads safetensors in BF16, F16 or F32",
-            hint="use the unquantised model, or a GGUF file; quantised safetensors come with a later version",
+            f"the weights beside {fields.where} are quantised ({method}), safetensors in BF16, F16 or F32 are needed here",
+            hint="use the unquantised model; `herd convert SRC DST --to hf` makes one of a quantised folder",
         )
 
 

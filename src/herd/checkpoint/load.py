@@ -20,7 +20,9 @@ from herd.checkpoint.hf import HfSource, main_dtype, write_hf
 from herd.checkpoint.hf_config import DTYPE_NAMES, SpecialIds
 from herd.checkpoint.meta import MetaSource
 from herd.checkpoint.open import open_checkpoint
+from herd.checkpoint.quant_hf import QuantHfSource
 from herd.checkpoint.source import Format, TensorInfo, TensorSource
+from herd.model.quant_linear import QuantLinear, quantised_matrices
 from herd.model.transformer import Transformer
 
 _STORED_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -91,11 +93,27 @@ def model_from_source(source: TensorSource, dtype: torch.dtype, device: torch.de
     """Build the source's model in `dtype` on `device`. Raises CheckpointError."""
     with torch.device("meta"):
         model = Transformer(source.config)
+    if isinstance(source, QuantHfSource):
+        return _quantised_model(source, model, dtype, device)
     tensors = {name: _place(source, name, shape, dtype, device) for name, shape in source.config.parameter_shapes().items()}
     for name, tensor in tensors.items():
         if not _is_mapped(source, name, dtype, device):
             _fill(source, name, tensor)
         owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+    return model.eval()
+
+
+def _quantised_model(source: QuantHfSource, model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A model some of whose matrices keep their codes."""
+    for name, shape in source.config.parameter_shapes().items():
+        owner, _, leaf = name.rpartition(".")
+        if name in source.quantised:
+            parent, _, place = owner.rpartition(".")
+            setattr(model.get_submodule(parent), place, QuantLinear(source.read_quantised(name).to(device), dtype))
+            continue
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        source.read_into(name, tensor)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
     return model.eval()
 
@@ -161,9 +179,14 @@ def save_model(model: Transformer, folder: Path | str, *, tokenizer: SavesTokeni
         overwrite: replace what is at `folder`.
 
     Raises:
-        UsageError: the folder exists and is not empty, or the parameters' dtype is not one for weights.
+        UsageError: the folder exists and is not empty, the parameters' dtype is not one for weights, or the model is quantised.
         DoesNotFitError: the disk is full.
     """
+    if quantised_matrices(model):
+        raise UsageError(
+            f"the model has {len(quantised_matrices(model))} quantised matrices, which are not written as plain weights",
+            hint="`herd convert SRC DST --to hf` makes plain numbers of a quantised folder",
+        )
     source = ModelSource(model, folder)
     ids = None if tokenizer is None else special_ids(tokenizer)
     with atomic_directory(folder, overwrite=overwrite) as temporary:

@@ -29,13 +29,19 @@ def open_checkpoint(path: Path | str, *, strict: bool = True) -> TensorSource:
     if path.is_file():
         return _open_file(path)
     if (path / CONFIG_FILE).is_file():
-        return HfSource(path, strict=strict)
+        return _open_hf(path, strict=strict)
     for folder in (path, path / "original"):
         if (folder / PARAMS_FILE).is_file():
             from herd.checkpoint.meta import MetaSource
 
             return MetaSource(folder, strict=strict)
     return _open_gguf_of(path)
+
+
+def _open_hf(path: Path, *, strict: bool) -> TensorSource:
+    from herd.checkpoint.quant_hf import QuantHfSource, is_quantised
+
+    return QuantHfSource(path, strict=strict) if is_quantised(path) else HfSource(path, strict=strict)
 
 
 def _open_file(path: Path) -> TensorSource:

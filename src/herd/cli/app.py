@@ -25,6 +25,7 @@ from herd.cli import (
     merge,
     models,
     plan,
+    quantize,
     replay,
     run_prompt,
     serve,
@@ -94,6 +95,8 @@ app.command("pull", rich_help_panel=_MODELS)(models.pull)
 app.command("show", rich_help_panel=_MODELS)(show.show)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
+app.command("quantize", rich_help_panel=_MODELS)(quantize.quantize)
+app.command("quality", rich_help_panel=_MODELS)(quantize.quality)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
 app.command("launch", rich_help_panel=_TRAIN)(launch.launch)
 app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)

@@ -133,12 +133,12 @@ def _subject(
 ) -> tuple[Subject, dict[str, Any]]:
     """A threaded engine with room for what is measured."""
     from herd.bench.engine import Subject
-    from herd.checkpoint.load import load_model
     from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
     from herd.cli.fits import check_fits
     from herd.cli.load import choose_device, set_threads
     from herd.engine.build import build_engine
     from herd.engine.memory import EngineConfig
+    from herd.engine.packed.cache import load_for_engine
     from herd.kernels.dispatch import set_num_threads
 
     count = set_threads(threads)
@@ -148,7 +148,7 @@ def _subject(
     place = choose_device(settings.value("device", device))
     path = resolve_model(name)
     check_fits(path, dtype=None if kind == "auto" else kind, device=place)
-    loaded = load_model(path, dtype=None if kind == "auto" else kind, device=place)
+    loaded = load_for_engine(path, dtype=None if kind == "auto" else kind, device=place)
     tokenizer = load_checkpoint_tokenizer(path)
     config = EngineConfig(context=min(context, loaded.config.max_position_embeddings), max_sequences=max_sequences)
     engine = build_engine(loaded, config, vocab_size=tokenizer.vocab_size, threaded=True)

@@ -17,7 +17,7 @@ def convert(
     shards: Annotated[int, typer.Option(help="meta: model-parallel shards.")] = 1,
     fp8: Annotated[bool, typer.Option("--fp8", help="meta: the 8-bit format of the released 405B.")] = False,
     dtype: Annotated[str | None, typer.Option(help="hf, meta: float32, bfloat16 or float16 instead of the stored dtype.")] = None,
-    quantisation: Annotated[str, typer.Option("--quantisation", "-q", help="gguf: BF16, F16, F32, Q8_0 or Q4_0.")] = "BF16",
+    quantisation: Annotated[str, typer.Option("--quantisation", "-q", help="gguf: BF16, F16, F32, Q8_0, Q6_K, Q4_K or Q4_0.")] = "BF16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
     json: JsonOption = False,
 ) -> None:

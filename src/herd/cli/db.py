@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The database and files of `herd serve`: upgrade, backup, check.", no_args_is_help=True)
 
 StateOption = Annotated[Path | None, typer.Option(help="The server's state directory. [default: server in herd's home]")]
-DatabaseOption = Annotated[str | None, typer.Option(help="URL of the database. [variable: HERD_DATABASE; default: a file in --state-dir]")]
-FilesOption = Annotated[str | None, typer.Option(help="Folder or URL of files. [variable: HERD_FILES; default: in --state-dir]")]
+DatabaseOption = Annotated[
+    str | None, typer.Option(help="URL of the database. [variable: HERD_DATABASE; default: a file of the state directory]")
+]
+FilesOption = Annotated[str | None, typer.Option(help="Folder or URL of files. [variable: HERD_FILES; default: in the state directory]")]
 
 
 def _folder(state_dir: Path | None) -> Path:

@@ -14,10 +14,15 @@ def check_fits(path: Path, *, dtype: str | None, device: str) -> None:
 
     from herd.checkpoint.load import as_dtype
     from herd.checkpoint.open import open_checkpoint
+    from herd.checkpoint.quant_hf import QuantHfSource
 
     with open_checkpoint(path) as source:
         width = as_dtype(dtype).itemsize if dtype else 0
-        needed = sum(_numel(info.shape) * (width or info.dtype.itemsize) for info in source.tensors.values())
+        kept = source.quantised if isinstance(source, QuantHfSource) else ()
+        needed = sum(
+            info.size_bytes if name in kept else _numel(info.shape) * (width or info.dtype.itemsize)
+            for name, info in source.tensors.items()
+        )
     free = torch.cuda.mem_get_info()[0] if device.startswith("cuda") else available_memory()
     if free is not None and needed > free:
         raise DoesNotFitError(

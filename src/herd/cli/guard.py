@@ -12,6 +12,7 @@ from herd.base import settings
 from herd.cli.load import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
+    from herd.safety.corpus import Example
     from herd.safety.shields import Report
     from herd.safety.verdict import Shield
 
@@ -150,9 +151,12 @@ def _models(llama_guard: str | None, prompt_guard: Path | None, device: str | No
             raise UsageError(f"a threshold for {name!r}, which is not among the shields", hint=f"name it: --{name} ...")
     found: list[Shield] = []
     if llama_guard is not None:
+        from herd.safety.guard_model import measured_threshold
         from herd.safety.llama_guard import LlamaGuard
 
-        found.append(LlamaGuard(load_llm(llama_guard, device=device).inference, threshold=thresholds.get("llama-guard", 0.5)))
+        inference = load_llm(llama_guard, device=device).inference
+        threshold = thresholds["llama-guard"] if "llama-guard" in thresholds else measured_threshold(llama_guard)
+        found.append(LlamaGuard(inference, threshold=threshold))
     if prompt_guard is not None:
         from herd.safety.prompt_guard import load_prompt_guard
 
@@ -204,23 +208,54 @@ def _data(flag: Path | None) -> Path:
 def evaluate(
     data: DataOption = None,
     detectors: Annotated[Path | None, typer.Option(help="A detectors.npz of your own. [default: the ones that ship]")] = None,
+    llama_guard: Annotated[str | None, typer.Option(help="Measure this guard model instead: path, hub name or alias.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Of the guard model: a number, or `tune` to choose it on the tuning texts. [default: its own]")
+    ] = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure the detectors on the held-back texts of a data folder: the figures of the model card, a few minutes."""
+    """Measure the detectors, or a guard model, on the held-back texts of a data folder: the figures of the model card, a few minutes."""
+    from herd.base.errors import UsageError
     from herd.cli.output import line, print_json
     from herd.safety.card import table
     from herd.safety.corpus import read_corpus
     from herd.safety.detectors import HEADS, load_detectors
-    from herd.safety.train import evaluate as measure_all
+    from herd.safety.measuring import evaluate as measure_all
 
-    loaded = load_detectors(detectors)
-    report = measure_all(loaded, read_corpus(_data(data)))
+    if llama_guard is None and threshold is not None:
+        raise UsageError("a threshold and no guard model", hint="name the model: --llama-guard MODEL")
+    if llama_guard is not None and detectors is not None:
+        raise UsageError("a guard model and detectors cannot be measured at once", hint="leave out --detectors or --llama-guard")
+    examples = read_corpus(_data(data))
+    if llama_guard is None:
+        report = measure_all(load_detectors(detectors), examples)
+    else:
+        report = _measured_guard(llama_guard, threshold, device, examples)
     if json:
         print_json(report)
         return
-    for head in HEADS:
+    for head in (head for head in HEADS if head in report):
         line(f"{head}, threshold {report[head]['threshold']}\n\n{table(report, head)}\n")
     line(f"categories: {report['categories']['accuracy']} of {report['categories']['num']} named right")
+
+
+def _measured_guard(model: str, threshold: str | None, device: str | None, examples: list[Example]) -> dict[str, Any]:
+    import asyncio
+
+    from herd.cli.load import choose_device
+    from herd.inference.async_llm import AsyncLLM
+    from herd.safety.guard_model import choose_threshold, guard_report, measured_threshold
+
+    async def run() -> dict[str, Any]:
+        async with AsyncLLM(model, device=choose_device(settings.value("device", device))) as llm:
+            if threshold == "tune":
+                chosen = await choose_threshold(llm.inference, examples)
+            else:
+                chosen = measured_threshold(model) if threshold is None else _thresholds([f"llama-guard={threshold}"])["llama-guard"]
+            return await guard_report(llm.inference, chosen, examples)
+
+    return asyncio.run(run())
 
 
 @app.command("train")

@@ -23,8 +23,9 @@ from herd.cli.load import (
 )
 
 if TYPE_CHECKING:
-    from herd.inference.llm import LLM
     from herd.inference.params import SamplingParams
+    from herd.inference.port import Inference
+    from herd.inference.remote import RemoteModel
 
 
 def run(
@@ -39,6 +40,9 @@ def run(
     max_tokens: MaxTokensOption = None,
     seed: SeedOption = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Ask an OpenAI-compatible server, as http://HOST/v1, for --model; the key is HERD_API_KEY's.")
+    ] = None,
     json: JsonOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -68,20 +72,38 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    _answer(load_llm(model, device=device, dtype=dtype, threads=threads, tp=tp, pp=pp), text, params, raw=raw, system=system, as_json=json)
+    if base_url is not None:
+        with _remote(base_url, settings.value("model", model)) as there:
+            _answer(there, text, params, raw=raw, system=system, as_json=json)
+        return
+    llm = load_llm(model, device=device, dtype=dtype, threads=threads, tp=tp, pp=pp)
+    _answer(llm.inference, text, params, raw=raw, system=system, as_json=json)
 
 
-def _answer(llm: LLM, text: str, params: SamplingParams, *, raw: bool, system: str | None, as_json: bool) -> None:
+def _remote(base_url: str, model: str) -> RemoteModel:
+    """A model of a server that stands in no file."""
+    import os
+
+    from herd.inference.providers import ProviderConfig, RemoteModelConfig
+    from herd.inference.remote import RemoteModel
+
+    key = "HERD_API_KEY" if os.environ.get("HERD_API_KEY") else ""
+    provider = ProviderConfig(name="remote", base_url=base_url, api_key_env=key, models=(RemoteModelConfig(id=model),), dialect="vllm")
+    return RemoteModel(provider, model)
+
+
+def _answer(model: Inference, text: str, params: SamplingParams, *, raw: bool, system: str | None, as_json: bool) -> None:
     """Stream the answer, or print it as JSON when it is whole."""
     from herd.cli.output import line, print_json, write
-    from herd.inference.port import CompletionRequest, Finished, to_dict
+    from herd.inference.port import ChatRequest, CompletionRequest, Finished, to_dict
     from herd.text.messages import Message
     from herd.text.reply import TextDelta
 
     if raw:
-        events = llm.inference.complete(CompletionRequest(prompt=text, params=params))
+        events = model.complete(CompletionRequest(prompt=text, params=params))
     else:
-        events = llm.stream([*([Message.system(system)] if system is not None else []), Message.user(text)], params)
+        messages = (*((Message.system(system),) if system is not None else ()), Message.user(text))
+        events = model.chat(ChatRequest(messages=messages, params=params))
     for event in events:
         if isinstance(event, TextDelta) and not as_json:
             write(event.text)

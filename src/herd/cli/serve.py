@@ -49,10 +49,10 @@ def serve(
     state_dir: Annotated[Path | None, typer.Option(help="Where files and batches are kept. [default: server in herd's home]")] = None,
     database: Annotated[
         str | None,
-        typer.Option(help="URL of the database, as postgresql://HOST/NAME. [variable: HERD_DATABASE; default: a file in --state-dir]"),
+        typer.Option(help="URL of a PostgreSQL database. [variable: HERD_DATABASE; default: a file of the state directory]"),
     ] = None,
     files: Annotated[
-        str | None, typer.Option(help="Folder or fsspec URL of files, as s3://BUCKET/herd. [variable: HERD_FILES; default: in --state-dir]")
+        str | None, typer.Option(help="Folder or fsspec URL of files. [variable: HERD_FILES; default: in the state directory]")
     ] = None,
     memory: MemoryOption = None,
     context: ContextOption = None,

@@ -18,7 +18,8 @@ from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
 from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
-from herd.engine.runner import CpuRunner
+from herd.engine.packed.weights import PackedModel, weights_bytes
+from herd.engine.runner import CpuRunner, runs_in_c
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
@@ -32,9 +33,10 @@ _DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.floa
 def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
     """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
     dtype = _DTYPES[str(model.dtype)]
+    size = weights_bytes(model)
     if draft is None:
-        return plan_memory(model.config, config, dtype=dtype)
-    return plan_memory(model.config, config, dtype=dtype, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
+        return plan_memory(model.config, config, dtype=dtype, weights_bytes=size)
+    return plan_memory(model.config, config, dtype=dtype, weights_bytes=size, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
 
 
 def build_engine(
@@ -133,6 +135,6 @@ def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_si
         "vocab_size": vocab_size,
     }
     # A subclass may compute otherwise than its parameters say, so it is run itself.
-    if model.device.type != "cpu" or type(model) is not Transformer:
+    if model.device.type != "cpu" or type(model) not in (Transformer, PackedModel) or not runs_in_c(model):
         return TorchRunner(model, **common)
     return CpuRunner(model, max_tokens=config.token_budget, **common)

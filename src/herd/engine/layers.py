@@ -7,7 +7,8 @@ sum the sum. Shapes: T tokens, D model dim, N query heads, K KV heads, H head di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,31 +19,90 @@ from herd.engine.batch import RaggedBatch
 from herd.kernels.attention import paged_attention
 from herd.kernels.batch import Batch, plan_batch
 from herd.kernels.forward import Block
-from herd.kernels.linear import linear, linear_swiglu, pack_gate_up, pack_linear
+from herd.kernels.linear import PackedLinear, linear, linear_swiglu, pack_gate_up, pack_linear
 from herd.kernels.norm import add_rms_norm, rms_norm
+from herd.kernels.packed_quant import common_format, pack_quantised, pack_quantised_gated
+from herd.kernels.quantised import QuantWeight
 from herd.kernels.rope import RopeTable, make_cache, rope_write
 from herd.model.block import Block as DecoderBlock
 from herd.model.config import ModelConfig
+from herd.model.quant_linear import QuantLinear
 from herd.model.rope import rope_frequencies
 
 Whole = Callable[[Tensor], object]
 """Replaces a part of a sum by the sum, in place."""
 
 
-def _packed(block: nn.Module, keys: Tensor, values: Tensor) -> Block:
+def _quantised(modules: Iterable[nn.Module]) -> list[QuantWeight]:
+    return [module.quantised for module in modules if isinstance(module, QuantLinear)]
+
+
+def packs(block: nn.Module) -> bool:
+    """Whether C has kernels for a block's matrices: those that read the same input are all quantised, and of one format, or none is."""
     assert isinstance(block, DecoderBlock)
     attention, mlp = block.self_attn, block.mlp
-    dtype = attention.q_proj.weight.dtype
-    return Block(
+    stacks = ((attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))
+    return all(stack_packs(stack) for stack in stacks)
+
+
+def stack_packs(modules: Sequence[nn.Module]) -> bool:
+    """Whether C takes matrices that read the same input as one."""
+    quantised = _quantised(modules)
+    return not quantised or (len(quantised) == len(modules) and common_format(quantised) is not None)
+
+
+def pack(*modules: nn.Module, dtype: torch.dtype, rows: int | None = None) -> PackedLinear:
+    """Matrices that read the same input, stacked; of each the first `rows`."""
+    quantised = _quantised(modules)
+    if quantised:
+        return pack_quantised([weight.rows(rows) for weight in quantised], dtype)
+    weights = [module.weight for module in modules]
+    return pack_linear([weight[:rows] for weight in weights if isinstance(weight, Tensor)])
+
+
+def _pack_gated(gate: nn.Module, up: nn.Module, dtype: torch.dtype) -> PackedLinear:
+    quantised = _quantised((gate, up))
+    if quantised:
+        return pack_quantised_gated(quantised[0], quantised[1], dtype)
+    assert isinstance(gate.weight, Tensor) and isinstance(up.weight, Tensor)
+    return pack_gate_up(gate.weight, up.weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockWeights:
+    """A block's weights as the kernels read them."""
+
+    norm: Tensor
+    qkv: PackedLinear
+    out: PackedLinear
+    ffn_norm: Tensor
+    gate_up: PackedLinear
+    down: PackedLinear
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that has bytes."""
+        yield from (self.norm, self.ffn_norm)
+        for matrix in (self.qkv, self.out, self.gate_up, self.down):
+            yield from (part for part in (matrix.data, matrix.columns) if part is not None)
+
+
+def pack_block(block: nn.Module, dtype: torch.dtype) -> BlockWeights:
+    """A block's weights, packed."""
+    assert isinstance(block, DecoderBlock)
+    attention, mlp = block.self_attn, block.mlp
+    return BlockWeights(
         norm=block.input_layernorm.weight.detach().to(dtype),
-        qkv=pack_linear([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
-        out=pack_linear(attention.o_proj.weight),
+        qkv=pack(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype),
+        out=pack(attention.o_proj, dtype=dtype),
         ffn_norm=block.post_attention_layernorm.weight.detach().to(dtype),
-        gate_up=pack_gate_up(mlp.gate_proj.weight, mlp.up_proj.weight),
-        down=pack_linear(mlp.down_proj.weight),
-        keys=keys,
-        values=values,
+        gate_up=_pack_gated(mlp.gate_proj, mlp.up_proj, dtype),
+        down=pack(mlp.down_proj, dtype=dtype),
     )
+
+
+def _placed(weights: BlockWeights, keys: Tensor, values: Tensor) -> Block:
+    parts = {name: getattr(weights, name) for name in ("norm", "qkv", "out", "ffn_norm", "gate_up", "down")}
+    return Block(**parts, keys=keys, values=values)
 
 
 def _nothing(part: Tensor) -> None:
@@ -55,7 +115,7 @@ class PackedLayers:
     def __init__(
         self,
         config: ModelConfig,
-        blocks: Iterable[nn.Module],
+        blocks: Iterable[nn.Module | BlockWeights],
         *,
         dtype: torch.dtype,
         cache_dtype: torch.dtype,
@@ -73,7 +133,8 @@ class PackedLayers:
             head_dim=config.head_dim,
             dtype=cache_dtype,
         )
-        self.blocks = [_packed(*block) for block in zip(blocks, self.keys, self.values, strict=True)]
+        packed = (block if isinstance(block, BlockWeights) else pack_block(block, dtype) for block in blocks)
+        self.blocks = [_placed(*block) for block in zip(packed, self.keys, self.values, strict=True)]
         query, keyvalue = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self._split = (query, keyvalue, keyvalue)
         hidden, ffn = config.hidden_size, config.intermediate_size

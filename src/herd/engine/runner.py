@@ -17,12 +17,24 @@ from torch import Tensor
 
 from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
-from herd.engine.layers import PackedLayers
-from herd.kernels import draw
+from herd.engine.layers import PackedLayers, packs, stack_packs
+from herd.engine.packed.weights import PackedModel, pack_model
+from herd.kernels import dispatch, draw
 from herd.kernels.forward import Forward
-from herd.kernels.linear import linear, pack_linear
+from herd.kernels.linear import linear
 from herd.kernels.norm import rms_norm
+from herd.model.quant_linear import quantised_matrices
 from herd.model.transformer import Transformer
+
+
+def runs_in_c(model: Transformer) -> bool:
+    """Whether every quantised matrix of a model has a kernel here; a model with one that has none computes by itself."""
+    if isinstance(model, PackedModel) or not quantised_matrices(model):
+        return True
+    if dispatch.native(model.device, model.dtype) is None:
+        return False
+    head = model.lm_head
+    return all(packs(block) for block in model.model.layers) and (head is None or stack_packs((head,)))
 
 
 class CpuRunner:
@@ -45,9 +57,10 @@ class CpuRunner:
         self.config, self.num_blocks, self.block_size = config, num_blocks, block_size
         self.draws_rows = draw.available()
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
+        packed = pack_model(model, self.vocab_size)
         self._layers = PackedLayers(
             config,
-            model.model.layers,
+            packed.blocks,
             dtype=model.dtype,
             cache_dtype=getattr(torch, cache_dtype) if cache_dtype else model.dtype,
             num_blocks=num_blocks,
@@ -56,9 +69,7 @@ class CpuRunner:
         )
         caches = (self._layers.keys, self._layers.values)
         self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)
-        self._norm = model.model.norm.weight.detach().to(model.dtype)
-        self._head = pack_linear(model.head_weight[: self.vocab_size])
-        self._embedding = None if config.tie_word_embeddings else model.model.embed_tokens.weight.detach()
+        self._norm, self._head, self._embedding = packed.norm, packed.head, packed.embedding
         self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32)
         self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32)
         self._forward = self._whole()

@@ -15,6 +15,7 @@ from herd.engine.build import build_engine
 from herd.engine.draft_model import DEFAULT_NUM_DRAFT
 from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
+from herd.engine.packed.cache import load_for_engine
 from herd.inference.prepare import grammar_compiler
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
@@ -74,7 +75,7 @@ def load(
         spread = build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, vocab_size=size, grammars=grammars)
         return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread)
     if isinstance(model, Path):
-        model = load_model(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = load_for_engine(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(draft, str | Path):
         draft = _load_draft(draft, tokenizer, dtype=dtype, device=model.device)
     built = build_engine(model, config, vocab_size=size, draft=draft, threaded=threaded, grammars=grammars)

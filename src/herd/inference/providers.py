@@ -36,6 +36,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
+def _check_dialect(name: str, dialect: str) -> None:
+    if dialect not in DIALECTS:
+        raise ConfigError(f"the dialect of provider {name!r} is {dialect!r}", hint="choose " + ", ".join(DIALECTS))
+
+
+def _check_type(name: str, kind: str) -> None:
+    if kind not in MODEL_TYPES:
+        raise ConfigError(f"the type of model {name!r} is {kind!r}", hint="choose " + " or ".join(MODEL_TYPES))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteModelConfig:
     """One model of a server.
@@ -56,8 +66,7 @@ class RemoteModelConfig:
         for name in (self.id, *self.aliases):
             if not name.strip() or len(name) > 256 or not name.isprintable():
                 raise ConfigError(f"the model's name {name!r:.100} is none", hint="give 1 to 256 printable characters")
-        if self.type not in MODEL_TYPES:
-            raise ConfigError(f"the type of model {self.id!r} is {self.type!r}", hint="choose " + " or ".join(MODEL_TYPES))
+        _check_type(self.id, self.type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +115,7 @@ class ProviderConfig:
             raise ConfigError(
                 f"api_key_env of provider {self.name!r} is no variable's name", hint="name the variable that holds the key, not the key"
             )
-        if self.dialect not in DIALECTS:
-            raise ConfigError(f"the dialect of provider {self.name!r} is {self.dialect!r}", hint="choose " + ", ".join(DIALECTS))
+        _check_dialect(self.name, self.dialect)
         if self.max_tokens_field not in ("max_tokens", "max_completion_tokens"):
             raise ConfigError(
                 f"max_tokens_field of provider {self.name!r} is {self.max_tokens_field!r}",
@@ -184,7 +192,9 @@ def _provider(path: str, table: Mapping[str, Any]) -> ProviderConfig:
         raise ConfigError(f"{where}: omit is {values['omit']!r:.80}", hint='write omit = ["temperature"]')
     if not values["models"]:
         raise ConfigError(f"{where} has no models", hint='name those that it serves: models = ["..."]; its GET /models lists them')
-    return ProviderConfig(**values | {"models": tuple(_model(where, entry) for entry in values["models"])})
+    _check_dialect(values["name"], values.get("dialect", "openai"))
+    values["models"] = tuple(_model(where, entry) for entry in values["models"])
+    return ProviderConfig(**values)
 
 
 def _model(where: str, entry: Any) -> RemoteModelConfig:
@@ -195,4 +205,5 @@ def _model(where: str, entry: Any) -> RemoteModelConfig:
     values = _checked(f"{where}, a model", cast("Mapping[str, Any]", entry), RemoteModelConfig, ("id",))
     if not all(isinstance(name, str) for name in values.get("aliases", ())):
         raise ConfigError(f"{where}: aliases is {values['aliases']!r:.80}", hint='write aliases = ["small"]')
+    _check_type(values["id"], values.get("type", "llm"))
     return RemoteModelConfig(**values)

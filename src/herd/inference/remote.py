@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import httpx
@@ -97,7 +99,7 @@ class _Requests:
         try:
             rows = sorted(told["data"], key=lambda row: int(row["index"]))
             vectors = tuple(tuple(float(value) for value in row["embedding"]) for row in rows)
-            usage = told.get("usage") or {}
+            usage: Any = told.get("usage") or {}
             count = int(usage.get("prompt_tokens") or usage.get("total_tokens") or 0)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RemoteError(f"the provider {self.provider.name!r} sent no embeddings", hint="see that the model makes vectors") from error
@@ -108,6 +110,12 @@ class _Requests:
     def _embedding(self, texts: Sequence[str | tuple[int, ...]], dimensions: int | None, pooling: str) -> dict[str, Any]:
         listed = [text if isinstance(text, str) else list(text) for text in texts]
         return embedding_body(self.provider, self.model, listed, dimensions, {"pooling": pooling})
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Whom TLS trusts, read once: it takes longer than a request."""
+    return httpx.create_ssl_context()
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -131,7 +139,8 @@ class AsyncRemoteModel(_Requests):
     def client(self) -> httpx.AsyncClient:
         """What speaks HTTP."""
         if self._client is None:
-            self._client = httpx.AsyncClient(timeout=self._timeout, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64))
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+            self._client = httpx.AsyncClient(verify=_trusted(), timeout=self._timeout, limits=limits)
         return self._client
 
     async def close(self) -> None:
@@ -298,7 +307,7 @@ class RemoteModel(_Requests):
 
     def __init__(self, provider: ProviderConfig, model: str, *, client: httpx.Client | None = None) -> None:
         super().__init__(provider, model)
-        self._client = client or httpx.Client(timeout=self._timeout)
+        self._client = client or httpx.Client(verify=_trusted(), timeout=self._timeout)
 
     def __enter__(self) -> RemoteModel:
         return self

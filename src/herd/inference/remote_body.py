@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from herd.base.errors import UsageError
 from herd.engine.grammar.spec import Grammar
@@ -80,11 +80,11 @@ def _sampling(provider: ProviderConfig, params: SamplingParams, *, field: str | 
         raise _cannot(provider, "prompt_logprobs", "only the engine of this process scores prompts")
     known = _VLLM if provider.dialect == "vllm" else _VLLM | _HERD if provider.dialect == "herd" else {}
     for name in (*_VLLM, *_HERD):
-        value = getattr(params, name)
+        value: Any = getattr(params, name)
         if value != getattr(_DEFAULTS, name):
             if name not in known:
                 raise _cannot(provider, name, "leave it out, or set the provider's dialect to vllm or herd if the server takes it")
-            body[known[name]] = list(value) if isinstance(value, tuple) else value
+            body[known[name]] = list(cast("tuple[int, ...]", value)) if isinstance(value, tuple) else value
     return body
 
 

@@ -42,7 +42,7 @@ class RemoteBusyError(RemoteError):
 
 def _told(body: Any) -> tuple[str, str]:
     """The message and code of an error body, whichever of the usual shapes it has."""
-    data = cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else {}
+    data: Mapping[str, Any] = cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else {}
     error: Any = data.get("error", data)
     if isinstance(error, Mapping):
         inner = cast("Mapping[str, Any]", error)

@@ -120,7 +120,7 @@ class RemoteReader:
         now = self._clock()
         answer.first = now if answer.first is None else answer.first
         answer.last = now
-        delta = choice.get("delta") or {}
+        delta: Any = choice.get("delta") or {}
         events: list[Event] = []
         told = _logprobs(choice.get("logprobs"))
         if told:
@@ -149,7 +149,7 @@ class RemoteReader:
             events += self._end_call(answer)
             call = answer.open = _Call()
             answer.open_place = place
-        function = piece.get("function") or {}
+        function: Any = piece.get("function") or {}
         call.id = call.id or piece.get("id")
         call.name = call.name or str(function.get("name") or "")
         answer.num_pieces += 1
@@ -253,7 +253,7 @@ def _logprobs(told: Any) -> list[TokenLogprob]:
             )
             for found in told["content"] or ()
         ]
-    tops = told.get("top_logprobs") or [{}] * len(told.get("tokens") or ())
+    tops: Any = told.get("top_logprobs") or [{}] * len(told.get("tokens") or ())
     return [
         TokenLogprob(
             token_id=-1,

@@ -46,14 +46,23 @@ BASE_FLAGS = (
 LINK_FLAGS = ("-shared", "-pthread", "-lm")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_VNNI = ("-mavx512vnni", "-DHERD_USE_VNNI")
 LEVELS: dict[str, tuple[str, ...]] = {
-    "scalar": (),
-    "avx2": _AVX2,
-    "avx512": _AVX512,
-    "avx512bf16": (*_AVX512, "-mavx512bf16"),
+    "scalar": ("-DHERD_LEVEL=0",),
+    "avx2": (*_AVX2, "-DHERD_LEVEL=1"),
+    "avx512": (*_AVX512, "-DHERD_LEVEL=2"),
+    "avx512vnni": (*_AVX512, *_VNNI, "-DHERD_LEVEL=2"),
+    "avx512bf16": (*_AVX512, *_VNNI, "-mavx512bf16", "-DHERD_LEVEL=3"),
+    "amx": (*_AVX512, *_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-DHERD_USE_TILES", "-DHERD_LEVEL=3"),
+    "neon": ("-march=armv8.2-a+dotprod", "-DHERD_LEVEL=0"),
 }
-LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c")
-COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c", "forward.c")
+"""In the order of `enum herd_isa`; on one machine, the plainest first."""
+QUANTISED_ONLY = {"avx512vnni": "avx512", "amx": "avx512bf16", "neon": "scalar"}
+"""Levels that have products of quantised matrices of their own, and whose other kernels they use."""
+_MACHINES = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm"}
+QUANTISED_SOURCES = ("qlinear.c",)
+LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c", *QUANTISED_SOURCES)
+COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c", "forward.c", "qpack.c")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +102,14 @@ def find_compiler() -> Compiler:
 
 def machine_levels() -> dict[str, tuple[str, ...]]:
     """The instruction sets that this kind of machine may have, with their flags."""
-    return LEVELS if platform.machine() in ("x86_64", "AMD64") else {"scalar": ()}
+    kind = _MACHINES.get(platform.machine())
+    if kind == "x86":
+        return {level: flags for level, flags in LEVELS.items() if level != "neon"}
+    return {level: LEVELS[level] for level in (("scalar", "neon") if kind == "arm" else ("scalar",))}
+
+
+def _sources(level: str) -> tuple[str, ...]:
+    return QUANTISED_SOURCES if level in QUANTISED_ONLY else LEVEL_SOURCES
 
 
 def digest(folder: Path, compiler: Compiler | None) -> str:
@@ -160,14 +176,15 @@ def compile_library(folder: Path, compiler: Compiler, target: Path) -> list[str]
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             made = {
                 level: [
-                    pool.submit(_compile, compiler, folder / source, objects / f"{source}.{level}.o", level) for source in LEVEL_SOURCES
+                    pool.submit(_compile, compiler, folder / source, objects / f"{source}.{level}.o", level) for source in _sources(level)
                 ]
                 for level in machine_levels()
             }
             built = {level: [task.result() for task in tasks] for level, tasks in made.items()}
-        levels = [level for level, results in built.items() if not any(isinstance(result, HerdError) for result in results)]
+        whole = [level for level, results in built.items() if not any(isinstance(result, HerdError) for result in results)]
+        levels = [level for level in whole if QUANTISED_ONLY.get(level, level) in whole]
         for level in built:
-            if level not in levels:
+            if level not in whole:
                 failure = next(result for result in built[level] if isinstance(result, HerdError))
                 if level == "scalar":
                     raise failure
@@ -183,7 +200,7 @@ def compile_library(folder: Path, compiler: Compiler, target: Path) -> list[str]
 
 
 def _compile(compiler: Compiler, source: Path, target: Path, level: str) -> Path | HerdError:
-    flags = [*BASE_FLAGS, *LEVELS[level], f"-DHERD_LEVEL={list(LEVELS).index(level)}"]
+    flags = [*BASE_FLAGS, *LEVELS[level], f"-DHERD_NAME={level}"]
     try:
         _run([*compiler.command, *flags, "-c", str(source), "-o", str(target)])
     except HerdError as error:

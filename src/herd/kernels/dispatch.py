@@ -1,7 +1,7 @@
 """Which implementation of each op runs: C at the best instruction set of the processor, or the torch reference. Decided once, at first use.
 
     HERD_KERNELS=reference     the oracle everywhere
-    HERD_KERNELS_ISA=LEVEL     C at that level: scalar, avx2, avx512 or avx512bf16
+    HERD_KERNELS_ISA=LEVEL     C at that level: scalar, avx2, avx512, avx512vnni, avx512bf16, amx or neon
 
 C runs for float32 and bfloat16 on a CPU; everything else runs the reference. Without a compiler and without a shipped library the reference
 runs too, and one line in the log says so. `table()` is what `herd doctor` prints.
@@ -21,7 +21,7 @@ from herd.kernels import build
 from herd.kernels.library import Library
 
 _LOG = get_logger(__name__)
-OPS = ("linear", "rms_norm", "swiglu", "rope_write", "paged_attention")
+OPS = ("linear", "linear_quantised", "rms_norm", "swiglu", "rope_write", "paged_attention")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _KINDS = ("auto", "reference")
 

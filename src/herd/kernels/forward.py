@@ -19,7 +19,7 @@ from herd.kernels import dispatch, library
 from herd.kernels.batch import plan_batch
 from herd.kernels.checks import refuse
 from herd.kernels.int8_rows import head_dim_of
-from herd.kernels.linear import PANELS, PackedLinear
+from herd.kernels.linear import PANELS, QUANTISED, PackedLinear
 from herd.kernels.rope import RopeTable
 
 
@@ -40,10 +40,13 @@ class Block:
 class _Layer(ctypes.Structure):
     """`herd_layer` of csrc/herd.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("norm", "qkv", "out", "ffn_norm", "gate_up", "down", "keys", "values")]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("norm", "ffn_norm", "keys", "values")),
+        *((name, library.Matrix) for name in ("qkv", "out", "gate_up", "down")),
+    ]
 
 
-_POINTERS = ("layers", "norm", "head", "embedding", "cos", "sin")
+_POINTERS = ("layers", "norm", "embedding", "cos", "sin")
 _ARENAS = ("residual", "normed", "qkv", "mixed", "ffn", "delta", "positions", "slots", "written")
 _SIZES = ("num_layers", "vocab", "hidden", "ffn_dim", "heads", "kv_heads", "head_dim", "num_blocks", "block_size", "num_positions")
 
@@ -55,6 +58,7 @@ class _Model(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in (*_POINTERS, *_ARENAS)),
         *((name, ctypes.c_int64) for name in (*_SIZES, "dtype", "cache_dtype")),
         *((name, ctypes.c_double) for name in ("eps", "scale")),
+        ("head", library.Matrix),
     ]
 
 
@@ -99,12 +103,14 @@ class Forward:
         self._width = scores.shape[1]
         normed = arenas["normed"]
         self._normed, self._row_bytes = normed.data_ptr(), normed.stride(0) * normed.itemsize
-        weights = (head.data.data_ptr(), head.num_outputs, head.num_inputs, library.CODES[head.dtype], library.STORE)
-        self._head_call = (*weights, None, 0, scores.data_ptr(), scores.stride(0), library.CODES[scores.dtype])
+        self._matrix, self._head = head.matrix(), head
+        weights = head.data.data_ptr() if head.quant is None else ctypes.byref(self._matrix)
+        shape = (head.num_outputs, head.num_inputs, library.CODES[head.dtype], library.STORE)
+        self._head_call = (weights, *shape, None, 0, scores.data_ptr(), scores.stride(0), library.CODES[scores.dtype])
         self._model = _Model(
             layers=ctypes.addressof(self._layers),
             norm=norm.data_ptr(),
-            head=head.data.data_ptr(),
+            head=self._matrix,
             embedding=None if embedding is None else embedding.data_ptr(),
             positions=self._places[0].ctypes.data,
             slots=self._places[1].ctypes.data,
@@ -130,7 +136,7 @@ class Forward:
     def fits(head: PackedLinear, embedding: Tensor | None, *, num_heads: int, kv_heads: int, head_dim: int) -> bool:
         """Whether C knows a model of these shapes, and the embedding lies in one piece."""
         shaped = head_dim <= library.MAX_HEAD_DIM and head_dim % 2 == 0 and num_heads // kv_heads <= library.MAX_GROUP
-        return shaped and head.layout == PANELS and (embedding is None or embedding.is_contiguous())
+        return shaped and head.layout in (PANELS, QUANTISED) and (embedding is None or embedding.is_contiguous())
 
     @property
     def available(self) -> bool:
@@ -176,7 +182,8 @@ class Forward:
         if self._scored:
             return self._scores[first : first + count]
         stride = self._model.hidden
-        library.raise_for(_library().linear(self._normed + first * self._row_bytes, stride, count, *self._head_call))
+        run = _library().linear if self._head.quant is None else _library().linear_quantised
+        library.raise_for(run(self._normed + first * self._row_bytes, stride, count, *self._head_call))
         return self._scores[:count]
 
     def _refuse(
@@ -201,6 +208,6 @@ def _library() -> library.Library:
 
 
 def _layer(block: Block) -> _Layer:
-    matrices = {name: getattr(block, name).data.data_ptr() for name in ("qkv", "out", "gate_up", "down")}
+    matrices = {name: getattr(block, name).matrix() for name in ("qkv", "out", "gate_up", "down")}
     others = {name: getattr(block, name).data_ptr() for name in ("norm", "ffn_norm", "keys", "values")}
     return _Layer(**matrices, **others)

@@ -14,7 +14,7 @@ import torch
 from herd.base.errors import DoesNotFitError
 from herd.kernels.build import LEVELS
 
-ABI = 4
+ABI = 5
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
@@ -25,10 +25,28 @@ CACHE_CODES = {**CODES, torch.int8: 3}
 _NO_MEMORY, BAD_BATCH = 1, 3
 
 _POINTER_THEN_STRIDE = (c_void_p, c_int64)
+
+
+class Matrix(ctypes.Structure):
+    """`herd_matrix` of csrc/herd.h."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("data", "columns")),
+        *((name, c_int64) for name in ("bits", "group", "input_group", "scale_dtype", "zeros", "bytes")),
+    ]
+
+
 _PROTOTYPES: dict[str, tuple[type, ...]] = {
     "herd_pack": (*_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int64),
     "herd_unpack": (c_void_p, c_int64, c_int, c_int64, c_int64, c_void_p, c_int64, *_POINTER_THEN_STRIDE),
     "herd_linear": (
+        *(*_POINTER_THEN_STRIDE, c_int64, c_void_p, c_int64, c_int64, c_int, c_int),
+        *(*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int),
+    ),
+    "herd_pack_quantised": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64),
+    "herd_unpack_quantised": (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, *_POINTER_THEN_STRIDE, c_int),
+    "herd_quantised_bytes": (c_void_p, c_int64, c_int64, c_int),
+    "herd_linear_quantised": (
         *(*_POINTER_THEN_STRIDE, c_int64, c_void_p, c_int64, c_int64, c_int, c_int),
         *(*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int),
     ),
@@ -73,6 +91,11 @@ class Library:
         self.pack = loaded.herd_pack
         self.unpack = loaded.herd_unpack
         self.linear = loaded.herd_linear
+        loaded.herd_quantised_bytes.restype = c_int64
+        self.pack_quantised = loaded.herd_pack_quantised
+        self.unpack_quantised = loaded.herd_unpack_quantised
+        self.quantised_bytes = loaded.herd_quantised_bytes
+        self.linear_quantised = loaded.herd_linear_quantised
         self.rms_norm = loaded.herd_rms_norm
         self.swiglu = loaded.herd_swiglu
         self.rope_write = loaded.herd_rope_write

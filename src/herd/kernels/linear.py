@@ -12,6 +12,7 @@ Shapes: M rows, K inputs, N outputs, F ffn dim.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,12 +24,31 @@ from torch import Tensor
 from herd.kernels import dispatch, library, memory, tiles
 from herd.kernels.checks import check_apart, check_rows, flat, refuse, require, row_stride
 
-PANELS, ROWS = "panels", "rows"
+PANELS, ROWS, QUANTISED = "panels", "rows", "quantised"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantFormat:
+    """How a quantised matrix is stored, in the words of `herd_matrix` of csrc/herd.h; made by `packed_quant`."""
+
+    bits: int
+    group: int
+    input_group: int
+    scale_dtype: torch.dtype
+    zeros: bool
+
+    def matrix(self, data: int | None = None, columns: int | None = None, size_bytes: int = 0) -> library.Matrix:
+        """The struct, over memory at `data`."""
+        sizes = (self.bits, self.group, self.input_group, library.CODES[self.scale_dtype], int(self.zeros), size_bytes)
+        return library.Matrix(data, columns, *sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PackedLinear:
-    """A weight matrix as its kernel reads it. `gated`: gate and up of `num_outputs` rows each."""
+    """A weight matrix as its kernel reads it. `gated`: gate and up of `num_outputs` rows each.
+
+    `dtype` is of inputs and outputs, and of the weights where `quant` is None. `columns`: the input that each stored column belongs to.
+    """
 
     data: Tensor
     num_outputs: int
@@ -36,6 +56,15 @@ class PackedLinear:
     dtype: torch.dtype
     layout: str
     gated: bool = False
+    quant: QuantFormat | None = None
+    columns: Tensor | None = None
+
+    def matrix(self) -> library.Matrix:
+        """What C is told of it; the struct points into `data` and `columns`."""
+        data, size = self.data.data_ptr(), self.data.nbytes
+        if self.quant is None:
+            return library.Matrix(data=data, bytes=size)
+        return self.quant.matrix(data, None if self.columns is None else self.columns.data_ptr(), size)
 
     @property
     def size_bytes(self) -> int:
@@ -77,6 +106,11 @@ class PackedLinear:
         out = torch.empty(len(ids), self.num_inputs, dtype=self.dtype)
         ids = ids.contiguous()
         code, k = library.CODES[self.dtype], self.num_inputs
+        if self.quant is not None:
+            matrix = self.matrix()
+            place = (k, step, offset, ids.data_ptr(), len(ids), out.data_ptr(), k, code)
+            library.raise_for(_library(self).unpack_quantised(ctypes.byref(matrix), *place))
+            return out
         arguments = (self.data.data_ptr(), k, code, step, offset, ids.data_ptr(), len(ids), out.data_ptr(), k)
         library.raise_for(_library(self).unpack(*arguments))
         return out
@@ -195,13 +229,16 @@ def _run(x: Tensor, packed: PackedLinear, out: Tensor | None, residual: Tensor |
     residual_MN = None if residual is None else flat("residual", residual)
     if residual_MN is not None:
         check_rows("residual", residual_MN, (m, n), x.dtype, x.device)
-    if packed.layout == ROWS or dispatch.choice().library is None:
+    if packed.layout == ROWS or (packed.quant is None and dispatch.choice().library is None):
         out_MN.copy_(reference(x_MK, packed, residual_MN))
         return out
     code, null = library.CODES[packed.dtype], (None, 0)
-    arguments = (x_MK.data_ptr(), row_stride(x_MK), m, packed.data.data_ptr(), n, k, code, epilogue)
+    matrix = packed.matrix()
+    weights = packed.data.data_ptr() if packed.quant is None else ctypes.byref(matrix)
+    arguments = (x_MK.data_ptr(), row_stride(x_MK), m, weights, n, k, code, epilogue)
     added = null if residual_MN is None else (residual_MN.data_ptr(), row_stride(residual_MN))
-    library.raise_for(_library(packed).linear(*arguments, *added, out_MN.data_ptr(), row_stride(out_MN), library.CODES[out_MN.dtype]))
+    run = _library(packed).linear if packed.quant is None else _library(packed).linear_quantised
+    library.raise_for(run(*arguments, *added, out_MN.data_ptr(), row_stride(out_MN), library.CODES[out_MN.dtype]))
     return out
 
 

@@ -20,6 +20,7 @@ from herd.model.block import Block
 from herd.model.config import ModelConfig
 from herd.model.linear import Linear
 from herd.model.norm import RMSNorm
+from herd.model.quant_linear import QuantLinear
 from herd.model.rope import rope_frequencies, rope_table
 
 BlockRunner = Callable[..., Tensor]
@@ -52,7 +53,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.lm_head: Linear | QuantLinear | None = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.block_runner: BlockRunner = call_block
         self._frequencies: Tensor | None = None
 
@@ -91,6 +92,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Project hidden states to the vocabulary; float32."""
+        if isinstance(self.lm_head, QuantLinear):
+            return self.lm_head(hidden).float()
         return plain.linear(hidden, self.head_weight).float()
 
     def forward(

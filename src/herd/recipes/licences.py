@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 OWN = ("written for herd", "Apache-2.0")
+GUARD = (
+    "AILuminate, HateCheck, hate speech and offensive language, OpenAI's moderation set, and benign text: the card of the detectors in "
+    "herd/safety names each",
+    "CC-BY-4.0, MIT and others",
+)
 
 LICENCES: dict[str, tuple[str, str]] = {
     "own:dialogues": OWN,
     "own:drills": OWN,
     "own:needles": OWN,
     "own:tool-drills": OWN,
+    "own:guard": GUARD,
+    "own:guard-short": GUARD,
     "tiny.txt": OWN,
     "corpus/childrens_stories": ("Global African Storybook Project: global-asp/pb-source, asp-source, global-asp", "CC-BY"),
     "corpus/common_voice_sentences": ("Mozilla Common Voice sentences: mozilla/common-voice", "CC0-1.0"),

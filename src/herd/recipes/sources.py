@@ -15,6 +15,7 @@ from herd.data.records import Record, read_records
 from herd.data.rows import Document
 from herd.recipes.chat_data import drills, own_dialogues
 from herd.recipes.dialogue import read_dialogue
+from herd.recipes.guard_records import guard_records
 from herd.recipes.needle_text import needle_records
 from herd.recipes.tool_drills import tool_drills
 from herd.text.prompt import PromptFormat
@@ -40,6 +41,8 @@ def read_source(source: SourceConfig, data: Path | None, *, seed: int) -> Iterat
         records = drills(seed, source.num_items or 10_000)
     elif source.path == "own:tool-drills":
         records = tool_drills(seed, source.num_items or 10_000)
+    elif source.path in ("own:guard", "own:guard-short"):
+        records = guard_records(seed, source.num_items or 10_000, data, short=source.path == "own:guard-short")
     elif source.path == "own:needles":
         records = needle_records(seed, source.num_items or 1000, num_bytes=source.document_bytes or 8192)
     else:

@@ -104,3 +104,24 @@ def simpo() -> TuneConfig:
 def distill() -> TuneConfig:
     """Distillation on a chat file: the answers and a teacher's predictions of them (set teacher=MODEL)."""
     return TuneConfig(name="distill", method="distill", teacher="cria", train=_stage(answers_only=True), sample_prompts=_PROMPTS)
+
+
+def cria_guard() -> TuneConfig:
+    """A small guard model that writes Llama Guard 3's verdicts: cria tuned on the labelled texts of a data folder (`safety`)."""
+    stage = _stage(
+        sources=(
+            SourceConfig(name="verdicts", path="own:guard", kind="chat", num_items=10_000, weight=0.45),
+            SourceConfig(name="short", path="own:guard-short", kind="chat", num_items=60_000, weight=0.55),
+        ),
+        num_steps=950,
+        sequence_length=1024,
+        batch_size=8,
+        micro_batch_size=8,
+        lr=1.2e-3,
+        final_lr_fraction=0.02,
+        warmup_steps=30,
+        eval_every=100,
+        save_every=100,
+        answers_only=True,
+    )
+    return TuneConfig(name="cria-guard", method="sft", epochs=0.0, train=stage)

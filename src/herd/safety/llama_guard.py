@@ -2,7 +2,7 @@
 
 Any model that writes Llama Guard's format will do: Meta's own checkpoints unchanged, or a server that has one. With a threshold of 0.5 the
 verdict is the model's; another one moves it, and then the categories of what the model would have called safe are asked for by a second
-question that leaves `unsafe` alone open.
+question that leaves `unsafe` alone open. What is longer than the model's context is judged in pieces, and the worst verdict is the whole's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import cast
 
-from herd.base.errors import ConfigError, HerdError
+from herd.base.errors import ConfigError, ContextOverflowError, HerdError
 from herd.engine.grammar.spec import Grammar
 from herd.inference.params import SamplingParams
 from herd.inference.port import AsyncInference, Caller, ChatRequest, Finished, Inference
@@ -26,6 +26,10 @@ from herd.text.messages import Message
 REFUSAL = "I can't answer that. Can I help with something else?"
 """What the reference system says in place of what its guard stopped."""
 _LOGPROBS = 20
+_OVERLAP = 200
+"""Characters that both halves of a text in pieces show."""
+_SHORTEST = 100
+"""A text of fewer characters is not halved: the categories alone are too long for the model."""
 _AGENT_POINTS = frozenset({TouchPoint.OUTPUT, TouchPoint.TOOL_INPUT})
 
 
@@ -77,7 +81,26 @@ class LlamaGuard:
 
     async def judge(self, messages: Sequence[Message], role: GuardRole) -> Verdict:
         """Judge the last turn of `role` in a conversation. Raises FormatError if there is none, and what the model raises."""
-        prompt = guard_prompt(turns_of(messages, role), categories=self.categories, agent=self.agent)
+        return await self._judge_turns(turns_of(messages, role))
+
+    async def _judge_turns(self, turns: list[tuple[GuardRole, str]]) -> Verdict:
+        """Where the model's context is too small: without the oldest turns, and at last the judged turn in overlapping halves."""
+        try:
+            return await self._judge(turns)
+        except ContextOverflowError:
+            if len(turns) > 1:
+                return await self._judge_turns(turns[1:])
+            ((role, text),) = turns
+            if len(text) < _SHORTEST:
+                raise
+            middle = len(text) // 2
+            overlap = min(_OVERLAP, middle // 2)
+            halves = [text[: middle + overlap], text[middle - overlap :]]
+            verdicts = [await self._judge_turns([(role, half)]) for half in halves]
+            return max(verdicts, key=lambda verdict: (verdict.unsafe, verdict.score or 0.0))
+
+    async def _judge(self, turns: Sequence[tuple[GuardRole, str]]) -> Verdict:
+        prompt = guard_prompt(turns, categories=self.categories, agent=self.agent)
         finished = await self._ask(prompt, verdict_grammar(self.categories))
         answer = read_verdict(finished.text, self.categories, exclude=self.exclude)
         if answer.malformed:

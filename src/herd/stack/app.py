@@ -30,6 +30,9 @@ from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.paths import comes_later
 from herd.stack.prompt_routes import prompt_routes
 from herd.stack.provider_routes import provider_routes
+from herd.stack.responses.conversation_routes import conversation_routes
+from herd.stack.responses.desk import Desk
+from herd.stack.responses.routes import response_routes
 from herd.stack.safety_routes import safety_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
@@ -42,7 +45,11 @@ from herd.version import __version__
 
 
 def create_app(
-    service: Service, storage: Storage | None = None, batches: BatchRunner | None = None, retrieval: Retrieval | None = None
+    service: Service,
+    storage: Storage | None = None,
+    batches: BatchRunner | None = None,
+    retrieval: Retrieval | None = None,
+    responses: Desk | None = None,
 ) -> Guard:
     """The ASGI application of a service. Its engine has to be started by whoever runs it, and so have its batches."""
     app = FastAPI(
@@ -73,6 +80,9 @@ def create_app(
         app.include_router(agent_routes(service, SqlSessionStore(storage.database)))
     if storage is not None and batches is not None:
         app.include_router(batch_routes(storage, batches, max_open=service.config.caps.open_batches))
+    if responses is not None:
+        app.include_router(response_routes(responses))
+        app.include_router(conversation_routes(responses))
     if storage is not None and retrieval is not None:
         app.include_router(vector_store_routes(retrieval, service.config))
         app.include_router(vector_file_routes(retrieval))

@@ -160,7 +160,7 @@ class _ChunkWriter:
             told: dict[str, Any] = {"choices": [], **extras}
             told["usage"] = usage([[answer.usage for answer in self._answers.values()]]) if self._with_usage else None
             end = event(self._head + b"," + dumps(told)[1:])
-        return end + DONE
+        return end + (DONE if self._context.done_event else b"")
 
     def _tick(self, parts: list[Part]) -> bytes:
         """The chunks of what came together; texts of one answer that follow each other are one."""

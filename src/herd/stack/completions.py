@@ -231,7 +231,9 @@ class _ChunkWriter:
                 make_receipt(name, info, job.request, result.answers.items()) for job, result in zip(self._jobs, self._results, strict=True)
             ]
             told["receipt"] = made[0] if len(made) == 1 else made
-        return (event(self._head + b"," + dumps({"choices": [], **told})[1:]) if told else b"") + DONE
+        return (event(self._head + b"," + dumps({"choices": [], **told})[1:]) if told else b"") + (
+            DONE if self._context.done_event else b""
+        )
 
     def _part(self, number: int, part: Part) -> bytes:
         index = number * self._n + part.index

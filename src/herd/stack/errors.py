@@ -18,7 +18,7 @@ _STATUS = {
     "usage": 400, "format": 400, "tokenizer": 400, "context_overflow": 400, "does_not_fit": 400, "config": 400,
     "not_found": 404, "engine_down": 503, "overloaded": 503, "engine": 503, "draining": 503, "storage": 503,
     "unauthorized": 401, "forbidden": 403, "too_large": 413, "headers_too_large": 431, "rate_limited": 429, "busy": 429, "method": 405,
-    "slow": 408, "conflict": 409, "remote": 502, "remote_down": 503, "remote_busy": 429,
+    "slow": 408, "conflict": 409, "unsupported": 400, "remote": 502, "remote_down": 503, "remote_busy": 429,
     "session_busy": 409, "turn_state": 409,
     "tool": 400, "tool_arguments": 400, "denied_address": 403, "consent": 409,
 }  # fmt: skip

@@ -45,7 +45,10 @@ _READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(slots=True)
 class Context:
-    """One HTTP request: its id, whose key it came with, when it began, its span if there is one."""
+    """One HTTP request: its id, whose key it came with, when it began, its span if there is one.
+
+    `done_event` is false for clients of the Llama Stack, of which those up to 0.3 read OpenAI's last event, [DONE], as JSON and fail.
+    """
 
     request_id: str
     key: ApiKey | None
@@ -53,6 +56,7 @@ class Context:
     status: int = 0
     log_fields: dict[str, Any] = field(default_factory=dict[str, Any])
     span: Any = None
+    done_event: bool = True
 
 
 class Guard:
@@ -78,6 +82,7 @@ class Guard:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         context = Context(request_id=given if _REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12), key=None)
+        context.done_event = "x-llamastack-client-version" not in headers
         context.span = self.tracing.request(scope["method"], headers, context.request_id)
         answer = _Answer(send, context, answer_headers(headers.get("origin"), self._config.allowed_origins))
         self.num_open += 1

@@ -8,6 +8,7 @@ from typing import Any
 
 from herd.base.errors import did_you_mean
 from herd.stack.errors import RequestError
+from herd.stack.responses.types import BODIES
 from herd.stack.types import BatchBody, ChatBody, CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from herd.stack.vector_types import VectorDbBody, VectorInsertBody, VectorQueryBody, VectorStoreBody
 
@@ -22,6 +23,7 @@ _FIELDS = {
     "/v1/vector-dbs": VectorDbBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
+    **BODIES,
 }
 _WHERE = ("body", "query", "path")
 

@@ -40,7 +40,24 @@ _ERRORS = {
     502: "A remote provider did not do what it should.",
     503: "The engine starts or the server ends; Retry-After tells when to ask again.",
 }
-_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/inference/chat-completion", "/v1/inference/completion"})
+_EVENT = {
+    "type": "object",
+    "description": "With `stream`: events, the JSON of each in its data.",
+    "properties": {
+        "event": {"type": "string", "description": "The event's name, where it has one."},
+        "data": {"type": "string", "description": "JSON, or [DONE]."},
+    },
+}
+_STREAMS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/inference/chat-completion",
+        "/v1/inference/completion",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+    }
+)
 _OPEN = frozenset({"/health"})
 
 
@@ -71,7 +88,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     if path in ("/health", "/ready"):
         responses["503"] = {"description": "Not now; `status` tells why.", "content": {"application/json": {"schema": {}}}}
     if path in _STREAMS:
-        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string", "description": "With `stream`: an event a chunk."}}
+        responses["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     if path == "/metrics":
         responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     operation["security"] = [] if path in _OPEN else [{"key": []}]

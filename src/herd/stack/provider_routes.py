@@ -1,6 +1,6 @@
 """What the Llama Stack tells of a server itself: its providers and their health, its routes, its version.
 
-The health of a remote is asked when someone wants to know, for two seconds at most, and kept for ten: nothing is probed at start, and a
+The health of a remote is asked when someone wants to know, for five seconds at most, and kept for ten: nothing is probed at start, and a
 server whose remotes are down starts and answers.
 """
 
@@ -20,7 +20,7 @@ from herd.stack.errors import RequestError
 from herd.stack.service import Service
 from herd.version import __version__
 
-PROBE_S = 2.0
+PROBE_S = 5.0
 KEPT_S = 10.0
 
 

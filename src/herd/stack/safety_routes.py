@@ -162,6 +162,8 @@ def _add_registry(router: APIRouter, service: Service) -> None:
             raise RequestError("conflict", message, hint="choose another shield_id", param="shield_id")
         finder.make(kind, params)  # what cannot be made is refused now, not when it is needed
         thing = _shield(body.shield_id, kind, params)
+        if service.registrations.get(finder.owner, "shields", body.shield_id) == thing:
+            return json_response(thing)  # applications register at every start
         await asyncio.to_thread(service.registrations.put, finder.owner, "shields", body.shield_id, thing)
         return json_response(thing)
 

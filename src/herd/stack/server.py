@@ -26,6 +26,9 @@ from herd.stack.config import ServerConfig
 from herd.stack.embedder import ServiceEmbedder
 from herd.stack.engine_process import EngineProcess, EngineSpec
 from herd.stack.guard import MAX_HEADER_BYTES, Guard
+from herd.stack.responses.desk import Desk
+from herd.stack.responses.equipment import Equipment
+from herd.stack.responses.stored_vectors import StoredVectors
 from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.text.prompt import PromptFormat
@@ -160,7 +163,10 @@ class Server:
         batches = self._batches = None if storage is None else BatchRunner(service, storage)
         retrieval = None if storage is None else storage.retrieval(ServiceEmbedder(service))
         indexer = None if retrieval is None else Indexer(retrieval)
-        self._guard = create_app(service, storage, batches, retrieval)
+        vectors = None if retrieval is None else StoredVectors(retrieval)
+        equipment = Equipment(service.tools.box, vectors=vectors, policy=service.tools.policy, shielding=service.shielding)
+        desk = None if storage is None else Desk(service, storage.database, equipment)
+        self._guard = create_app(service, storage, batches, retrieval, desk)
         limits = {name: getattr(self.config, name) for name in ("header_timeout_s", "write_timeout_s")}
         protocol = type("Protocol", (_Protocol,), limits)
         self._uvicorn = _Uvicorn(
@@ -188,11 +194,15 @@ class Server:
                 on_ready(self, engine)
             if batches is not None:
                 await batches.start()
+            if desk is not None:
+                await desk.start()
             if indexer is not None:
                 indexer.start()
             await serving
         finally:
             learner.cancel()
+            if desk is not None:
+                await desk.stop()
             if batches is not None:
                 await batches.stop()
             await service.close()

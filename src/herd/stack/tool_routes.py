@@ -15,7 +15,7 @@ from herd.stack.errors import RequestError
 from herd.stack.files import owner_of
 from herd.stack.service import Service
 from herd.stack.stack_types import InvokeBody, ToolGroupBody
-from herd.stack.toolkit import MCP_PROVIDER, FoundTool, ServerTools
+from herd.stack.toolkit import MCP_PROVIDER, OWN_PROVIDER, FoundTool, ServerTools
 from herd.tools.mcp.pins import RemoteTool
 from herd.tools.mcp.tools import visible
 from herd.tools.tool import ToolResult
@@ -142,7 +142,7 @@ def tool_object(found: FoundTool) -> dict[str, Any]:
         "input_schema": dict(tool.parameters),
         "output_schema": None,
         "toolgroup_id": found.group,
-        "provider_id": MCP_PROVIDER if "__" in tool.name else "herd-tools",
+        "provider_id": MCP_PROVIDER if "__" in tool.name else OWN_PROVIDER,
         "provider_resource_id": tool.name,
         "metadata": {"taint": taint},
     }

@@ -29,6 +29,7 @@ from herd.tools.toolbox import Toolbox, ToolboxConfig, open_toolbox
 from herd.tools.web.address import PORTS, IPNetwork, WebPolicy, pinned, read_url
 
 MCP_PROVIDER = "model-context-protocol"
+OWN_PROVIDER = "herd-tools"
 TIMEOUT_S = 30.0
 _MAX_HEADERS, _MAX_HEADER_CHARS = 32, 4096
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\Z")
@@ -89,6 +90,11 @@ class ServerTools:
         self._opening = asyncio.Lock()
         self._own: dict[str, _Own] = {}
 
+    @property
+    def policy(self) -> WebPolicy:
+        """Where servers that clients name may be."""
+        return self._policy
+
     async def box(self) -> Toolbox:
         """The installation's tools."""
         async with self._opening:
@@ -128,7 +134,7 @@ class ServerTools:
                 pins.agree(connection.config.name, await connection.list_tools())
             group, left_out = await mcp_group(connection, pins)
             aliases = {tool.name.partition("__")[2]: tool.name for tool in group.tools}
-            group = replace(group, name=name, aliases=aliases, provider=MCP_PROVIDER, metadata={"server": uri})
+            group = replace(group, name=name, aliases=aliases, provider="mcp", metadata={"server": uri})
             await self._check_free(group)
             own.registry.register(group)
         except BaseException:
@@ -159,7 +165,7 @@ class ServerTools:
 
     async def groups(self, owner: str) -> list[dict[str, Any]]:
         """All groups that a key can use, as the Llama Stack tells them. Asks no network."""
-        shared = [_group_object(group.name, group.provider, _place(group), None) for group in (await self.box()).registry.groups]
+        shared = [_group_object(group.name, _provider(group), _place(group), None) for group in (await self.box()).registry.groups]
         records = self._registrations.all(owner, "toolgroups")
         return [*shared, *(_group_object(name, MCP_PROVIDER, record["uri"], record["args"]) for name, record in records.items())]
 
@@ -254,6 +260,10 @@ class ServerTools:
         if connection is not None:
             own.registry.unregister(name)
             await connection.close()
+
+
+def _provider(group: ToolGroup) -> str:
+    return OWN_PROVIDER if group.provider == "herd" else MCP_PROVIDER
 
 
 def _place(group: ToolGroup) -> str | None:

@@ -10,6 +10,7 @@ from herd.base.errors import HerdError
 from herd.engine.grammar.spec import Grammar
 from herd.inference.params import SamplingParams
 from herd.inference.port import Caller, ChatRequest, CompletionRequest, ToolChoice
+from herd.inference.providers import LOCAL
 from herd.stack.config import Caps
 from herd.stack.errors import RequestError
 from herd.stack.types import ChatBody, ChatMessage, CompletionBody, NamedTool, ResponseFormat, Sampling, StructuredOutputs, Tool
@@ -22,6 +23,12 @@ def refuse_over(name: str, value: int, limit: int) -> None:
     """Raises RequestError for more than this server gives."""
     if value > limit:
         raise RequestError("usage", f"{name} is {value:,}, this server allows {limit:,}", hint=f"ask for {limit:,} at most", param=name)
+
+
+def check_model(name: str, served: str) -> None:
+    """Raises RequestError for a model of vectors that is not the engine's."""
+    if name and name.removeprefix(f"{LOCAL}/") != served:
+        raise RequestError("not_found", f"there is no model {name!r:.200} here", hint=f"this server has {served!r}", param="model")
 
 
 def stops_of(body: Sampling, caps: Caps) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ what no row names is an orphan of a crash, and is swept at the next start. Ids a
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -136,6 +137,20 @@ class FolderBlobs(Blobs):
         return self.folder / check_id(blob_id)
 
 
+class _Object(io.BufferedReader):
+    """An object that is read, with what a plain file has beside its bytes."""
+
+    @property
+    def mode(self) -> str:
+        """Of a file that is read."""
+        return "rb"
+
+    @property
+    def name(self) -> str:
+        """It has none here."""
+        return ""
+
+
 class RemoteBlobs(Blobs):
     """Objects below an fsspec URL. An object store's put is whole or absent; elsewhere a rename makes it so."""
 
@@ -165,7 +180,7 @@ class RemoteBlobs(Blobs):
     def open(self, blob_id: str) -> BinaryIO:
         """The object."""
         try:
-            return cast("BinaryIO", self._fs.open(self._name(blob_id), "rb"))
+            return _Object(self._fs.open(self._name(blob_id), "rb"))
         except FileNotFoundError as error:
             raise _gone(blob_id) from error
 

@@ -123,7 +123,7 @@ class Database:
     def close(self) -> None:
         """Let go of it."""
         if self._lock_holder is not None:
-            self._lock_holder.invalidate()
+            self._lock_holder.detach()  # to be closed, not to go back into the pool with its lock
             self._lock_holder.close()
             self._lock_holder = None
         self.engine.dispose()

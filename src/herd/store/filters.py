@@ -92,7 +92,7 @@ def _read(data: Any, left: list[int], depth: int) -> Filter:
         raise _wrong(
             f"the value of {kind!r} is {value!r:.80}", "give a text or a number" + (", or true/false" if kind in ("eq", "ne") else "")
         )
-    return Comparison(kind, key, value)
+    return Comparison(kind, key, cast("Value", value))
 
 
 def _is_value(value: Any) -> bool:

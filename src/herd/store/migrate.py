@@ -57,9 +57,10 @@ def upgrade(database: Database) -> tuple[str | None, str]:
         if not database.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         before = current(connection)
-        if before not in (None, _OLDEST, *known):
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one() if database.is_sqlite else 0
+        if before not in (None, _OLDEST, *known) or version > SQLITE_VERSION:
             raise SchemaError(
-                f"{database.told_url} was written by a newer herd (schema {before}, this one knows {known[-1]})",
+                f"{database.told_url} was written by a newer herd (schema {before or version}, this one knows {known[-1]})",
                 hint="update herd, or choose another --state-dir or --database",
             )
         if before != known[-1]:

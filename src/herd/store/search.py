@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from herd.store.keyword import search_words
 from herd.store.ranking import Ranking, fuse
 from herd.store.tables.files import FileRow
 from herd.store.tables.vector_stores import ChunkRow, VectorStoreRow
-from herd.store.vectors import Floats, Vectors
+from herd.store.vectors import Vector, Vectors
 
 Mode = Literal["vector", "keyword", "hybrid"]
 _DEEPER = 4
@@ -46,7 +45,7 @@ def search(
     mode: Mode,
     limit: int,
     text: str = "",
-    vector: Sequence[float] | Floats | None = None,
+    vector: Vector | None = None,
     wanted: Filter | None = None,
     ranking: Ranking | None = None,
 ) -> list[Hit]:

@@ -47,13 +47,16 @@ class State:
         except OSError as error:
             os.close(self._lock)
             raise ConfigError(f"another server keeps its files in {folder}", hint="give each server a --state-dir of its own") from error
+        database: Database | None = None
         try:
             self.blobs = blobs_of(folder, files_url)
-            self.database = database_of(folder, database_url)
+            self.database = database = database_of(folder, database_url)
             self.database.hold()
             self.revisions = upgrade(self.database)
             """The revisions before this start, and now."""
         except BaseException:
+            if database is not None:
+                database.close()
             os.close(self._lock)
             raise
 

@@ -22,7 +22,7 @@ from herd.store.paging import Cursor, Page, owned, page_of
 from herd.store.state import State
 from herd.store.tables.files import FileRow
 from herd.store.tables.vector_stores import ChunkRow, FileBatchRow, VectorStoreFileRow, VectorStoreRow
-from herd.store.vectors import Floats, packed
+from herd.store.vectors import Vector, packed
 from herd.store.words import words_of
 
 DAY_S = 24 * 3600
@@ -38,7 +38,7 @@ class NewChunk:
     text: str
     start: int
     end: int
-    vector: Sequence[float] | Floats
+    vector: Vector
     meta: dict[str, Any] | None = None
     attributes: dict[str, Any] | None = None
 
@@ -161,7 +161,7 @@ class VectorStores:
         self, session: Session, store: VectorStoreRow, file: NewFile, now: float, batch: FileBatchRow | None
     ) -> VectorStoreFileRow:
         owned(session, FileRow, store.owner, file.file_id, what="file", hint="GET /v1/files lists yours")
-        old = session.get(VectorStoreFileRow, (store.id, file.file_id))
+        old = session.get(VectorStoreFileRow, {"store_id": store.id, "id": file.file_id})
         if old is not None:
             _drop(session, store, file.file_id)
             session.delete(old)
@@ -257,7 +257,7 @@ class VectorStores:
         """Keep the chunks of a file, and that it is done, at once. False where it was cancelled or taken out meanwhile."""
         with self._database.write() as session:
             store = session.get(VectorStoreRow, row.store_id, with_for_update=True)
-            file = session.get(VectorStoreFileRow, (row.store_id, row.id), with_for_update=True)
+            file = session.get(VectorStoreFileRow, {"store_id": row.store_id, "id": row.id}, with_for_update=True)
             # `created` tells this row from one of a file that was taken out and put in again.
             if store is None or file is None or (file.status, file.created) != ("in_progress", row.created):
                 return False

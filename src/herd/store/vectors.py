@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,11 @@ _EXPANSION = 128
 _VERSION = 1
 
 Floats = NDArray[np.float32]
+Vector = Sequence[float] | NDArray[np.floating[Any]]
 Numbers = NDArray[np.int64]
 
 
-def packed(vector: Sequence[float] | Floats) -> bytes:
+def packed(vector: Vector) -> bytes:
     """A vector as a row holds it: of length one, float32, little-endian. One of length zero stays so."""
     found = np.asarray(vector, dtype=np.float64)
     length = float(np.linalg.norm(found))
@@ -53,30 +54,8 @@ def unpacked(data: bytes) -> Floats:
     return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
 
 
-class _Index(Protocol):
-    """Vectors by number."""
-
-    @property
-    def numbers(self) -> Numbers:
-        """All of them, in order."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes in memory."""
-        ...
-
-    def add(self, numbers: Numbers, vectors: Floats) -> None:
-        """Numbers are larger than all before."""
-        ...
-
-    def remove(self, numbers: Numbers) -> None: ...
-
-    def nearest(self, query: Floats, limit: int) -> list[tuple[int, float]]: ...
-
-
 class _Exact:
-    """A matrix."""
+    """A matrix, row by row. As `_Hnsw` it takes numbers that are larger than all before."""
 
     def __init__(self, width: int) -> None:
         self.numbers: Numbers = np.zeros(0, dtype=np.int64)
@@ -126,6 +105,9 @@ class _Hnsw:
         return best(numbers, 1.0 - np.asarray(found.distances, dtype=np.float32).reshape(-1), limit)
 
 
+_Index = _Exact | _Hnsw
+
+
 def best(numbers: Numbers, scores: Floats, limit: int) -> list[tuple[int, float]]:
     """The largest scores, of the same score the smaller number first."""
     if len(numbers) > limit:
@@ -168,7 +150,7 @@ class Vectors:
         self._guard = threading.Lock()
 
     def search(
-        self, session: Session, store: VectorStoreRow, query: Sequence[float] | Floats, limit: int, allowed: Sequence[int] | None = None
+        self, session: Session, store: VectorStoreRow, query: Vector, limit: int, allowed: Sequence[int] | None = None
     ) -> list[tuple[int, float]]:
         """Numbers and cosines of the nearest chunks, of those that are `allowed`. Raises ConflictError for a vector of another width."""
         wanted = unpacked(packed(query))

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from herd.engine.packed.weights import PackedModel
 from herd.kernels import dispatch
 from herd.model.transformer import Transformer
 from herd.version import __version__
@@ -29,7 +30,7 @@ def state_name(model: Transformer, *, runner: str, layout: str) -> str:
     facts = {
         "config": asdict(model.config),
         "class": f"{kind.__module__}.{kind.__qualname__}",
-        "weights": weights_digest(model),
+        "weights": model.digest if isinstance(model, PackedModel) else weights_digest(model),
         "dtype": str(model.dtype),
         "runner": runner,
         "layout": layout,
@@ -43,7 +44,8 @@ def state_name(model: Transformer, *, runner: str, layout: str) -> str:
 def weights_digest(model: torch.nn.Module) -> str:
     """A digest that changes with any weight; not one to trust against someone who makes weights to fool it."""
     total = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(model.state_dict().items()):
+    everything = {**model.state_dict(), **dict(model.named_buffers())}  # quantised matrices are buffers that no state has
+    for name, tensor in sorted(everything.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         for part in _summary(tensor.detach()):
             total.update(part.cpu().numpy().tobytes())

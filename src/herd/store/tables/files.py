@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import BigInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
 from herd.store.tables.base import Base, Owned
@@ -13,6 +14,6 @@ class FileRow(Owned, Base):
     __tablename__ = "files"
     filename: Mapped[str]
     purpose: Mapped[str]
-    size_bytes: Mapped[int]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
     expires: Mapped[float | None] = mapped_column(default=None)
     digest: Mapped[str | None] = mapped_column(default=None)

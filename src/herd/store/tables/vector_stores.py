@@ -24,7 +24,7 @@ class VectorStoreRow(Owned, Base):
     """
 
     __tablename__ = "vector_stores"
-    __table_args__ = (
+    __table_args__ = (  # pyright: ignore[reportAssignmentType]
         Index("ix_vector_stores_page", "owner", "created", "id"),
         Index("uq_vector_stores_owner_alias", "owner", "alias", unique=True),
     )
@@ -41,19 +41,16 @@ class VectorStoreRow(Owned, Base):
     num_words: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
-class VectorStoreFileRow(Base):
+class VectorStoreFileRow(Owned, Base):
     """A file in a store: how far its indexing is, and what filters see. Its id is the file's."""
 
     __tablename__ = "vector_store_files"
-    __table_args__ = (
+    __table_args__ = (  # pyright: ignore[reportAssignmentType]
         Index("ix_vector_store_files_page", "store_id", "created", "id"),
         Index("ix_vector_store_files_status", "status", "created"),
         Index("ix_vector_store_files_id", "id"),
     )
     store_id: Mapped[str] = mapped_column(ForeignKey("vector_stores.id", ondelete="CASCADE"), primary_key=True)
-    id: Mapped[str] = mapped_column(primary_key=True)
-    owner: Mapped[str]
-    created: Mapped[float]
     status: Mapped[str]
     error_code: Mapped[str | None] = mapped_column(default=None)
     error_message: Mapped[str | None] = mapped_column(default=None)

@@ -45,7 +45,7 @@ class McpTool:
                 f"the MCP server {server!r} changed its tool {self._remote.name!r} since it was agreed to",
                 hint=f"a person must look at it: `herd tools agree {server}`",
             )
-        return _result(await self._connection.call(self._remote.name, arguments))
+        return result_of(await self._connection.call(self._remote.name, arguments))
 
 
 def exposed_name(server: str, tool: str) -> str:
@@ -84,7 +84,8 @@ async def mcp_group(connection: McpConnection, pins: Pins) -> tuple[ToolGroup, d
     ), left_out
 
 
-def _result(answer: types.CallToolResult) -> ToolResult:
+def result_of(answer: types.CallToolResult) -> ToolResult:
+    """What a server's tool gave, as a result of herd's."""
     texts: list[str] = []
     files: list[Attachment] = []
     for number, block in enumerate(answer.content, start=1):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from herd.base.errors import UsageError
 
@@ -18,6 +18,7 @@ LEAST_TOKENS, MOST_TOKENS = 100, 4096
 _PIECE_CHARS = 2**16
 
 
+@runtime_checkable
 class TokenCounter(Protocol):
     """What cuts text into tokens; herd's tokenizer is one."""
 

@@ -162,7 +162,7 @@ class Retrieval:
         stores = [await asyncio.to_thread(self.stores.touch, owner, store_id) for store_id in dict.fromkeys(store_ids)]
         if mode != "keyword":
             self._refuse_foreign(stores)
-        vectors: Sequence[Any] = [None] * len(queries)
+        vectors: Any = [None] * len(queries)
         if mode != "keyword" and any(store.num_chunks for store in stores):
             vectors = await self.embedder.embed(queries, owner=owner, in_background=False)
         found: dict[tuple[str, str, int], Hit] = {}

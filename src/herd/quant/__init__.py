@@ -1,0 +1,1 @@
+"""Quantisation: schemes, calibration, the stream that applies them layer by layer, and the report of what they cost."""
