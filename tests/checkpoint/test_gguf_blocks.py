@@ -125,14 +125,14 @@ def relative_error(values: np.ndarray, kind: str) -> float:
 
 
 @pytest.mark.parametrize(("kind", "most"), [("Q4_K", 0.078), ("Q6_K", 0.021)])
-@pytest.mark.parametrize("scale", [1e-6, 0.02, 30.0])
+@pytest.mark.parametrize("scale", [0.005, 0.02, 30.0])
 def test_k_quants_round_well_and_the_gguf_package_reads_them(kind: str, most: float, scale: float) -> None:
     values = (np.random.default_rng(4).standard_normal((32, 512)) * scale).astype(np.float32)
     values[3] += 2 * scale
     data = quantise(values, kind)
     assert len(data) == values.size // 256 * KINDS[kind].block_bytes
     assert_same_bits(dequantise(data, kind), peer_dequantise(data, kind))
-    assert relative_error(values, kind) < most * (1.6 if scale < 1e-4 else 1.0)
+    assert relative_error(values, kind) < most * (1.1 if scale < 0.01 else 1.0), "fp16 steps are coarse where values are small"
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
