@@ -68,13 +68,13 @@ def to_q4_k(blocks: Floats) -> Bytes:
     ls = np.rint(scales * _over(sixty_three, top_scale)).clip(0, 63).astype(np.uint8)
     lm = np.rint(minima * _over(sixty_three, top_minimum)).clip(0, 63).astype(np.uint8)
     steps, offsets = (step * ls.astype(np.float32))[..., None], (base * lm.astype(np.float32))[..., None]
-    codes = np.rint(_over(x + offsets, np.broadcast_to(steps, x.shape))).clip(0, 15).astype(np.uint8)
+    codes = np.rint(_over((x + offsets).astype(np.float32), np.broadcast_to(steps, x.shape))).clip(0, 15).astype(np.uint8)
     first = ls[:, :4] | ((ls[:, 4:] >> 4) << 6)
     second = lm[:, :4] | ((lm[:, 4:] >> 4) << 6)
     low = (ls[:, 4:] & 15) | ((lm[:, 4:] & 15) << 4)
     pairs = codes.reshape(-1, 4, 2, 32)
     quants = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(-1, 128)
-    return np.concatenate((step_bytes, base_bytes, first, second, low, quants), axis=-1)
+    return np.concatenate((step_bytes, base_bytes, first, second, low, quants), axis=-1).astype(np.uint8)
 
 
 def _signed_scale(x: Floats) -> Floats:
@@ -111,4 +111,4 @@ def to_q6_k(blocks: Floats) -> Bytes:
     low, high = quants & 15, quants >> 4
     nibbles = np.concatenate((low[:, :, 0] | (low[:, :, 2] << 4), low[:, :, 1] | (low[:, :, 3] << 4)), axis=-1).reshape(-1, 128)
     pairs = (high[:, :, 0] | (high[:, :, 1] << 2) | (high[:, :, 2] << 4) | (high[:, :, 3] << 6)).reshape(-1, 64)
-    return np.concatenate((nibbles, pairs, small.view(np.uint8), step_bytes), axis=-1)
+    return np.concatenate((nibbles, pairs, small.view(np.uint8), step_bytes), axis=-1).astype(np.uint8)
