@@ -15,21 +15,23 @@ from fastapi import FastAPI
 
 from herd.agents.sql_store import open_session_store
 from herd.base.errors import HerdError, NotFoundError
+from herd.engine.params import TokenParams
+from herd.engine.stream import TokenRequest
 from herd.inference.port import Caller
 from herd.stack.agents import agent_routes
 from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
 from herd.stack.guard import Context
+from herd.stack.keys import ApiKey, digest_of
+from herd.stack.service import Job, Service
 from herd.tools.tool import Taint
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
 
 
-class Job:
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-        self.close = answer.close
+class StandIn(Service):
+    """A server's service without an engine: what agents ask of one."""
 
-    def parts(self) -> Any:
-        return aiter(self._answer)
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update(parts)
 
 
 class Tools:
@@ -58,9 +60,10 @@ def served(script: Any, *tools: Any) -> Any:
 
     async def answer(request: Any, context: Any, name: str, *, guarded: bool) -> Job:
         assert not guarded and name == "cria"
-        return Job(await model.chat(request))
+        stand_in = TokenRequest(prompt=(), params=TokenParams(max_tokens=1))
+        return Job(request=stand_in, answer=await model.chat(request), model=name)
 
-    return SimpleNamespace(
+    return StandIn(
         model=model,
         answer=answer,
         tools=Tools(*tools),
@@ -82,7 +85,7 @@ def ask(tmp_path: Path, service: Any, work: Callable[[httpx.AsyncClient], Any]) 
 
         async def with_context(scope: Any, receive: Any, send: Any) -> None:
             name = dict(scope["headers"]).get(b"x-key", b"anna").decode()
-            scope["herd"] = Context(request_id="req-1", key=SimpleNamespace(name=name))  # type: ignore[arg-type]
+            scope["herd"] = Context(request_id="req-1", key=ApiKey(name=name, digest=digest_of(name)))
             await app(scope, receive, send)
 
         try:
