@@ -30,7 +30,7 @@ from herd.agents.steps import ModelStep, RetrievalStep, ShieldStep, Step, ToolSt
 from herd.agents.turn import Turn
 from herd.inference.params import SamplingParams
 from herd.safety.defaults import MAKERS
-from herd.stack.agent_types import AgentConfigIn, Content, GroupWithArgs, Sampling, ToolConfig
+from herd.stack.agent_types import AgentConfigIn, Content, GroupWithArgs, Sampling, Strategy, ToolConfig
 from herd.stack.errors import RequestError
 from herd.text.messages import Message, ToolCall, ToolDefinition
 
@@ -105,7 +105,7 @@ def _shields(body: AgentConfigIn, defaults: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sampling(given: Sampling) -> SamplingParams:
-    strategy = given.strategy
+    strategy = given.strategy or Strategy()
     greedy = strategy.type == "greedy"
     values: dict[str, Any] = {
         "temperature": 0.0 if greedy else strategy.temperature,
