@@ -247,3 +247,42 @@ def test_an_error_of_the_model_ends_the_stream_in_openais_shape(tmp_path: Path) 
         assert whole.status_code == 400 and whole.json()["error"]["code"] == "context_length_exceeded"
 
     ask(tmp_path, served([Say(error=ContextOverflowError("too long"))]), work)
+
+
+def test_the_client_of_the_llama_stack_runs_turns_and_goes_on_after_its_own_tool(tmp_path: Path) -> None:
+    stack = pytest.importorskip("llama_stack_client", reason="needs llama-stack-client 0.2.12")
+
+    async def work(client: httpx.AsyncClient) -> None:
+        llama = stack.AsyncLlamaStackClient(base_url="http://test", http_client=client)
+        agent = await llama.agents.create(agent_config=CONFIG)
+        session = await llama.agents.session.create(agent.agent_id, session_name="s")
+        names = {"agent_id": agent.agent_id, "session_id": session.session_id}
+        asked = [{"role": "user", "content": "go"}]
+        stream = await llama.agents.turn.create(**names, messages=asked, stream=True)
+        payloads = [chunk.event.payload async for chunk in stream]
+        assert [payload.event_type for payload in payloads][-1] == "turn_awaiting_input"
+        turn = payloads[-1].turn
+        (made,) = turn.output_message.tool_calls
+        assert (made.tool_name, made.arguments) == ("phone", {"who": "Anna"})
+        given = [{"call_id": made.call_id, "tool_name": "phone", "content": "rings"}]
+        stream = await llama.agents.turn.resume(turn.turn_id, **names, tool_responses=given, stream=True)
+        payloads = [chunk.event.payload async for chunk in stream]
+        texts = [payload.delta.text for payload in payloads if payload.event_type == "step_progress" and payload.delta.type == "text"]
+        assert "".join(texts) == "it rings" and payloads[-1].event_type == "turn_complete"
+        done = payloads[-1].turn
+        assert done.output_message.content == "it rings" and [step.step_type for step in done.steps] == [
+            "inference",
+            "tool_execution",
+            "inference",
+        ]
+        found = await llama.agents.steps.retrieve(done.steps[1].step_id, **names, turn_id=turn.turn_id)
+        assert found.step.tool_responses[0].content == "rings"
+        kept = await llama.agents.session.retrieve(session.session_id, agent_id=agent.agent_id)
+        assert kept.session_name == "s" and kept.turns[0].turn_id == turn.turn_id
+        assert (await llama.agents.turn.retrieve(turn.turn_id, **names)).output_message.content == "it rings"
+        whole = await llama.agents.turn.create(**names, messages=asked, stream=False)
+        assert whole.output_message.content == "it rings"
+        await llama.agents.session.delete(session.session_id, agent_id=agent.agent_id)
+        await llama.agents.delete(agent.agent_id)
+
+    ask(tmp_path, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
