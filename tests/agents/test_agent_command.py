@@ -100,7 +100,7 @@ def test_a_prompt_is_answered_once_and_its_session_is_kept(scripted_model: Path,
     [
         (["agent", "trace"], 2, "trace needs a session"),
         (["agent", "two", "words"], 2, "there is a second argument"),
-        (["agent", "x", "--approve", "never-ever"], 2, "choose ask, always or never"),
+        (["agent", "x", "--approve", "sometimes"], 2, "choose ask, always or never"),
         (["agent", "x", "--session", "session_none"], 3, "there is no session"),
         (["agent", "trace", "session_none"], 3, "there is no session"),
         (["agent", "x", "--tools", "clok"], 3, "did you mean 'clock'?"),

@@ -15,21 +15,23 @@ from fastapi import FastAPI
 
 from herd.agents.sql_store import open_session_store
 from herd.base.errors import HerdError, NotFoundError
+from herd.engine.params import TokenParams
+from herd.engine.stream import TokenRequest
 from herd.inference.port import Caller
 from herd.stack.agents import agent_routes
 from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
 from herd.stack.guard import Context
+from herd.stack.keys import ApiKey, digest_of
+from herd.stack.service import Job, Service
 from herd.tools.tool import Taint
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
 
 
-class Job:
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-        self.close = answer.close
+class StandIn(Service):
+    """A server's service without an engine: what agents ask of one."""
 
-    def parts(self) -> Any:
-        return aiter(self._answer)
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update(parts)
 
 
 class Tools:
@@ -58,9 +60,10 @@ def served(script: Any, *tools: Any) -> Any:
 
     async def answer(request: Any, context: Any, name: str, *, guarded: bool) -> Job:
         assert not guarded and name == "cria"
-        return Job(await model.chat(request))
+        stand_in = TokenRequest(prompt=(), params=TokenParams(max_tokens=1))
+        return Job(request=stand_in, answer=await model.chat(request), model=name)
 
-    return SimpleNamespace(
+    return StandIn(
         model=model,
         answer=answer,
         tools=Tools(*tools),
@@ -82,7 +85,7 @@ def ask(tmp_path: Path, service: Any, work: Callable[[httpx.AsyncClient], Any]) 
 
         async def with_context(scope: Any, receive: Any, send: Any) -> None:
             name = dict(scope["headers"]).get(b"x-key", b"anna").decode()
-            scope["herd"] = Context(request_id="req-1", key=SimpleNamespace(name=name))  # type: ignore[arg-type]
+            scope["herd"] = Context(request_id="req-1", key=ApiKey(name=name, digest=digest_of(name)))
             await app(scope, receive, send)
 
         try:
@@ -244,3 +247,42 @@ def test_an_error_of_the_model_ends_the_stream_in_openais_shape(tmp_path: Path) 
         assert whole.status_code == 400 and whole.json()["error"]["code"] == "context_length_exceeded"
 
     ask(tmp_path, served([Say(error=ContextOverflowError("too long"))]), work)
+
+
+def test_the_client_of_the_llama_stack_runs_turns_and_goes_on_after_its_own_tool(tmp_path: Path) -> None:
+    stack = pytest.importorskip("llama_stack_client", reason="needs llama-stack-client 0.2.12")
+
+    async def work(client: httpx.AsyncClient) -> None:
+        llama = stack.AsyncLlamaStackClient(base_url="http://test", http_client=client)
+        agent = await llama.agents.create(agent_config=CONFIG)
+        session = await llama.agents.session.create(agent.agent_id, session_name="s")
+        names = {"agent_id": agent.agent_id, "session_id": session.session_id}
+        asked = [{"role": "user", "content": "go"}]
+        stream = await llama.agents.turn.create(**names, messages=asked, stream=True)
+        payloads = [chunk.event.payload async for chunk in stream]
+        assert [payload.event_type for payload in payloads][-1] == "turn_awaiting_input"
+        turn = payloads[-1].turn
+        (made,) = turn.output_message.tool_calls
+        assert (made.tool_name, made.arguments) == ("phone", {"who": "Anna"})
+        given = [{"call_id": made.call_id, "tool_name": "phone", "content": "rings"}]
+        stream = await llama.agents.turn.resume(turn.turn_id, **names, tool_responses=given, stream=True)
+        payloads = [chunk.event.payload async for chunk in stream]
+        texts = [payload.delta.text for payload in payloads if payload.event_type == "step_progress" and payload.delta.type == "text"]
+        assert "".join(texts) == "it rings" and payloads[-1].event_type == "turn_complete"
+        done = payloads[-1].turn
+        assert done.output_message.content == "it rings" and [step.step_type for step in done.steps] == [
+            "inference",
+            "tool_execution",
+            "inference",
+        ]
+        found = await llama.agents.steps.retrieve(done.steps[1].step_id, **names, turn_id=turn.turn_id)
+        assert found.step.tool_responses[0].content == "rings"
+        kept = await llama.agents.session.retrieve(session.session_id, agent_id=agent.agent_id)
+        assert kept.session_name == "s" and kept.turns[0].turn_id == turn.turn_id
+        assert (await llama.agents.turn.retrieve(turn.turn_id, **names)).output_message.content == "it rings"
+        whole = await llama.agents.turn.create(**names, messages=asked, stream=False)
+        assert whole.output_message.content == "it rings"
+        await llama.agents.session.delete(session.session_id, agent_id=agent.agent_id)
+        await llama.agents.delete(agent.agent_id)
+
+    ask(tmp_path, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)

@@ -34,7 +34,9 @@ def why_to_ask(config: AgentConfig, turn: Turn, step: ToolStep, labels: Taint) -
         return "interrupted" if step.taint.acts_outside and not _approved(step, "interrupted") else None
     if config.rule_of_two and completes_three(labels, step.taint):
         return None if _approved(step, "rule_of_two") else "rule_of_two"
-    if config.approval.mode(step.call.name, step.taint) == "ask" and step.call.name not in turn.grants:
+    # Who runs a tool is asked by running it: a client's own tool waits only where the agent names it.
+    asks = step.side == "server" or step.call.name in config.approval.by_tool
+    if asks and config.approval.mode(step.call.name, step.taint) == "ask" and step.call.name not in turn.grants:
         return None if _approved(step, "policy") else "policy"
     return None
 

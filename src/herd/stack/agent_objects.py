@@ -30,7 +30,7 @@ from herd.agents.steps import ModelStep, RetrievalStep, ShieldStep, Step, ToolSt
 from herd.agents.turn import Turn
 from herd.inference.params import SamplingParams
 from herd.safety.defaults import MAKERS
-from herd.stack.agent_types import AgentConfigIn, Content, GroupWithArgs, Sampling, ToolConfig
+from herd.stack.agent_types import AgentConfigIn, Content, GroupWithArgs, Sampling, Strategy, ToolConfig
 from herd.stack.errors import RequestError
 from herd.text.messages import Message, ToolCall, ToolDefinition
 
@@ -52,7 +52,9 @@ def config_of(body: AgentConfigIn, defaults: Sequence[str]) -> AgentConfig:
     """The agent of a body. Raises RequestError for a shield that there is not, FormatError for a tool of the wrong shape."""
     iterations = body.max_infer_iters
     asked = None if body.tool_config is None else body.tool_config.tool_choice
-    wanted = body.response_format
+    schema = None if body.response_format is None else body.response_format.json_schema
+    if body.response_format is not None and not isinstance(schema, dict):
+        raise RequestError("usage", "response_format has no schema", hint="put a JSON Schema at json_schema", param="response_format")
     config = AgentConfig(
         model=body.model,
         instructions=body.instructions,
@@ -67,7 +69,7 @@ def config_of(body: AgentConfigIn, defaults: Sequence[str]) -> AgentConfig:
         shields=_shields(body, defaults),
         limits=TurnLimits() if iterations is None else TurnLimits(max_steps=iterations),
         sampling=_sampling(body.sampling_params or Sampling()),
-        response_schema=None if wanted is None or wanted.json_schema is None else wanted.json_schema,
+        response_schema=schema if isinstance(schema, dict) else None,
     )
     return with_choice(config, asked or body.tool_choice)
 
@@ -103,7 +105,7 @@ def _shields(body: AgentConfigIn, defaults: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sampling(given: Sampling) -> SamplingParams:
-    strategy = given.strategy
+    strategy = given.strategy or Strategy()
     greedy = strategy.type == "greedy"
     values: dict[str, Any] = {
         "temperature": 0.0 if greedy else strategy.temperature,

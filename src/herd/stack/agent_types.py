@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from herd.stack.types import JsonSchema, Lenient, Text, TextContent
 
+Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+"""A name of something."""
 Content = Text | Annotated[list[TextContent], Field(max_length=4096, fail_fast=True)]
 
 
@@ -26,7 +28,7 @@ class Strategy(Lenient):
 class Sampling(Lenient):
     """How tokens are drawn."""
 
-    strategy: Strategy = Field(default_factory=Strategy, description="How a token is chosen.")
+    strategy: Strategy | None = Field(default=None, description="How a token is chosen; greedy if left out.")
     max_tokens: int | None = Field(
         default=None, ge=0, le=1_000_000, description="Tokens of an answer at most; 0 or none: no limit of its own."
     )
@@ -59,7 +61,7 @@ class GroupWithArgs(Lenient):
     args: dict[str, Any] | None = Field(default=None, description="Taken, and changes nothing.")
 
 
-Groups = Annotated[list[str | GroupWithArgs], Field(max_length=64)]
+Groups = Annotated[list[Word | GroupWithArgs], Field(max_length=64)]
 
 
 class ToolConfig(Lenient):
@@ -84,8 +86,8 @@ class AgentConfigIn(Lenient):
     sampling_params: Sampling | None = Field(default=None, description="How tokens are drawn.")
     toolgroups: Groups | None = Field(default=None, description="Groups of /v1/toolgroups, or tools by name.")
     client_tools: list[ClientToolDef] | None = Field(default=None, max_length=128, description="Tools that the client runs.")
-    input_shields: list[str] | None = Field(default=None, max_length=16, description="Shields by name, beside the server's own.")
-    output_shields: list[str] | None = Field(default=None, max_length=16, description="Shields by name, beside the server's own.")
+    input_shields: list[Word] | None = Field(default=None, max_length=16, description="Shields by name, beside the server's own.")
+    output_shields: list[Word] | None = Field(default=None, max_length=16, description="Shields by name, beside the server's own.")
     tool_choice: str | None = Field(default=None, max_length=128, description="auto, none, required, or a tool's name.")
     tool_config: ToolConfig | None = Field(default=None, description="How tools are used.")
     max_infer_iters: int | None = Field(default=None, ge=1, le=100, description="Answers of the model in a turn at most.")

@@ -56,6 +56,8 @@ _STREAMS = frozenset(
         "/v1/inference/completion",
         "/v1/responses",
         "/v1/responses/{response_id}",
+        "/v1/agents/{agent_id}/session/{session_id}/turn",
+        "/v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}/resume",
     }
 )
 _OPEN = frozenset({"/health"})
