@@ -286,3 +286,16 @@ def test_the_client_of_the_llama_stack_runs_turns_and_goes_on_after_its_own_tool
         await llama.agents.delete(agent.agent_id)
 
     ask(tmp_path, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
+
+
+def test_a_schema_for_the_answer_is_kept_and_a_form_without_one_is_refused(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+    async def work(client: httpx.AsyncClient) -> None:
+        agent, _ = await begun(client, CONFIG | {"response_format": {"type": "json_schema", "json_schema": schema}})
+        told = (await client.get(f"/v1/agents/{agent}")).json()["agent_config"]["response_format"]
+        assert told == {"type": "json_schema", "json_schema": schema}
+        refused = await client.post("/v1/agents", json={"agent_config": CONFIG | {"response_format": {"type": "json_schema"}}})
+        assert refused.status_code == 400 and "no schema" in refused.json()["error"]["message"]
+
+    ask(tmp_path, served(lambda request: Say("done")), work)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from herd.kernels import quantised
-from herd.kernels.quantised import QuantWeight
+from herd.kernels.quantised import Activation, Kind, QuantWeight
 
 
 class QuantLinear(nn.Module):
@@ -25,7 +25,9 @@ class QuantLinear(nn.Module):
     def __init__(self, weight: QuantWeight, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.in_features, self.out_features, self.dtype = weight.num_inputs, weight.num_outputs, dtype
-        self._kind, self._activation, self._bound = weight.kind, weight.activation, weight.bound
+        self._kind: Kind = weight.kind
+        self._activation: Activation = weight.activation
+        self._bound = weight.bound
         for name in ("values", "scales", "zeros", "columns"):
             self.register_buffer(name, getattr(weight, name), persistent=False)
 

@@ -53,7 +53,7 @@ def config_of(body: AgentConfigIn, defaults: Sequence[str]) -> AgentConfig:
     iterations = body.max_infer_iters
     asked = None if body.tool_config is None else body.tool_config.tool_choice
     schema = None if body.response_format is None else body.response_format.json_schema
-    if body.response_format is not None and not isinstance(schema, dict):
+    if body.response_format is not None and schema is None:
         raise RequestError("usage", "response_format has no schema", hint="put a JSON Schema at json_schema", param="response_format")
     config = AgentConfig(
         model=body.model,
@@ -69,7 +69,7 @@ def config_of(body: AgentConfigIn, defaults: Sequence[str]) -> AgentConfig:
         shields=_shields(body, defaults),
         limits=TurnLimits() if iterations is None else TurnLimits(max_steps=iterations),
         sampling=_sampling(body.sampling_params or Sampling()),
-        response_schema=schema if isinstance(schema, dict) else None,
+        response_schema=schema,
     )
     return with_choice(config, asked or body.tool_choice)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from herd.stack.types import JsonSchema, Lenient, Text, TextContent
+from herd.stack.types import Lenient, Text, TextContent
 
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 """A name of something."""
@@ -74,7 +74,7 @@ class ResponseFormat(Lenient):
     """The form of the last answer."""
 
     type: Literal["json_schema", "grammar"] = Field(description="json_schema.")
-    json_schema: JsonSchema | None = Field(default=None, description="The schema.")
+    json_schema: dict[str, Any] | None = Field(default=None, description="The schema itself.")
 
 
 class AgentConfigIn(Lenient):
