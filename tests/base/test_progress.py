@@ -43,25 +43,40 @@ def test_it_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_file_gets_a_line_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("herd"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="herd")
+class Kept(logging.Handler):
+    """Messages as they were logged, each once, whatever else listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture(name="kept")
+def kept_fixture(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    kept = Kept()
+    monkeypatch.setattr(progress.log, "handlers", [kept])
+    monkeypatch.setattr(progress.log, "level", logging.INFO)
+    monkeypatch.setattr(progress.log, "propagate", False)
+    progress.log.manager._clear_cache()  # type: ignore[attr-defined]
+    return kept
+
+
+def test_a_file_gets_a_line_a_minute(clock: Clock, kept: Kept) -> None:
     with track_steps("training", total=1000) as advance:
         for step, seconds in enumerate((10, 59, 61, 70, 130), start=1):
             clock.now = seconds
             advance(step, "loss 1.0")
-    assert [record.getMessage() for record in caplog.records] == ["training 3/1,000  loss 1.0", "training 5/1,000  loss 1.0"]
+    assert kept.messages == ["training 3/1,000  loss 1.0", "training 5/1,000  loss 1.0"]
 
 
-def test_work_of_unknown_length_is_logged_without_a_total(
-    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("herd"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="herd")
+def test_work_of_unknown_length_is_logged_without_a_total(clock: Clock, kept: Kept) -> None:
     with track_steps("reading", total=None, unit="bytes") as advance:
         clock.now = 61
         advance(123456, "a.txt")
-    assert [record.getMessage() for record in caplog.records] == ["reading 123,456  a.txt"]
+    assert kept.messages == ["reading 123,456  a.txt"]
 
 
 def test_a_terminal_shows_nothing_for_work_under_two_seconds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

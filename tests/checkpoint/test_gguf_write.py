@@ -158,7 +158,8 @@ def test_the_gguf_package_reads_the_keys_that_llama_cpp_writes(tmp_path: Path) -
 
 
 def test_the_file_types_are_llama_cpps() -> None:
-    assert {name: f"MOSTLY_{name}" if name != "F32" else "ALL_F32" for name in gguf_write.FILE_TYPES} == {
+    special = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_S"}
+    assert {name: special.get(name, f"MOSTLY_{name}") for name in gguf_write.FILE_TYPES} == {
         name: gguf.LlamaFileType(number).name for name, number in gguf_write.FILE_TYPES.items()
     }
 
@@ -346,4 +347,4 @@ def test_a_tokenizer_over_the_models_rows_or_with_its_own_splitting_is_refused(t
 
 
 def test_every_quantisation_is_offered() -> None:
-    assert set(QUANTISATIONS) == {"BF16", "F16", "F32", "Q8_0", "Q4_0", "keep"}
+    assert set(QUANTISATIONS) == {"BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "keep"}

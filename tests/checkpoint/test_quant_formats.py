@@ -194,7 +194,10 @@ def test_transformers_loads_what_is_written(wanted: Settings, plain_folder: Path
             expected = theirs(tokens).logits
     with torch.no_grad():
         found = load_model(tmp_path / "out", dtype="float32")(tokens)
-    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    # Rounded activations: compressed-tensors divides by 127.5 where w8a8 divides by 127, and one float32 bit can turn a code at its edge.
+    allowed = 0.05 if wanted.scheme in ("w8a8", "fp8") else 0.02
+    assert float((found - expected).abs().max()) < allowed * float(expected.abs().max())
+    assert float((found - expected).abs().mean()) < 0.01 * float(expected.abs().max())
 
 
 def rewritten(folder: Path, change: Any) -> None:

@@ -63,6 +63,7 @@ def test_a_prompt_guard_stands_beside_them(herd: HerdCommand, tmp_path: Path) ->
 
 def test_a_llama_guard_is_asked(herd: HerdCommand, monkeypatch: pytest.MonkeyPatch, says) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("herd.cli.load.load_llm", lambda model, **_: says("unsafe\nS2"))
+    monkeypatch.setattr("herd.safety.guard_model.measured_threshold", lambda model: 0.5)
     result = herd("guard", "check", "hello", "--llama-guard", "guard", "--json")
     last = result.json["verdicts"][-1]
     assert (result.code, last["shield"], last["categories"], last["failed"]) == (5, "llama-guard", ["S2"], False)
@@ -81,6 +82,8 @@ def test_a_llama_guard_is_asked(herd: HerdCommand, monkeypatch: pytest.MonkeyPat
         (("eval",), 2, "no data folder was given"),
         (("eval", "--data", "nowhere"), 3, "nowhere has no folder `safety`"),
         (("eval", "--detectors", "none.npz", "--data", "nowhere"), 3, "there are no detectors at none.npz"),
+        (("eval", "--threshold", "0.5"), 2, "a threshold and no guard model"),
+        (("eval", "--detectors", "a.npz", "--llama-guard", "b"), 2, "a guard model and detectors cannot be measured at once"),
         (("train", "--data", "nowhere", "-o", "out"), 3, "nowhere has no folder `safety`"),
     ],
 )

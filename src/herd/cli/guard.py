@@ -227,11 +227,11 @@ def evaluate(
         raise UsageError("a threshold and no guard model", hint="name the model: --llama-guard MODEL")
     if llama_guard is not None and detectors is not None:
         raise UsageError("a guard model and detectors cannot be measured at once", hint="leave out --detectors or --llama-guard")
-    examples = read_corpus(_data(data))
     if llama_guard is None:
-        report = measure_all(load_detectors(detectors), examples)
+        loaded = load_detectors(detectors)
+        report = measure_all(loaded, read_corpus(_data(data)))
     else:
-        report = _measured_guard(llama_guard, threshold, device, examples)
+        report = _measured_guard(llama_guard, threshold, device, read_corpus(_data(data)))
     if json:
         print_json(report)
         return

@@ -130,7 +130,9 @@ function verdictText(verdict) {
 /** @param {{ node: Node }} props */
 function Statistics({ node }) {
   const stats = /** @type {import("./chats.js").Stats} */ (node.stats);
-  const seconds = (stats.total_ms - stats.first_ms) / 1000;
+  // Where a guard holds an answer back until its window is judged, most of it comes at once: then the whole time tells the speed.
+  const after = stats.total_ms - stats.first_ms;
+  const seconds = (after < stats.total_ms / 4 ? stats.total_ms : after) / 1000;
   const speed = stats.answer > 1 && seconds > 0 ? (stats.answer - 1) / seconds : 0;
   const parts = [
     t("tokens", { count: number(stats.answer) }),
