@@ -1,8 +1,9 @@
 # herd: each target sets up what it needs in .venv, so any of them works as the only command after a clone.
 #
-#   make run     chat with cria, the bundled model        make check   format, lint, types, layers, spelling
-#   make test    the tests                                make bench   herd beside its peers
-#   make docs    build the documentation site             make clean   remove what make made
+#   make run     the page and the APIs, over cria         make check   format, lint, types, layers, spelling
+#   make chat    a chat with cria in the terminal         make test    the tests
+#   make bench   herd beside its peers                    make docs    build the documentation site
+#   make clients environments of older clients' tests     make clean   remove what make made
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -22,9 +23,12 @@ else
 INSTALL_TORCH = $(PIP) install '$(TORCH)'
 endif
 
-.PHONY: run test check bench clients docs clean setup
+.PHONY: run chat test check bench clients docs clean setup
 
 run: $(VENV)/.run
+	@$(BIN)/herd serve
+
+chat: $(VENV)/.run
 	@$(BIN)/herd chat
 
 test: $(VENV)/.test

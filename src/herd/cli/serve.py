@@ -198,5 +198,6 @@ def _serve(config: ServerConfig, spec: EngineSpec, tool_style: str) -> None:
         note(f"shields: {', '.join(config.shields) or 'none'}")
         keys = f"{len(config.keys)} keys" if config.keys else "no key needed"
         note(f"listening on http://{host}:{server.port}/v1 ({keys}); Ctrl-C ends it")
+        note(f"a page to chat: http://{host}:{server.port}/")
 
     asyncio.run(Server(config, spec, tokenizer, prompt_format=prompt_format).run(ready))
