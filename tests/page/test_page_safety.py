@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from browser import Reader  # pyright: ignore[reportMissingImports]
-from live_server import ThreadServer, bearer, keys, thread_server  # pyright: ignore[reportMissingImports]
+from live_server import ThreadServer, bearer, keys, raw, thread_server  # pyright: ignore[reportMissingImports]
 from playwright.sync_api import expect
 
 Open = Callable[..., Reader]
@@ -78,15 +78,16 @@ def test_the_policy_lets_in_nothing_but_this_server(open_page: Open, site: Threa
     assert page.headers["x-content-type-options"] == "nosniff"
     reader = open_page()
     refused = reader.page.evaluate(
-        """async () => {
+        """() => new Promise((told) => setTimeout(async () => {
+            // In a task of the page's own: what the test's tool runs itself is let off the policy.
             const out = {};
             const script = document.createElement("script");
             try { script.textContent = "window.hit = 1"; document.head.append(script); } catch { out.script = "refused"; }
             try { document.body.insertAdjacentHTML("beforeend", "<b>x</b>"); out.html = "taken"; } catch { out.html = "refused"; }
             try { await fetch("https://example.org/"); out.fetch = "taken"; } catch { out.fetch = "refused"; }
             try { new Function("window.hit = 2")(); out.code = "taken"; } catch { out.code = "refused"; }
-            return { ...out, hit: window.hit ?? null };
-        }"""
+            told({ ...out, hit: window.hit ?? null });
+        }))"""
     )
     assert refused["html"] == refused["fetch"] == refused["code"] == "refused"
     assert refused["hit"] is None
@@ -108,7 +109,6 @@ def test_the_files_come_without_a_key_and_nothing_else_does() -> None:
             "/page",
             "/page/",
             "/page/none.js",
-            "/page/../page/app.js",
             "/page/vendor",
             "//",
             "/v1/models",
@@ -120,6 +120,10 @@ def test_the_files_come_without_a_key_and_nothing_else_does() -> None:
         assert client.get("/page//app.js").status_code == 401
         assert client.get("/page/%61pp.js").status_code == 401
         assert client.get("/page/none.js", headers=bearer("anna")).status_code == 404
+        # A client of its own manners may send dots, which httpx would take out.
+        for path in ("/page/../page/app.js", "/page/../v1/models", "/page/..%2fapp.js"):
+            head = raw(server.port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            assert head.startswith(b"HTTP/1.1 401"), path
 
 
 def test_files_are_packed_and_asked_for_once(site: ThreadServer) -> None:

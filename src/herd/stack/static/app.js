@@ -152,6 +152,7 @@ async function start() {
     if (id && id !== current()?.id) void openChat(id);
   });
   addEventListener("visibilitychange", () => void (document.hidden && flush()));
+  addEventListener("pagehide", () => void flush());
   await learn();
   // The engine may start, fall and come back while the page is open.
   setInterval(() => void (server.value.state !== "locked" && !document.hidden && server.value.state !== "ready" && learn()), 2000);

@@ -1,7 +1,7 @@
 // A turn: what is sent, what comes back, which tools are asked for, until the model has nothing more to ask. `advance` looks at the last
 // message alone, so a turn goes on after the page was closed as if it had not been.
 import { events, server } from "./api.js";
-import { addNode, current, nodes, path, setChat, touch } from "./chats.js";
+import { addNode, current, flush, nodes, path, setChat, touch } from "./chats.js";
 import { Store } from "./lib.js";
 import { settings } from "./settings-store.js";
 import { allTools, runTool, tools } from "./tools.js";
@@ -104,6 +104,7 @@ export async function answer(round = 0) {
   if (node.stats) Object.assign(node.stats, { first_ms: (first || ended) - began, total_ms: ended - began });
   for (const call of node.calls ?? []) if (node.error || node.finish === "stopped") call.state = "denied";
   touch(node);
+  void flush();
   if (turn.value.control === control) turn.set({ node: null, control: null, said: saidOf(node) });
   else if (!turn.value.node) turn.set({ said: saidOf(node) });
   if (current().id === chat.id && current().leaf === node.id) await advance(node, round);
@@ -206,5 +207,6 @@ export async function decide(node, call, choice, result) {
   else if (result !== undefined) Object.assign(call, { state: "done", result });
   else run(node, call);
   touch(node);
+  void flush();
   await advance(node);
 }
