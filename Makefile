@@ -35,12 +35,12 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.test
-	$(BIN)/ruff format --check src tests benchmarks docs hatch_build.py
-	$(BIN)/ruff check --no-cache src tests benchmarks docs hatch_build.py
+	$(BIN)/ruff format --check src tests benchmarks docs examples hatch_build.py
+	$(BIN)/ruff check --no-cache src tests benchmarks docs examples hatch_build.py
 	$(BIN)/python tests/page/budget.py
 	$(BIN)/lint-imports
 	$(BIN)/pyright
-	$(BIN)/codespell src csrc tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
+	$(BIN)/codespell src csrc tests benchmarks docs examples README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tokenizer

@@ -82,6 +82,7 @@ class Agent:
         sampling: how tokens are drawn.
         response: the form of the answer: a JSON Schema or a pydantic model; `AgentResult.parsed` has it.
         memory: how documents of a session are found: "tool", "always" or "off".
+        num_passages: with "always", passages that are put before the model at each turn.
         store: where sessions are kept: a SQLite file, a database's URL, a `SessionStore`; None: in memory.
         owner: whose sessions they are.
         name: for people and traces.
@@ -110,6 +111,7 @@ class Agent:
         sampling: SamplingParams | None = None,
         response: Any = None,
         memory: Memory = "tool",
+        num_passages: int = 5,
         store: str | Path | SessionStore | None = None,
         owner: str = OWNER,
         name: str = "",
@@ -137,6 +139,7 @@ class Agent:
             sampling=sampling or SamplingParams(),
             parallel_tool_calls=parallel_tool_calls,
             memory=memory,
+            num_passages=num_passages,
             response_schema=schema_of(response),
         )
         self._opened = store is None or isinstance(store, str | Path)

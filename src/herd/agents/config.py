@@ -121,6 +121,7 @@ class AgentConfig:
             rather than by a definition; for models that are asked in their own prompt format.
         memory: `tool`: the session's documents are searched when the model calls knowledge_search; `always`: also at the beginning of
             each turn, by the user's words; `off`: not at all.
+        num_passages: with `always`, passages of documents that are put before the model.
         response_schema: JSON Schema of the last answer; it is then written in a step of its own once no tool is called.
     """
 
@@ -140,6 +141,7 @@ class AgentConfig:
     strict_tools: bool = True
     native_tools: bool = False
     memory: Memory = "tool"
+    num_passages: int = 5
     response_schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -147,6 +149,10 @@ class AgentConfig:
             raise UsageError(f"tool_choice is {self.tool_choice!r}", hint="choose " + ", ".join(TOOL_CHOICES))
         if self.memory not in MEMORIES:
             raise ConfigError(f"memory is {self.memory!r}", hint="choose " + ", ".join(MEMORIES))
+        if not 1 <= self.num_passages <= MAX_PASSAGES:
+            raise ConfigError(
+                f"num_passages is {self.num_passages}, it must be 1 to {MAX_PASSAGES}", hint="5 passages are some 1,500 tokens"
+            )
         names = [tool.name for tool in self.client_tools]
         twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
         if twice is not None:
@@ -190,6 +196,7 @@ class AgentConfig:
         return cls(**values)
 
 
+MAX_PASSAGES = 50
 _PLAIN_SAMPLING = SamplingParams()
 _TUPLES = ("allowed_token_ids", "banned_token_ids", "stop", "stop_token_ids")
 

@@ -37,7 +37,6 @@ log = get_logger(__name__)
 
 _tasks: dict[str, asyncio.Task[None]] = {}
 """Turns that run in this process."""
-_NUM_PASSAGES = 5
 
 
 async def run_turn(runtime: Runtime, config: AgentConfig, turn: Turn) -> AsyncGenerator[AgentEvent, None]:
@@ -213,7 +212,7 @@ class _Work:
             return
         started = time.time()
         with span("retrieval", "documents", {}):
-            found = await retriever.retrieve(asked[:2000], limit=_NUM_PASSAGES, context=ToolContext(session_id=turn.session_id))
+            found = await retriever.retrieve(asked[:2000], limit=self.config.num_passages, context=ToolContext(session_id=turn.session_id))
         first = max((passage.number for passage in turn.all_passages()), default=0) + 1
         kept: list[Passage] = []
         for passage in found:
