@@ -282,24 +282,3 @@ def test_the_model_picker_tells_state_size_and_memory(open_page: Open) -> None:
     expect(card).to_contain_text("parameters")
     expect(card).to_contain_text("context 16,384")
     expect(card).to_contain_text(re.compile(r"takes .* more are free"))
-
-
-def test_a_guards_verdict_is_shown_where_an_answer_was_ended(open_page: Open) -> None:
-    # The stream is written here as the server's guards write it: no guard runs beside the tiny model.
-    reader = open_page()
-    verdict = {"shield": "llama-guard", "categories": ["S9"], "reason": "weapons"}
-    choices = [{"index": 0, "delta": {}, "finish_reason": "content_filter", "herd": verdict}]
-    reader.page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {_json({'choices': choices})}\n\ndata: [DONE]\n\n"),
-    )
-    reader.ask("How?")
-    note = reader.last.get_by_role("note")
-    expect(note).to_contain_text("A guard ended this answer")
-    expect(note).to_contain_text("llama-guard · S9 · weapons")
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value)

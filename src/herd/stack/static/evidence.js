@@ -12,7 +12,7 @@ export function Steps({ node }) {
   if (!steps.length) return null;
   const began = steps[0].at;
   return html`<details class="trace"><summary><${Icon} name="trace" />${t("trace", { count: steps.length })}</summary>
-    <ol>${steps.map((step) => html`<li><span class="muted">${number((step.at - began) / 1000, { minimumFractionDigits: 2, maximumFractionDigits: 2 })} s</span>
+    <ol>${steps.map((step) => html`<li><span class="muted">${number((step.at - began) / 1000, { minimumFractionDigits: 2, maximumFractionDigits: 2 })} s</span>${" "}
       <code>${step.name}</code>${step.detail && html`<pre tabindex="0">${step.detail}</pre>`}</li>`)}</ol></details>`;
 }
 
@@ -34,13 +34,19 @@ function Output({ output }) {
     else if (url.startsWith("/v1/")) void blob(url).then((found) => setSource((made = URL.createObjectURL(new Blob([found], { type: "image/png" })))), () => {});
     return () => URL.revokeObjectURL(made);
   }, [url]);
-  const fetched = async () => download(name || "file", url.startsWith("data:") ? await (await fetch(url)).blob() : await blob(url));
+  const fetched = async () => download(name || (kind === "image" ? "plot.png" : "file"), url.startsWith("data:") ? unpacked(url) : await blob(url));
   if (kind === "image" && source) {
     return html`<figure><img src=${source} alt=${name || t("plot")} /><figcaption>${name}<button type="button" class="quiet" onClick=${fetched}
       aria-label=${t("save")}><${Icon} name="save" /></button></figcaption></figure>`;
   }
   if (text !== undefined) return html`<pre tabindex="0" class="logs">${text}</pre>`;
   return html`<button type="button" class="file-out" onClick=${fetched}><${Icon} name="save" />${name || t("file")}</button>`;
+}
+
+/** What a data: address holds; to fetch one, the content policy would have to let it in. @param {string} url */
+function unpacked(url) {
+  const [head, body] = url.slice(5).split(/,(.*)/s);
+  return new Blob([Uint8Array.from(atob(body), (char) => char.charCodeAt(0))], { type: head.split(";")[0] });
 }
 
 /** @param {{ node: Node }} props */

@@ -1,21 +1,16 @@
-// Work in the background: batches and how far they are, training runs and their curves, asked for anew while something is at work.
+// Work in the background: batches and how far they are, asked for anew while the panel is open.
 import { blob, has, json } from "./api.js";
 import { download, html, useEffect, useState } from "./lib.js";
 import { language, number, t } from "./i18n.js";
 
-const RUNS = "/herd/runs";
-
 export function Jobs() {
   const [batches, setBatches] = useState(/** @type {any[]} */ ([]));
-  const [runs, setRuns] = useState(/** @type {any[]} */ ([]));
   const [wrong, setWrong] = useState("");
   useEffect(() => {
     let timer = 0;
     const load = async () => {
       try {
-        const [some, trained] = await Promise.all([has("/v1/batches") ? json("/v1/batches?limit=100") : { data: [] }, has(RUNS) ? json(RUNS) : { data: [] }]);
-        setBatches(some.data);
-        setRuns(trained.data);
+        setBatches(has("/v1/batches") ? (await json("/v1/batches?limit=100")).data : []);
         setWrong("");
       } catch (error) {
         setWrong(error instanceof Error ? error.message : String(error));
@@ -26,7 +21,6 @@ export function Jobs() {
     return () => clearTimeout(timer);
   }, []);
   return html`${wrong && html`<div class="note error" role="alert">${wrong}</div>`}
-    <h3>${t("runs")}</h3>${!runs.length && html`<p class="muted">${t("noRuns")}</p>`}${runs.map((run) => html`<${Run} key=${run.name} run=${run} />`)}
     <h3>${t("batches")}</h3>${has("/v1/files") && html`<${NewBatch} onMade=${(/** @type {any} */ one) => setBatches([one, ...batches])} />`}
     ${!batches.length && html`<p class="muted">${t("noBatches")}</p>`}${batches.map((one) => html`<${Batch} key=${one.id} batch=${one} />`)}`;
 }
@@ -68,26 +62,4 @@ function Batch({ batch }) {
     <progress max=${total || 1} value=${completed + failed} aria-label=${t("progress")}></progress>
     <span class="muted">${t("batchCounts", { done: number(completed), total: number(total), failed: number(failed) })}</span>
     ${batch.errors?.data?.map((/** @type {any} */ one) => html`<div class="note error">${one.line ? `${one.line}: ` : ""}${one.message}</div>`)}</section>`;
-}
-
-/** @param {{ run: { name: string, step: number, steps: number | null, state: string, points: { step: number, loss: number }[], evals?: { step: number, loss: number }[] } }} props */
-function Run({ run }) {
-  const last = run.points.at(-1);
-  return html`<section class="card"><div class="row"><strong>${run.name}</strong><span class="muted">${run.state}</span><span class="grow"></span>
-      <span>${t("step", { step: number(run.step), steps: run.steps ? number(run.steps) : "?" })}${last ? ` · ${t("loss")} ${number(last.loss, { maximumFractionDigits: 4 })}` : ""}</span></div>
-    <${Curve} points=${run.points} evals=${run.evals ?? []} /></section>`;
-}
-
-/** @param {{ points: { step: number, loss: number }[], evals: { step: number, loss: number }[] }} props */
-function Curve({ points, evals }) {
-  const all = [...points, ...evals];
-  if (all.length < 2) return null;
-  const steps = all.map((one) => one.step);
-  const losses = all.map((one) => one.loss).filter(Number.isFinite);
-  const [x0, x1, y0, y1] = [Math.min(...steps), Math.max(...steps), Math.min(...losses), Math.max(...losses)];
-  const line = (/** @type {{ step: number, loss: number }[]} */ some) =>
-    some.filter((one) => Number.isFinite(one.loss)).map((one, at) => `${at ? "L" : "M"}${(((one.step - x0) / (x1 - x0 || 1)) * 600).toFixed(1)} ${(120 - ((one.loss - y0) / (y1 - y0 || 1)) * 112).toFixed(1)}`).join("");
-  return html`<svg class="curve" viewBox="0 0 600 124" role="img" aria-label=${t("curve", { first: number(points[0]?.loss ?? y1), last: number(points.at(-1)?.loss ?? y0) })}>
-    <path d=${line(points)} /><path class="evals" d=${line(evals)} /></svg>
-    <div class="row muted"><span>${number(x0)}</span><span class="grow"></span><span>${number(y1, { maximumFractionDigits: 3 })} → ${number(y0, { maximumFractionDigits: 3 })}</span><span class="grow"></span><span>${number(x1)}</span></div>`;
 }

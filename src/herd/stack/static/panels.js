@@ -1,6 +1,6 @@
 // What opens over the conversation: one dialog at a time, closed by Escape, with the focus kept inside and given back.
 import { ApiError, json, learn, saveKey, savedKey, server } from "./api.js";
-import { Icon, Store, html, sizeText, useEffect, useRef, useState, useStore } from "./lib.js";
+import { Icon, Store, html, sizeText, useEffect, useLayoutEffect, useRef, useState, useStore } from "./lib.js";
 import { number, t } from "./i18n.js";
 import { modelName } from "./turn.js";
 import { settings, setSettings } from "./settings-store.js";
@@ -45,7 +45,7 @@ export function Panels() {
   const { name, data } = useStore(panel);
   const { state } = useStore(server);
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (name && !dialog.current?.open) dialog.current?.showModal();
     if (!name && dialog.current?.open) dialog.current.close();
   }, [name]);

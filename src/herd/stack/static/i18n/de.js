@@ -39,7 +39,7 @@ export default {
   yourChats: "Ihre Chats", keptHere: "Sie liegen nur in diesem Browser.", export: "Exportieren", import: "Importieren", imported: "{count} Chats wurden gelesen.", deleteAll: "Alles löschen", deleteAllSure: "Ja, alle Chats und Einstellungen löschen", allDeleted: "Alles wurde gelöscht.",
   documents: "Dokumente", documentsText: "Sammlungen von Dateien, auf die sich Antworten stützen. Wählen Sie eine unter Werkzeuge, und Antworten nennen sie als Quelle.", noStores: "Dieser Server hat keine Vektorspeicher.", storesEmpty: "Es gibt noch keine.",
   storeName: "Name einer Sammlung", newStore: "Neue Sammlung", filesIn: "{count} Dateien", addFiles: "Dateien hinzufügen", deleteStore: "{name} löschen", uploading: "{name} wird gelesen …",
-  jobs: "Aufträge", runs: "Trainingsläufe", noRuns: "Dieser Server kennt keinen Trainingslauf.", batches: "Stapel", noBatches: "Es gibt keine Stapel.", batchText: "Eine Datei mit Anfragen, eine je Zeile, im Hintergrund beantwortet.",
-  newBatch: "Neuer Stapel", answers: "Antworten", errors: "Fehler", progress: "Fortschritt", batchCounts: "{done} von {total} fertig, {failed} fehlgeschlagen", step: "Schritt {step} von {steps}", loss: "Loss", curve: "Loss von {first} bis {last}",
+  jobs: "Aufträge", batches: "Stapel", noBatches: "Es gibt keine Stapel.", batchText: "Eine Datei mit Anfragen, eine je Zeile, im Hintergrund beantwortet.",
+  newBatch: "Neuer Stapel", answers: "Antworten", errors: "Fehler", progress: "Fortschritt", batchCounts: "{done} von {total} fertig, {failed} fehlgeschlagen",
   shortcuts: "Tastenkürzel",
 };

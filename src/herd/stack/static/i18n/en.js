@@ -39,7 +39,7 @@ export default {
   yourChats: "Your chats", keptHere: "They are kept in this browser only.", export: "Export", import: "Import", imported: "{count} chats were read.", deleteAll: "Delete everything", deleteAllSure: "Yes, delete all chats and settings", allDeleted: "Everything was deleted.",
   documents: "Documents", documentsText: "Collections of files that answers can rest on. Choose one under Tools, and answers cite it.", noStores: "This server has no vector stores.", storesEmpty: "There is none yet.",
   storeName: "Name of a collection", newStore: "New collection", filesIn: "{count} files", addFiles: "Add files", deleteStore: "Delete {name}", uploading: "Reading {name}…",
-  jobs: "Jobs", runs: "Training runs", noRuns: "No training run is known to this server.", batches: "Batches", noBatches: "There are no batches.", batchText: "A file of requests, one a line, answered in the background.",
-  newBatch: "New batch", answers: "Answers", errors: "Errors", progress: "Progress", batchCounts: "{done} of {total} done, {failed} failed", step: "step {step} of {steps}", loss: "loss", curve: "Loss from {first} to {last}",
+  jobs: "Jobs", batches: "Batches", noBatches: "There are no batches.", batchText: "A file of requests, one a line, answered in the background.",
+  newBatch: "New batch", answers: "Answers", errors: "Errors", progress: "Progress", batchCounts: "{done} of {total} done, {failed} failed",
   shortcuts: "Keyboard shortcuts",
 };

@@ -39,7 +39,7 @@ export default {
   yourChats: "Tus chats", keptHere: "Solo se guardan en este navegador.", export: "Exportar", import: "Importar", imported: "Se leyeron {count} chats.", deleteAll: "Eliminar todo", deleteAllSure: "Sí, eliminar chats y ajustes", allDeleted: "Se eliminó todo.",
   documents: "Documentos", documentsText: "Colecciones de archivos en que se apoyan las respuestas. Elige una en Herramientas y las respuestas la citan.", noStores: "Este servidor no tiene almacenes de vectores.", storesEmpty: "Todavía no hay ninguna.",
   storeName: "Nombre de una colección", newStore: "Colección nueva", filesIn: "{count} archivos", addFiles: "Añadir archivos", deleteStore: "Eliminar {name}", uploading: "Leyendo {name}…",
-  jobs: "Trabajos", runs: "Entrenamientos", noRuns: "Este servidor no conoce ningún entrenamiento.", batches: "Lotes", noBatches: "No hay lotes.", batchText: "Un archivo de peticiones, una por línea, respondidas en segundo plano.",
-  newBatch: "Lote nuevo", answers: "Respuestas", errors: "Errores", progress: "Progreso", batchCounts: "{done} de {total} hechas, {failed} fallidas", step: "paso {step} de {steps}", loss: "pérdida", curve: "Pérdida de {first} a {last}",
+  jobs: "Trabajos", batches: "Lotes", noBatches: "No hay lotes.", batchText: "Un archivo de peticiones, una por línea, respondidas en segundo plano.",
+  newBatch: "Lote nuevo", answers: "Respuestas", errors: "Errores", progress: "Progreso", batchCounts: "{done} de {total} hechas, {failed} fallidas",
   shortcuts: "Atajos de teclado",
 };

@@ -39,7 +39,7 @@ export default {
   yourChats: "Vos conversations", keptHere: "Elles ne sont conservées que dans ce navigateur.", export: "Exporter", import: "Importer", imported: "{count} conversations lues.", deleteAll: "Tout supprimer", deleteAllSure: "Oui, supprimer conversations et paramètres", allDeleted: "Tout a été supprimé.",
   documents: "Documents", documentsText: "Des collections de fichiers sur lesquelles s’appuient les réponses. Choisissez-en une dans Outils, et les réponses la citent.", noStores: "Ce serveur n’a pas de base vectorielle.", storesEmpty: "Il n’y en a pas encore.",
   storeName: "Nom d’une collection", newStore: "Nouvelle collection", filesIn: "{count} fichiers", addFiles: "Ajouter des fichiers", deleteStore: "Supprimer {name}", uploading: "Lecture de {name}…",
-  jobs: "Tâches", runs: "Entraînements", noRuns: "Ce serveur ne connaît aucun entraînement.", batches: "Lots", noBatches: "Il n’y a pas de lots.", batchText: "Un fichier de requêtes, une par ligne, traitées en arrière-plan.",
-  newBatch: "Nouveau lot", answers: "Réponses", errors: "Erreurs", progress: "Avancement", batchCounts: "{done} sur {total} terminées, {failed} en échec", step: "pas {step} sur {steps}", loss: "perte", curve: "Perte de {first} à {last}",
+  jobs: "Tâches", batches: "Lots", noBatches: "Il n’y a pas de lots.", batchText: "Un fichier de requêtes, une par ligne, traitées en arrière-plan.",
+  newBatch: "Nouveau lot", answers: "Réponses", errors: "Erreurs", progress: "Avancement", batchCounts: "{done} sur {total} terminées, {failed} en échec",
   shortcuts: "Raccourcis clavier",
 };

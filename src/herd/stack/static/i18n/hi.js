@@ -39,7 +39,7 @@ export default {
   yourChats: "आपकी बातचीत", keptHere: "वह केवल इसी ब्राउज़र में है।", export: "निर्यात", import: "आयात", imported: "{count} बातचीत पढ़ी गईं।", deleteAll: "सब हटाएँ", deleteAllSure: "हाँ, सारी बातचीत और सेटिंग हटाएँ", allDeleted: "सब हटा दिया गया।",
   documents: "दस्तावेज़", documentsText: "फ़ाइलों के संग्रह, जिन पर उत्तर टिकते हैं। उपकरण में एक चुनें, और उत्तर उसका हवाला देंगे।", noStores: "इस सर्वर में वेक्टर भंडार नहीं हैं।", storesEmpty: "अभी कोई नहीं है।",
   storeName: "संग्रह का नाम", newStore: "नया संग्रह", filesIn: "{count} फ़ाइलें", addFiles: "फ़ाइलें जोड़ें", deleteStore: "{name} हटाएँ", uploading: "{name} पढ़ी जा रही है…",
-  jobs: "कार्य", runs: "प्रशिक्षण", noRuns: "इस सर्वर को कोई प्रशिक्षण ज्ञात नहीं।", batches: "बैच", noBatches: "कोई बैच नहीं है।", batchText: "अनुरोधों की फ़ाइल, हर पंक्ति में एक, पीछे उत्तर मिलता है।",
-  newBatch: "नया बैच", answers: "उत्तर", errors: "त्रुटियाँ", progress: "प्रगति", batchCounts: "{total} में से {done} पूरे, {failed} विफल", step: "चरण {steps} में से {step}", loss: "हानि", curve: "हानि {first} से {last}",
+  jobs: "कार्य", batches: "बैच", noBatches: "कोई बैच नहीं है।", batchText: "अनुरोधों की फ़ाइल, हर पंक्ति में एक, पीछे उत्तर मिलता है।",
+  newBatch: "नया बैच", answers: "उत्तर", errors: "त्रुटियाँ", progress: "प्रगति", batchCounts: "{total} में से {done} पूरे, {failed} विफल",
   shortcuts: "कीबोर्ड शॉर्टकट",
 };

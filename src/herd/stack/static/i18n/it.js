@@ -39,7 +39,7 @@ export default {
   yourChats: "Le tue chat", keptHere: "Sono solo in questo browser.", export: "Esporta", import: "Importa", imported: "{count} chat lette.", deleteAll: "Elimina tutto", deleteAllSure: "Sì, elimina chat e impostazioni", allDeleted: "Tutto è stato eliminato.",
   documents: "Documenti", documentsText: "Raccolte di file su cui si basano le risposte. Scegline una in Strumenti, e le risposte la citano.", noStores: "Questo server non ha archivi vettoriali.", storesEmpty: "Non ce n’è ancora nessuna.",
   storeName: "Nome di una raccolta", newStore: "Nuova raccolta", filesIn: "{count} file", addFiles: "Aggiungi file", deleteStore: "Elimina {name}", uploading: "Lettura di {name}…",
-  jobs: "Lavori", runs: "Addestramenti", noRuns: "Questo server non conosce addestramenti.", batches: "Lotti", noBatches: "Non ci sono lotti.", batchText: "Un file di richieste, una per riga, con risposta in secondo piano.",
-  newBatch: "Nuovo lotto", answers: "Risposte", errors: "Errori", progress: "Avanzamento", batchCounts: "{done} di {total} fatte, {failed} fallite", step: "passo {step} di {steps}", loss: "loss", curve: "Loss da {first} a {last}",
+  jobs: "Lavori", batches: "Lotti", noBatches: "Non ci sono lotti.", batchText: "Un file di richieste, una per riga, con risposta in secondo piano.",
+  newBatch: "Nuovo lotto", answers: "Risposte", errors: "Errori", progress: "Avanzamento", batchCounts: "{done} di {total} fatte, {failed} fallite",
   shortcuts: "Scorciatoie da tastiera",
 };

@@ -39,7 +39,7 @@ export default {
   yourChats: "As suas conversas", keptHere: "Ficam só neste navegador.", export: "Exportar", import: "Importar", imported: "{count} conversas lidas.", deleteAll: "Apagar tudo", deleteAllSure: "Sim, apagar conversas e definições", allDeleted: "Tudo foi apagado.",
   documents: "Documentos", documentsText: "Coleções de ficheiros em que as respostas se apoiam. Escolha uma em Ferramentas, e as respostas citam-na.", noStores: "Este servidor não tem armazéns de vetores.", storesEmpty: "Ainda não há nenhuma.",
   storeName: "Nome de uma coleção", newStore: "Nova coleção", filesIn: "{count} ficheiros", addFiles: "Adicionar ficheiros", deleteStore: "Apagar {name}", uploading: "A ler {name}…",
-  jobs: "Trabalhos", runs: "Treinos", noRuns: "Este servidor não conhece nenhum treino.", batches: "Lotes", noBatches: "Não há lotes.", batchText: "Um ficheiro de pedidos, um por linha, respondidos em segundo plano.",
-  newBatch: "Novo lote", answers: "Respostas", errors: "Erros", progress: "Progresso", batchCounts: "{done} de {total} feitos, {failed} falhados", step: "passo {step} de {steps}", loss: "perda", curve: "Perda de {first} a {last}",
+  jobs: "Trabalhos", batches: "Lotes", noBatches: "Não há lotes.", batchText: "Um ficheiro de pedidos, um por linha, respondidos em segundo plano.",
+  newBatch: "Novo lote", answers: "Respostas", errors: "Erros", progress: "Progresso", batchCounts: "{done} de {total} feitos, {failed} falhados",
   shortcuts: "Atalhos de teclado",
 };

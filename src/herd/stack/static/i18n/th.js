@@ -39,7 +39,7 @@ export default {
   yourChats: "แชตของคุณ", keptHere: "เก็บในเบราว์เซอร์นี้เท่านั้น", export: "ส่งออก", import: "นำเข้า", imported: "อ่านแล้ว {count} แชต", deleteAll: "ลบทุกอย่าง", deleteAllSure: "ใช่ ลบแชตและการตั้งค่าทั้งหมด", allDeleted: "ลบทุกอย่างแล้ว",
   documents: "เอกสาร", documentsText: "ชุดไฟล์ที่คำตอบอ้างอิงได้ เลือกชุดหนึ่งในเครื่องมือ แล้วคำตอบจะอ้างถึง", noStores: "เซิร์ฟเวอร์นี้ไม่มีคลังเวกเตอร์", storesEmpty: "ยังไม่มี",
   storeName: "ชื่อชุดเอกสาร", newStore: "ชุดใหม่", filesIn: "{count} ไฟล์", addFiles: "เพิ่มไฟล์", deleteStore: "ลบ {name}", uploading: "กำลังอ่าน {name}…",
-  jobs: "งาน", runs: "การฝึก", noRuns: "เซิร์ฟเวอร์นี้ไม่รู้จักการฝึกใด", batches: "แบตช์", noBatches: "ไม่มีแบตช์", batchText: "ไฟล์คำขอ บรรทัดละหนึ่ง ตอบในเบื้องหลัง",
-  newBatch: "แบตช์ใหม่", answers: "คำตอบ", errors: "ข้อผิดพลาด", progress: "ความคืบหน้า", batchCounts: "เสร็จ {done} จาก {total} ล้มเหลว {failed}", step: "ขั้น {step} จาก {steps}", loss: "ค่าสูญเสีย", curve: "ค่าสูญเสียจาก {first} ถึง {last}",
+  jobs: "งาน", batches: "แบตช์", noBatches: "ไม่มีแบตช์", batchText: "ไฟล์คำขอ บรรทัดละหนึ่ง ตอบในเบื้องหลัง",
+  newBatch: "แบตช์ใหม่", answers: "คำตอบ", errors: "ข้อผิดพลาด", progress: "ความคืบหน้า", batchCounts: "เสร็จ {done} จาก {total} ล้มเหลว {failed}",
   shortcuts: "แป้นพิมพ์ลัด",
 };
