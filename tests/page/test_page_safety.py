@@ -110,7 +110,7 @@ def test_the_files_come_without_a_key_and_nothing_else_does() -> None:
             "/page/",
             "/page/none.js",
             "/page/vendor",
-            "//",
+            "//v1/models",
             "/v1/models",
             "/openapi.json",
             "/page/tsconfig.json/",
