@@ -35,7 +35,7 @@ function App() {
     <main class=${wide ? "wide" : ""}>
       <header class="bar"><button type="button" class="quiet only-phone" aria-label=${t("chats")} onClick=${() => setMenu(true)}><${Icon} name="menu" /></button>
         <button type="button" class="model" aria-label=${t("modelIs", { name: id || "…" })} onClick=${() => panel.set({ name: "models" })}><strong>${id || "…"}</strong><${State} state=${models.find((one) => one.id === id)?.herd?.state ?? state} /></button>
-        <h1 title=${open?.title}>${open?.title || ""}</h1>
+        <h1 title=${open?.title}>${open?.title || t("newChat")}</h1>
         ${state === "locked" && html`<button type="button" class="quiet labelled" onClick=${() => panel.set({ name: "key" })}><${Icon} name="key" />${t("apiKey")}</button>`}</header>
       <div class="scroll-log" ref=${log} tabindex="0" role="log" aria-label=${t("conversation")} aria-busy=${busy ? "true" : "false"} aria-live="polite">
         <div class="column">

@@ -67,7 +67,7 @@ function Models({ close }) {
   useEffect(() => void learn(), []);
   const answering = models.filter((one) => !one.model_type || one.model_type === "llm");
   return html`<p class="muted">${t("modelsText")}</p>
-    <ul class="cards" role="radiogroup" aria-label=${t("models")}>${answering.map((model) => {
+    <div class="cards" role="radiogroup" aria-label=${t("models")}>${answering.map((model) => {
       const { herd } = model;
       const chosen = modelName() === model.id;
       const facts = [
@@ -76,13 +76,13 @@ function Models({ close }) {
         herd?.device,
         model.max_model_len && t("contextOf", { count: number(model.max_model_len) }),
       ];
-      return html`<li><button type="button" class=${`card${chosen ? " chosen" : ""}`} role="radio" aria-checked=${chosen}
+      return html`<button type="button" class=${`card${chosen ? " chosen" : ""}`} role="radio" aria-checked=${chosen}
           onClick=${() => (setSettings({ model: model.id }), close())}>
         <span class="row"><strong>${model.id}</strong><span class="grow"></span><${State} state=${herd?.state ?? state} /></span>
         <span class="muted">${facts.filter(Boolean).join(" · ")}</span>
         ${herd?.memory_bytes && html`<${Fit} used=${herd.memory_bytes} free=${herd.free_bytes} />`}
-      </button></li>`;
-    })}</ul>`;
+      </button>`;
+    })}</div>`;
 }
 
 /** @param {{ state: string }} props */
