@@ -23,9 +23,11 @@ ALLOWED_NOISE = ("the server responded with a status of",)
 expect.set_options(timeout=120_000)
 
 
-@pytest.fixture(name="browser", scope="session")
+@pytest.fixture(name="browser", scope="module")
 def browser_fixture() -> Iterator[Browser]:
-    """One browser for the session. Skips where there is none."""
+    """One browser for a file of tests: while it is open, an event loop runs in this thread, and other tests start their own. Skips where
+    there is none.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("needs a Chromium, and none is on the PATH (apt install chromium)")
@@ -35,9 +37,9 @@ def browser_fixture() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(name="site", scope="session")
+@pytest.fixture(name="site", scope="module")
 def page_server() -> Iterator[ThreadServer]:
-    """One server for the session."""
+    """One server for a file of tests."""
     server = ThreadServer()
     yield server
     server.stop()

@@ -144,12 +144,12 @@ def test_a_run_of_other_settings_begins_anew(model_folder: Path, tokens_BT: Tens
     assert quantise_checkpoint(model_folder, tmp_path / "out", EVERY[2]).resumed == 0
 
 
-def test_the_engine_runs_a_quantised_model(model_folder: Path, tmp_path: Path) -> None:
+def test_the_engine_runs_what_c_has_no_kernel_for_by_torch(model_folder: Path, tmp_path: Path) -> None:
     from herd.engine.build import build_engine
     from herd.engine.memory import EngineConfig
     from herd.engine.torch_runner import TorchRunner
 
-    quantise_checkpoint(model_folder, tmp_path / "out", Settings(scheme="w8a8"))
+    quantise_checkpoint(model_folder, tmp_path / "out", Settings(scheme="fp8"))
     model = load_model(tmp_path / "out")
     engine = build_engine(model, EngineConfig(context=64, num_blocks=8))
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_server import ThreadServer, bearer, keyed_server, keys, open_server, thread_server  # noqa: F401  # pyright: ignore[reportMissingImports]
+from live_server import ThreadServer, bearer, keyed_server, keys, open_server, thread_server, wait_for  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 from herd.stack.paths import LATER
 
@@ -225,7 +225,7 @@ def test_a_shield_that_fails_stops_everything(guarded: ThreadServer, monkeypatch
     with guarded.client() as client:
         told = refused(client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "What is a river?"}]}))
         assert told["failed"] and "broke" not in str(told)
-    assert guarded.idle()
+    wait_for(guarded.idle, what="the end of the requests before")
 
 
 def test_what_the_model_says_is_stopped_where_it_goes_wrong(guarded: ThreadServer, monkeypatch: pytest.MonkeyPatch) -> None:
