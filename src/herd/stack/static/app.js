@@ -118,14 +118,16 @@ function useKeys(act) {
       "alt+m": () => panel.set({ name: "models" }),
       "alt+o": () => panel.set({ name: "settings" }),
     };
+    // Asked of the dialog itself: the store learns of its closing a moment later, and keys may come in between.
+    const covered = () => document.querySelector("dialog[open]") !== null;
     const press = (/** @type {KeyboardEvent} */ event) => {
       const typing = /** @type {HTMLElement} */ (event.target).matches?.("input, textarea, select");
-      if (event.key === "Escape" && !panel.value.name && turn.value.node) stop();
+      if (event.key === "Escape" && !covered() && turn.value.node) stop();
       else if (event.key === "?" && !typing) panel.set({ name: "help" });
       else if (event.altKey && !event.ctrlKey && !event.metaKey) {
         // The key's place, since Alt may make another letter of it.
         const work = keys[`alt+${event.code.replace("Key", "").toLowerCase()}`];
-        if (!work || panel.value.name) return;
+        if (!work || covered()) return;
         event.preventDefault();
         work();
       }
