@@ -112,7 +112,7 @@ def test_the_first_dimensions_are_made_unit_length_again(client: OpenAI) -> None
     assert len(short) == 16 and abs(math.hypot(*short) - 1) < 1e-5
     scale = math.hypot(*whole[:16])
     assert all(abs(one - other / scale) < 1e-5 for one, other in zip(short, whole, strict=False))
-    for fields in ({"dimensions": len(whole) + 1}, {"input": ""}, {"input": []}, {"input": "word " * 5000}):
+    for fields in ({"dimensions": len(whole) + 1}, {"input": ""}, {"input": []}, {"input": "A river is water that flows over the land. " * 500}):
         with pytest.raises(openai.BadRequestError):
             client.embeddings.create(**{"model": MODEL, "input": "x", **fields})
 
@@ -163,7 +163,7 @@ def test_the_client_of_event_loops_asks_many_at_once(client: OpenAI, live_server
         ({"extra_body": {"tempratur": 1}}, "tempratur"),
         ({"tools": [], "tool_choice": "required"}, None),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
-        ({"messages": [{"role": "user", "content": "word " * 5000}]}, None),
+        ({"messages": [{"role": "user", "content": "A river is water that flows over the land. " * 500}]}, None),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -178,7 +178,7 @@ def test_a_model_that_is_not_there_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         ask(client, model="gpt-4o")
     with pytest.raises(openai.BadRequestError) as caught:
-        go_on(client, prompt="word " * 5000)
+        go_on(client, prompt="A river is water that flows over the land. " * 500)
     assert caught.value.code == "context_length_exceeded"
 
 
