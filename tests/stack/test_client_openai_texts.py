@@ -15,6 +15,8 @@ from openai_client import MODEL, RIVER, ask  # pyright: ignore[reportMissingImpo
 
 # Completions
 
+TOO_LONG = "A river is water that flows over the land. " * 500
+
 
 def go_on(client: OpenAI, **fields: Any) -> Any:
     return client.completions.create(**{"model": MODEL, "prompt": "Once upon a time", "seed": 3, "max_tokens": 8, **fields})
@@ -112,7 +114,12 @@ def test_the_first_dimensions_are_made_unit_length_again(client: OpenAI) -> None
     assert len(short) == 16 and abs(math.hypot(*short) - 1) < 1e-5
     scale = math.hypot(*whole[:16])
     assert all(abs(one - other / scale) < 1e-5 for one, other in zip(short, whole, strict=False))
-    for fields in ({"dimensions": len(whole) + 1}, {"input": ""}, {"input": []}, {"input": "A river is water that flows over the land. " * 500}):
+    for fields in (
+        {"dimensions": len(whole) + 1},
+        {"input": ""},
+        {"input": []},
+        {"input": TOO_LONG},
+    ):
         with pytest.raises(openai.BadRequestError):
             client.embeddings.create(**{"model": MODEL, "input": "x", **fields})
 
@@ -163,7 +170,7 @@ def test_the_client_of_event_loops_asks_many_at_once(client: OpenAI, live_server
         ({"extra_body": {"tempratur": 1}}, "tempratur"),
         ({"tools": [], "tool_choice": "required"}, None),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
-        ({"messages": [{"role": "user", "content": "A river is water that flows over the land. " * 500}]}, None),
+        ({"messages": [{"role": "user", "content": TOO_LONG}]}, None),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -178,7 +185,7 @@ def test_a_model_that_is_not_there_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         ask(client, model="gpt-4o")
     with pytest.raises(openai.BadRequestError) as caught:
-        go_on(client, prompt="A river is water that flows over the land. " * 500)
+        go_on(client, prompt=TOO_LONG)
     assert caught.value.code == "context_length_exceeded"
 
 

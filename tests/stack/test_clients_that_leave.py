@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -140,10 +141,18 @@ def test_a_body_that_does_not_come(impatient: ThreadServer) -> None:
     assert b" 408 " in said.splitlines()[0] and time.monotonic() - began < 3
 
 
+def _drain(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(65_536):
+            pass
+
+
 def test_keep_alive_comments_on_a_silent_stream(impatient: ThreadServer) -> None:
     """While 16 sequences are written at once, a 17th request waits and its stream says so."""
-    with connected(impatient, post("/v1/completions", {**LONG, "stream": True, "n": 16, "max_tokens": 4000})) as first:
+    with connected(impatient, post("/v1/completions", {**LONG, "stream": True, "n": 16, "max_tokens": 8000})) as first:
         assert first.recv(100)
+        # Read to its end: a client that does not is let go after a second, and then nothing is waited for.
+        threading.Thread(target=_drain, args=(first,), daemon=True).start()
         wait_for(lambda: impatient.process.counters.get("running") == 16, what="a full engine")
         with connected(impatient, post("/v1/completions", {**LONG, "stream": True, "priority": 5})) as second:
             said = b""
