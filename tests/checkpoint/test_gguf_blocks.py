@@ -104,7 +104,7 @@ def test_values_too_small_for_an_fp16_scale_become_zero_and_not_nan() -> None:
         assert (dequantise(quantise(values, kind), kind) == 0).all()
 
 
-@pytest.mark.parametrize(("kind", "limit"), list(MAX_MAGNITUDE.items()))
+@pytest.mark.parametrize(("kind", "limit"), [(kind, MAX_MAGNITUDE[kind]) for kind in ("Q8_0", "Q4_0")])
 def test_the_largest_magnitude_of_a_kind_stays_finite_and_a_little_more_does_not(kind: str, limit: float) -> None:
     values = np.zeros((1, 32), dtype=np.float32)
     values[0, 0] = limit

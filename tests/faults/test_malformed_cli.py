@@ -188,7 +188,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config of another vocabulary": (with_config(vocab_size=577), "577"),
     "a config of heads that do not share": (with_config(num_key_value_heads=3), "3 KV heads"),
     "a config of another scaling": (with_config(rope_parameters=None, rope_scaling={"rope_type": "yarn", "factor": 2}), "yarn"),
-    "a config of quantised weights": (with_config(quantization_config={"quant_method": "gptq"}), "gptq"),
+    "a config of quantised weights": (with_config(quantization_config={"quant_method": "aqlm"}), "aqlm"),
 }
 
 

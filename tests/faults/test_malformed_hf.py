@@ -198,7 +198,7 @@ CASES: list[tuple[str, Damage, type[HerdError], str]] = [
     ("a config of huge sizes", with_config(hidden_size=2**50), CheckpointError, "shape"),
     ("a config with uneven heads", with_config(num_key_value_heads=3), ConfigError, "3 KV heads"),
     ("a config of another model", with_config(model_type="gpt2"), ConfigError, "gpt2"),
-    ("a quantised model", with_config(quantization_config={"quant_method": "gptq"}), CheckpointError, "gptq"),
+    ("a quantised model", with_config(quantization_config={"quant_method": "aqlm"}), CheckpointError, "aqlm"),
     ("pickled weights", pickled_weights, NotFoundError, "no weights"),
     ("shards without an index", orphaned_shards, NotFoundError, "no weights"),
 ]

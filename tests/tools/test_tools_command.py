@@ -172,6 +172,7 @@ def test_what_cannot_be_is_refused(herd: Herd, words: tuple[str, ...], code: int
 
 def test_the_toolbox_runs_code_and_closes(tmp_path: Path) -> None:
     any_jail_spec()
+    before = set(threading.enumerate())
 
     async def main() -> None:
         gone = McpServerConfig(name="gone", command=("/nonexistent",))
@@ -183,7 +184,7 @@ def test_the_toolbox_runs_code_and_closes(tmp_path: Path) -> None:
             await box.close()
 
     asyncio.run(main())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("herd-code")]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("herd-code")]
 
 
 def test_settings_of_the_toolbox_hide_keys() -> None:
