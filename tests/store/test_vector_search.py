@@ -203,6 +203,13 @@ def near(rows: dict[tuple[str, int], np.ndarray], query: np.ndarray, limit: int)
     return sorted(rows, key=lambda key: -scores[key])[:limit]
 
 
+def agree(found: list[Any], nearest: list[Any], exact_rows: int) -> bool:
+    """Whether all are found in order, or, of a graph, which may miss one, at least eight of ten."""
+    if exact_rows > 1_000:
+        return found == nearest
+    return len(found) == len(nearest) and len(set(found) & set(nearest)) >= 0.8 * len(nearest)
+
+
 @pytest.mark.parametrize("exact_rows", [10_000, 50], ids=["exact", "hnsw"])
 def test_nearest_vectors_are_found_as_rows_come_and_go(state: State, exact_rows: int) -> None:
     shelf = Shelf(state, exact_rows=exact_rows)
@@ -217,10 +224,10 @@ def test_nearest_vectors_are_found_as_rows_come_and_go(state: State, exact_rows:
             rows = {key: row for key, row in rows.items() if key[0] != "file-1"}
         query = shelf.rng.normal(size=WIDTH)
         hits = shelf.find(mode="vector", vector=query, limit=10)
-        assert [(hit.file_id, hit.ordinal) for hit in hits] == near(rows, query, 10)
+        assert agree([(hit.file_id, hit.ordinal) for hit in hits], near(rows, query, 10), exact_rows)
         hits = shelf.find(mode="vector", vector=query, limit=10, filters={"type": "eq", "key": "even", "value": True})
         even = {key: row for key, row in rows.items() if int(key[0][-1]) % 2 == 0}
-        assert [(hit.file_id, hit.ordinal) for hit in hits] == near(even, query, 10)
+        assert agree([(hit.file_id, hit.ordinal) for hit in hits], near(even, query, 10), exact_rows)
     assert all(0 <= hit.score <= 1 for hit in hits)
 
 
@@ -240,15 +247,16 @@ def test_an_index_outlives_a_restart_and_a_damaged_one_is_built_again(state: Sta
             problems = other.vectors.problems(session, other.stores.get("ann", "vs_1"))
         return [hit.ordinal for hit in other.find(mode="vector", vector=query)], problems
 
-    assert again() == (wanted, [])
+    assert again() == (wanted, [])  # the same graph
     data = path.read_bytes()
     path.write_bytes(data[:1000] + bytes(255 - byte for byte in data[1000:1100]) + data[1100:])
-    assert again() == (wanted, ["the index of vs_1 is damaged"])
-    assert again() == (wanted, []), "it was built and written again"
+    found, problems = again()
+    assert problems == ["the index of vs_1 is damaged"] and agree(found, wanted, 10)
+    assert again() == (found, []), "it was built and written again"
     path.write_bytes(b"")
-    assert again()[0] == wanted
+    assert agree(again()[0], wanted, 10)
     (state.indexes_dir / "vs_1.json").write_text("{}")
-    assert again()[0] == wanted
+    assert agree(again()[0], wanted, 10)
     assert shelf.vectors.sweep([]) == 2
 
 
@@ -268,7 +276,7 @@ def test_a_copied_back_database_does_not_trust_an_index_of_later_rows(state: Sta
     other = Shelf(state, exact_rows=10)
     query = shelf.rng.normal(size=WIDTH)
     wanted = near({("file-0", at): vector.astype(np.float64) for at, vector in enumerate(fresh)}, query, 5)
-    assert [(hit.file_id, hit.ordinal) for hit in other.find(mode="vector", vector=query, limit=5)] == wanted
+    assert agree([(hit.file_id, hit.ordinal) for hit in other.find(mode="vector", vector=query, limit=5)], wanted, 10)
 
 
 def test_a_vector_of_another_width_is_told(state: State) -> None:

@@ -35,6 +35,8 @@ _PIECE = 2_000
 _SAVE_AFTER = 2_000
 """Changes after which an index is written to its file again."""
 _EXPANSION = 128
+_LINKED = 2_000
+"""Vectors that one thread adds: the first of a graph, added by several at once, do not see each other and stay badly linked."""
 _VERSION = 1
 
 Floats = NDArray[np.float32]
@@ -92,7 +94,10 @@ class _Hnsw:
         return int(self.index.memory_usage)
 
     def add(self, numbers: Numbers, vectors: Floats) -> None:
-        self.index.add(numbers.astype(np.uint64), vectors)
+        alone = max(0, _LINKED - len(self.numbers))
+        for some, threads in ((slice(None, alone), 1), (slice(alone, None), 0)):
+            if len(numbers[some]):
+                self.index.add(numbers[some].astype(np.uint64), vectors[some], threads=threads)
         self.numbers = np.concatenate([self.numbers, numbers])
 
     def remove(self, numbers: Numbers) -> None:
