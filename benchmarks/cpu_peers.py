@@ -228,14 +228,18 @@ def peers_of(options: Any, folder: Path, name: str, kind: str) -> dict[str, Any]
 
 
 # ---- measuring ----
-def read_rate(size_bytes: int) -> float:
-    """Bytes a second of a plain read of memory of this size, by all threads; the best of a few."""
-    library = dispatch.choice().library
-    assert library is not None, "this benchmark is of the C kernels"
-    data = memory.zeros((size_bytes,), torch.uint8).fill_(1)
-    read = library.read
-    read(data.data_ptr(), size_bytes)
-    return size_bytes / min(harness.seconds(lambda: read(data.data_ptr(), size_bytes)) for _ in range(5))
+class PlainRead:
+    """A plain read of memory of this size, by all threads."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._data = memory.zeros((size_bytes,), torch.uint8).fill_(1)
+
+    def rate(self) -> float:
+        """Bytes a second, the median of a few."""
+        library = dispatch.choice().library
+        assert library is not None, "this benchmark is of the C kernels"
+        size = self._data.nbytes
+        return statistics.median(size / harness.seconds(lambda: library.read(self._data.data_ptr(), size)) for _ in range(5))
 
 
 def loading(folder: Path, name: str, kind: str) -> dict[str, Any]:
@@ -264,7 +268,8 @@ def measure(options: Any, folder: Path, name: str, kind: str) -> dict[str, Any]:
     """One shape in one kind, everybody in turns."""
     sides: dict[str, Any] = {"herd": Herd(folder, name, kind), **peers_of(options, folder, name, kind)}
     size = sides["herd"].weight_bytes
-    results: dict[str, Any] = {"weights_bytes": size, "read_bytes_per_s": read_rate(size)}
+    results: dict[str, Any] = {"weights_bytes": size}
+    plain = PlainRead(size)
     figures: list[tuple[str, Callable[[Any], float]]] = [
         (f"decode {batch}", lambda side, batch=batch: side.decode(batch)) for batch in options.batches
     ]
@@ -272,15 +277,16 @@ def measure(options: Any, folder: Path, name: str, kind: str) -> dict[str, Any]:
         figures.append((f"prefill {_PREFILL}", lambda side: side.prefill()))
     for label, figure in figures:
         figure(sides["herd"])
-        found = harness.interleave({who: lambda side=side, figure=figure: figure(side) for who, side in sides.items()}, options.repeats)
+        turns = {who: lambda side=side, figure=figure: figure(side) for who, side in sides.items()}
+        found = harness.interleave(turns | ({"read": plain.rate} if label == "decode 1" else {}), options.repeats)
         ratios = {
             who: statistics.median(mine / theirs for mine, theirs in zip(found["herd"], rates, strict=True))
             for who, rates in found.items() if who != "herd"
         }  # fmt: skip
+        if label == "decode 1":
+            results["read_bytes_per_s"] = statistics.median(found.pop("read"))
+            results["share_of_read"] = size * ratios.pop("read")
         results[label] = {"tokens_per_s": {who: harness.summary(rates) for who, rates in found.items()}, "ratio": ratios}
-    if "decode 1" in results:
-        rate = results["decode 1"]["tokens_per_s"]["herd"]["median"] * size
-        results["share_of_read"] = rate / results["read_bytes_per_s"]
     for side in sides.values():
         side.close()
     results["loading"] = loading(folder, name, kind)
@@ -297,9 +303,11 @@ def show(name: str, kind: str, results: dict[str, Any]) -> None:
             ratio = "" if who == "herd" else f"{found['ratio'][who]:.2f}"
             rows.append((f"{name} {kind}: {label}", who, f"{rates['median']:,.1f}", f"{rates['min']:,.1f} - {rates['max']:,.1f}", ratio))
     harness.table(("", "", "tokens/s", "lowest - highest", "herd / it"), rows)
-    read, load = results["read_bytes_per_s"], results["loading"]
-    share = f", decoding one takes {results['share_of_read']:.0%} of it" if "share_of_read" in results else ""
-    print(f"{results['weights_bytes'] / 1e6:,.0f} MB of weights; a plain read of as much: {read / 1e9:.1f} GB/s{share}")
+    load, read = results["loading"], ""
+    if "share_of_read" in results:
+        gigabytes = results["read_bytes_per_s"] / 1e9
+        read = f"; a plain read of as much: {gigabytes:.1f} GB/s, decoding one takes {results['share_of_read']:.0%} of it"
+    print(f"{results['weights_bytes'] / 1e6:,.0f} MB of weights{read}")
     memory_mb = f"peak {load['peak_rss'] / 1e6:,.0f} MB ({load['before'] / 1e6:,.0f} MB before)"
     print(f"ready after {load['load_s']:.2f} s, {_NEW} tokens after {load['first_s']:.2f} s, {memory_mb}\n")
 
