@@ -20,7 +20,7 @@
 #define ROW_BLOCK 256
 #define GROUP 4
 #define FEW_ROWS 64
-#define ROW_AHEAD 4096
+#define ROW_AHEAD 8192
 
 typedef struct {
     const char *x;
