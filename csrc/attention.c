@@ -35,6 +35,8 @@ typedef struct {
     int64_t count, together;    /* of tasks; how many are claimed at once */
 } job;
 
+INLINE int64_t last_position(const attention *a, int64_t s) { return a->first[s] + a->starts[s + 1] - a->starts[s] - 1; }
+
 static void finish_row(const attention *a, int64_t token, int64_t head, float l, const float *o) {
     int64_t at = token * a->out_stride + head * a->head_dim, i = 0;
     for (; i + W <= a->head_dim; i += W) vf_store_as(a->out, at + i, a->dtype, vf_div(vf_load(o + i), vf_set1(l)));
@@ -109,7 +111,8 @@ static void leave_split(const attention *a, const task *t, const space *s) {
     }
 }
 
-static int decode(const attention *a, const task *t) {
+/* `after`: the task that follows in memory's order, whose first keys are fetched while the last split is worked on; NULL if there is none. */
+static int decode(const attention *a, const task *t, const task *after) {
     int64_t begin = a->starts[t->sequence], tokens = a->starts[t->sequence + 1] - begin;
     space *s = make_space(tokens, a->group, 0, a->kv_heads);
     if (!s) return HERD_NO_MEMORY;
@@ -122,8 +125,10 @@ static int decode(const attention *a, const task *t) {
     for (s->split = t->begin; s->split < t->end; s->split++) {
         s->keys = s->next_keys;
         memcpy(s->offsets, s->offsets + SPLIT, SPLIT * sizeof *s->offsets);
-        s->next_keys = s->split + 1 < t->end ? herd_min(SPLIT, last + 1 - (s->split + 1) * SPLIT) : 0;
-        find_offsets(a, t->sequence, s->split + 1, s->next_keys, s->offsets + SPLIT);
+        const task *of = s->split + 1 < t->end ? t : after;
+        int64_t next = of == t ? s->split + 1 : of ? of->begin : 0;
+        s->next_keys = of ? herd_min(SPLIT, last_position(a, of->sequence) + 1 - next * SPLIT) : 0;
+        if (of) find_offsets(a, of->sequence, next, s->next_keys, s->offsets + SPLIT);
         attend_split(a, s);
         if (t->partials)
             leave_split(a, t, s);
@@ -137,8 +142,10 @@ static int decode(const attention *a, const task *t) {
 static void run_tasks(void *job_pointer, uint32_t index) {
     job *j = job_pointer;
     int64_t end = herd_min(j->count, (index + 1) * j->together);
-    for (const task *t = j->tasks + index * j->together; t < j->tasks + end; t++)
-        if ((t->head < 0 ? decode : prefill)(&j->shared, t)) __atomic_store_n(&j->shared.failed, 1, __ATOMIC_RELAXED);
+    for (const task *t = j->tasks + index * j->together; t < j->tasks + end; t++) {
+        const task *after = t + 1 < j->tasks + j->count && t[1].head < 0 ? t + 1 : NULL;
+        if (t->head < 0 ? decode(&j->shared, t, after) : prefill(&j->shared, t)) __atomic_store_n(&j->shared.failed, 1, __ATOMIC_RELAXED);
+    }
 }
 
 /* The splits of a sequence whose decode was shared out, merged for one KV head. */
@@ -163,7 +170,6 @@ static void merge_task(void *job_pointer, uint32_t index) {
 }
 
 /* ---- sharing out ---- */
-INLINE int64_t last_position(const attention *a, int64_t s) { return a->first[s] + a->starts[s + 1] - a->starts[s] - 1; }
 INLINE int is_decode(const attention *a, int64_t s) {
     int64_t tokens = a->starts[s + 1] - a->starts[s];
     return tokens == 1 || tokens * a->heads <= DECODE_ROWS;

@@ -12,6 +12,7 @@
 #define IDS_PER_TASK 4
 #define CACHED_BYTES (24 << 20) /* weights that every thread may read whole: they come from a shared cache */
 #define PART_TOKENS 8           /* fewest tokens of a part: fewer do not pay for reading all weights */
+#define SOME_TOKENS 16          /* of a part where there are parts enough for all threads: each reads the weights once more */
 #define MAX_PARTS 8
 
 typedef struct {
@@ -173,7 +174,8 @@ static int64_t weight_bytes(const herd_model *m) {
 
 /* Cut a batch into parts of whole sequences, about as long as each other; one part where that is not to be had or does not pay. */
 static int64_t cut(const herd_model *m, const herd_batch *b, part *parts) {
-    int64_t total = b->starts[b->num_sequences], threads = herd_num_threads(), wanted = herd_min(total / PART_TOKENS, MAX_PARTS);
+    int64_t total = b->starts[b->num_sequences], threads = herd_num_threads();
+    int64_t wanted = herd_min(herd_min(herd_max(threads, total / SOME_TOKENS), total / PART_TOKENS), MAX_PARTS);
     wanted -= wanted > threads ? wanted % threads : 0; /* as many for each thread, and small: one that loses its core holds up little */
     parts[0] = (part){.model = m, .batch = b, .num_sequences = b->num_sequences, .num_tokens = total, .num_rows = b->num_rows};
     if (threads < 2 || wanted < 2 || weight_bytes(m) > CACHED_BYTES) return 1;

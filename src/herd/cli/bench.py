@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -152,6 +153,7 @@ def _subject(
     tokenizer = load_checkpoint_tokenizer(path)
     config = EngineConfig(context=min(context, loaded.config.max_position_embeddings), max_sequences=max_sequences)
     engine = build_engine(loaded, config, vocab_size=tokenizer.vocab_size, threaded=True)
+    gc.freeze()  # as the server's engine process does
     about = {"model": name, "parameters": loaded.config.num_parameters, "dtype": str(loaded.dtype).removeprefix("torch."), "device": place}
     subject = Subject(engine=engine, config=loaded.config, dtype=loaded.dtype, device=loaded.device, num_text_ids=tokenizer.num_base)
     return subject, about

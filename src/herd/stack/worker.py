@@ -8,6 +8,7 @@ tokens travel together. The process ends when its server lets go of the socket. 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import signal
@@ -328,8 +329,8 @@ def _receive(connection: socket.socket, buffer: bytearray) -> Any:
         buffer += data
 
 
-def serve(connection: socket.socket) -> int:
-    """Load what the first frame names, then take requests until the server goes. Returns the exit code."""
+def serve(connection: socket.socket, on_ready: Callable[[], None] | None = None) -> int:
+    """Load what the first frame names, call `on_ready`, then take requests until the server goes. Returns the exit code."""
     buffer = bytearray()
     spec = _receive(connection, buffer)
     if spec is None:
@@ -344,6 +345,8 @@ def serve(connection: socket.socket) -> int:
         return error.exit_code
     worker = Worker(engine, outbox)
     engine.after_events = outbox.flush
+    if on_ready is not None:
+        on_ready()
     outbox.send({"ready": info})
     stop = threading.Event()
 
@@ -367,7 +370,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
-    code = serve(connection)
+    code = serve(connection, on_ready=gc.freeze)  # what is loaded stays: no later collection walks over it
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     # Threads in the middle of a step are not waited for: no one reads what they compute.
