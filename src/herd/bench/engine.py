@@ -38,16 +38,8 @@ def run_load(engine: Engine, items: Sequence[Item], *, vocab_size: int, mix: Mix
                 f"a request has {item.num_prompt:,} + {item.num_answer:,} tokens, the context is {engine.context:,}",
                 hint="lower --prompt-tokens or --new-tokens",
             )
-    events: queue.SimpleQueue[tuple[float, list[tuple[int, TokenEvent]]]] = queue.SimpleQueue()
-    collected: list[tuple[int, TokenEvent]] = []
-
-    def pass_on() -> None:
-        nonlocal collected
-        if collected:
-            events.put((time.perf_counter(), collected))
-            collected = []
-
-    engine.after_events = pass_on
+    inbox = _Inbox()
+    engine.after_events = inbox.pass_on
     records = [_Record() for _ in items]
     started = time.perf_counter()
     sent = ended = 0
@@ -59,20 +51,45 @@ def run_load(engine: Engine, items: Sequence[Item], *, vocab_size: int, mix: Mix
                 records[number].sent = time.perf_counter()
                 engine.submit(
                     _request(items[number], vocab_size, mix, reuse=reuse),
-                    lambda event, number=number: collected.append((number, event)),
+                    lambda event, number=number: inbox.add(number, event),
                 )
                 sent += 1
             due = max(0.0, items[sent].at_s - now) if sent < len(items) and (concurrency is None or sent - ended < concurrency) else None
             try:
-                at, came = events.get(timeout=due)
+                steps = inbox.steps.get(timeout=due)
             except queue.Empty:
                 continue
             before = ended
-            for number, event in came:
-                ended += records[number].take(event, at)
+            for at, came in steps:
+                for number, event in came:
+                    ended += records[number].take(event, at)
             if ended > before:
                 advance(ended, "")
     return _load(items, records, max(record.last for record in records) - started)
+
+
+class _Inbox:
+    """Events of steps with the time of each. The reader wakes where a request ended: at every step it would take a core from the engine."""
+
+    def __init__(self) -> None:
+        self.steps: queue.SimpleQueue[list[tuple[float, list[tuple[int, TokenEvent]]]]] = queue.SimpleQueue()
+        self._held: list[tuple[float, list[tuple[int, TokenEvent]]]] = []
+        self._came: list[tuple[int, TokenEvent]] = []
+        self._ended = False
+
+    def add(self, number: int, event: TokenEvent) -> None:
+        """An event of the step at hand."""
+        self._came.append((number, event))
+        self._ended |= isinstance(event, Failed) or (isinstance(event, Tokens) and event.finish is not None)
+
+    def pass_on(self) -> None:
+        """The step is over."""
+        if self._came:
+            self._held.append((time.perf_counter(), self._came))
+            self._came = []
+        if self._ended:
+            self.steps.put(self._held)
+            self._held, self._ended = [], False
 
 
 @dataclass(slots=True)
