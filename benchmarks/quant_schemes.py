@@ -11,6 +11,7 @@ them is called even.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from herd.base.errors import DoesNotFitError
 from herd.checkpoint.convert import convert
 from herd.checkpoint.load import load_model
 from herd.checkpoint.open import open_checkpoint
@@ -75,6 +77,13 @@ def cases(tokens: Tensor, budgets: list[float]) -> Iterator[Case]:
             convert(source, target.with_suffix(".gguf"), to="gguf", quantisation=kind)
 
         yield Case(scheme=f"GGUF {kind}", method="rtn", make=gguf)
+
+
+def there(named: list[str]) -> Iterator[Case]:
+    """Models that are quantised already, by `NAME=MODEL`."""
+    for text in named:
+        name, _, model = text.partition("=")
+        yield Case(scheme=name, method="as it is", make=lambda source, target, model=model: resolve_model(model))
 
 
 def tokens_of(path: Path, data: Path, num: int, length: int, skip: int = 0) -> Tensor:
@@ -167,7 +176,10 @@ def main() -> None:
     options.add_argument("--eval-samples", type=int, default=32)
     options.add_argument("--length", type=int, default=256)
     options.add_argument("--skip", type=int, default=0, help="tokens of --eval that are passed over")
-    options.add_argument("--budgets", type=float, nargs="+", default=[4.125, 4.25, 4.5, 5.0])
+    options.add_argument("--budgets", type=float, nargs="+", default=[4.25, 4.5, 5.0])
+    options.add_argument(
+        "--also", nargs="+", metavar="NAME=MODEL", default=[], help="quantised models that are there already, as qat=runs/qat/model"
+    )
     options.add_argument("--only", nargs="+", metavar="WORD", help="schemes whose name begins with one of these")
     chosen = options.parse_args()
     path = resolve_model(chosen.model)
@@ -179,13 +191,17 @@ def main() -> None:
     print(f"{held.numel():,} tokens, perplexity {torch.tensor(loss).exp():.3f} before, {size_facts(path)}", file=sys.stderr)
     rows: dict[str, dict[str, Any]] = {}
     kls: dict[str, Tensor] = {}
-    for case in cases(calib, chosen.budgets):
+    for case in [*cases(calib, chosen.budgets), *there(chosen.also)]:
         if chosen.only and not case.scheme.startswith(tuple(chosen.only)):
             continue
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "model"
-            case.make(path, target)
-            target = target if target.exists() else target.with_suffix(".gguf")
+            try:
+                made = case.make(path, target)
+            except DoesNotFitError as error:
+                print(f"{case.scheme} {case.method}: left out, {error.message}", file=sys.stderr)
+                continue
+            target = made if isinstance(made, Path) else target if target.exists() else target.with_suffix(".gguf")
             figures, size = judge(base, load_model(target, dtype="float32"), held), size_facts(target)
         name = f"{case.scheme} {case.method}"
         kls[name] = figures.kl
@@ -199,6 +215,8 @@ def main() -> None:
             **case.facts,
         }
         print(f"{name}: KL {rows[name]['mean_kl']:.5f}, perplexity {rows[name]['perplexity_change']:+.2%}", file=sys.stderr)
+        if chosen.json is not None:  # what has been measured is kept, should the rest be cut off
+            chosen.json.write_text(json.dumps({"rows": rows}), encoding="utf-8")
     cells = [
         (
             *(row["scheme"], row["method"], f"{row['block_bits']:.2f}", f"{row['size_bytes'] / 1e6:.2f}"),
