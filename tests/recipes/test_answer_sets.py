@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.base.errors import FormatError
+from herd.base.errors import ContextOverflowError, FormatError
 from herd.recipes.answer_sets import Question, ask, calls_of, number_in, read_questions, recovery_of
 from herd.text.messages import Message, ToolCall
 
@@ -91,8 +91,22 @@ def test_recovery() -> None:
     assert (found.original, found.quantised, found.same, found.recovery) == (0.75, 0.5, 0.75, pytest.approx(2 / 3))
     assert told == [0, 1, 2, 3] * 2
     assert recovery_of("maths", questions, [None] * 4, [None] * 4).recovery is None
-    with pytest.raises(FormatError, match="the set has no questions"):
+    with pytest.raises(FormatError, match="no question of the set leaves room for an answer; it has 0"):
         recovery_of("maths", [], [], [])
+
+
+def test_questions_that_fill_the_context_are_not_counted() -> None:
+    class Short:
+        def chat(self, messages: Sequence[Message], *args: Any, **more: Any) -> Any:
+            if len(messages[0].text) > 9:
+                raise ContextOverflowError("the prompt has 10 tokens", hint="shorten it")
+            return SimpleNamespace(text="7")
+
+    questions = [Question(messages=(Message.user(text),), right=Decimal(7)) for text in ("short", "much too long")]
+    model: Any = Short()
+    answers = ask(model, questions, "maths", max_tokens=1, advance=lambda done: None)
+    found = recovery_of("maths", questions, answers, answers)
+    assert (found.num_questions, found.num_too_long, found.original) == (1, 1, 1.0)
 
 
 def test_calls_are_the_same_where_their_values_are() -> None:

@@ -137,6 +137,7 @@ def quality_facts(told: Mapping[str, Any]) -> dict[str, str]:
         names[one["kind"]]: f"{one['original']:.1%} right before, {one['quantised']:.1%} after"
         + (f" ({one['recovery']:.1%} recovered)" if one["recovery"] is not None else "")
         + f", the same answer to {one['same']:.1%} of {one['num_questions']:,}"
+        + (f"; {one['num_too_long']:,} too long for the context" if one["num_too_long"] else "")
         for one in told["sets"]
     }
     return {

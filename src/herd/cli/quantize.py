@@ -102,7 +102,9 @@ def _to_folder(
 
     path = resolve_model(model)
     if settings.needs_calibration and calib is None:
-        raise UsageError(f"{settings.scheme} needs text to calibrate on", hint="give --calib FILE, or choose --scheme int8")
+        what = f"a cache of {settings.kv_cache}" if settings.kv_cache else settings.scheme
+        otherwise = "leave --kv-cache out" if settings.kv_cache else "choose --scheme int8"
+        raise UsageError(f"{what} needs text to calibrate on", hint=f"give --calib FILE, or {otherwise}")
     tokens = None if calib is None or not settings.needs_calibration else text_tokens(path, calib, samples, length)
     with track_steps(f"quantising to {settings.scheme}", total=None) as advance:
         written = quantise_checkpoint(

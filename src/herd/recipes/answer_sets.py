@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import regex
 
-from herd.base.errors import FormatError
+from herd.base.errors import ContextOverflowError, FormatError
 from herd.data.records import Record, read_records
 from herd.inference.output import Output
 from herd.inference.params import SamplingParams
@@ -27,6 +27,8 @@ from herd.recipes.dialogue import read_dialogue
 from herd.text.messages import Message, ToolCall, ToolDefinition
 
 Kind = Literal["tools", "maths"]
+TOO_LONG = "too long"
+"""In the place of an answer: the question fills the context."""
 NEW_TOKENS: dict[Kind, int] = {"tools": 256, "maths": 512}
 """How long an answer may be, unless it is said."""
 _NUMBER = regex.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
@@ -61,10 +63,14 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recovery:
-    """Of one set: how many questions, the shares that each model gets right, and the share to which both give the same answer."""
+    """Of one set: how many questions, the shares that each model gets right, and the share to which both give the same answer.
+
+    Questions that leave no room for an answer in the context are not counted; `num_too_long` says how many there are.
+    """
 
     kind: Kind
     num_questions: int
+    num_too_long: int
     original: float
     quantised: float
     same: float
@@ -124,21 +130,33 @@ def ask(model: Chats, questions: Sequence[Question], kind: Kind, *, max_tokens: 
     params, answers = SamplingParams(temperature=0.0, max_tokens=max_tokens), []
     for number, question in enumerate(questions):
         advance(number)
-        output = model.chat(question.messages, params, tools=question.tools, builtin_tools=question.builtin_tools)
+        try:
+            output = model.chat(question.messages, params, tools=question.tools, builtin_tools=question.builtin_tools)
+        except ContextOverflowError:
+            answers.append(TOO_LONG)
+            continue
         answers.append(calls_of(output.tool_calls) if kind == "tools" else number_in(output.text))
     return answers
 
 
 def recovery_of(kind: Kind, questions: Sequence[Question], original: Sequence[object], quantised: Sequence[object]) -> Recovery:
     """Judge both models' answers."""
-    num = len(questions)
+    asked = [
+        (question.right, one, other)
+        for question, one, other in zip(questions, original, quantised, strict=True)
+        if one is not TOO_LONG and other is not TOO_LONG
+    ]
+    num = len(asked)
     if not num:
-        raise FormatError("the set has no questions", hint="give JSON lines, a dialogue each")
-    rights = [question.right for question in questions]
+        raise FormatError(
+            f"no question of the set leaves room for an answer; it has {len(questions)}",
+            hint="give JSON lines, a short dialogue each",
+        )
     return Recovery(
         kind=kind,
         num_questions=num,
-        original=sum(one == right for one, right in zip(original, rights, strict=True)) / num,
-        quantised=sum(one == right for one, right in zip(quantised, rights, strict=True)) / num,
-        same=sum(one == other for one, other in zip(original, quantised, strict=True)) / num,
+        num_too_long=len(questions) - num,
+        original=sum(one == right for right, one, _ in asked) / num,
+        quantised=sum(other == right for right, _, other in asked) / num,
+        same=sum(one == other for _, one, other in asked) / num,
     )
