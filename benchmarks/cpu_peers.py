@@ -12,7 +12,15 @@ Peers, each left out with a word where it is absent:
   --llama-cpp DIR   folder of llama.cpp's llama-batched-bench: cmake -B build -DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release && cmake --build
                     build --target llama-batched-bench; with GCC 12 on a processor with AMX also -DGGML_AMX_INT8=OFF
   --ik-llama DIR    the same program of ik_llama.cpp, built in the same way; run with -rtr 1
-  huggingface       pip install transformers; bf16 only, through generate()
+  --huggingface     pip install transformers; bf16 only, through generate()
+  --openvino-python PYTHON
+                    OpenVINO GenAI, in an environment of its own: python -m venv OV; OV/bin/pip install torch --index-url
+                    https://download.pytorch.org/whl/cpu; OV/bin/pip install "openvino==2026.4.1" "openvino-genai==2026.4.1.0"
+                    "openvino-tokenizers==2026.4.1.0" "optimum-intel==2.2.0" "nncf==3.4.0" "transformers==5.5.4", and where a torchvision of
+                    another build came along, OV/bin/pip uninstall torchvision; PYTHON is OV/bin/python. Exported once by optimum-intel, in
+                    fp16, int8 and int4 (symmetric, groups of 64), then continuous batching as shipped, its prefix cache off
+  --ctranslate2-python PYTHON
+                    CTranslate2, int8 alone: OV/bin/pip install "ctranslate2==4.8.5" beside transformers 5.5.4
 herd's figures go through its engine on a thread of its own, as in a server; llama.cpp's bench neither samples nor schedules.
 """
 
@@ -35,6 +43,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.engine import answer, prompt
+from benchmarks.foreign_peers import Foreign, foreign_peers
 from herd.base.paths import bundled_model
 from herd.checkpoint.convert import convert
 from herd.checkpoint.load import load_model, save_model
@@ -224,7 +233,7 @@ def peers_of(options: Any, folder: Path, name: str, kind: str) -> dict[str, Any]
             found[label] = LlamaCpp(programs, gguf, *extra)
     if kind == "bf16" and options.huggingface:
         found["huggingface"] = HuggingFace(folder / name / "hf")
-    return found
+    return found | foreign_peers(options, folder, name, kind, prompt)
 
 
 # ---- measuring ----
@@ -287,6 +296,7 @@ def measure(options: Any, folder: Path, name: str, kind: str) -> dict[str, Any]:
             results["read_bytes_per_s"] = statistics.median(found.pop("read"))
             results["share_of_read"] = size * ratios.pop("read")
         results[label] = {"tokens_per_s": {who: harness.summary(rates) for who, rates in found.items()}, "ratio": ratios}
+    results["peers_loading"] = {who: side.loading() for who, side in sides.items() if isinstance(side, Foreign)}
     for side in sides.values():
         side.close()
     results["loading"] = loading(folder, name, kind)
@@ -309,7 +319,10 @@ def show(name: str, kind: str, results: dict[str, Any]) -> None:
         read = f"; a plain read of as much: {gigabytes:.1f} GB/s, decoding one takes {results['share_of_read']:.0%} of it"
     print(f"{results['weights_bytes'] / 1e6:,.0f} MB of weights{read}")
     memory_mb = f"peak {load['peak_rss'] / 1e6:,.0f} MB ({load['before'] / 1e6:,.0f} MB before)"
-    print(f"ready after {load['load_s']:.2f} s, {_NEW} tokens after {load['first_s']:.2f} s, {memory_mb}\n")
+    print(f"ready after {load['load_s']:.2f} s, {_NEW} tokens after {load['first_s']:.2f} s, {memory_mb}")
+    for who, its in results["peers_loading"].items():
+        print(f"{who}: ready after {its['load_s']:.2f} s with its imports, peak {(its['peak_rss'] or 0) / 1e6:,.0f} MB")
+    print()
 
 
 def main() -> None:
@@ -322,6 +335,8 @@ def main() -> None:
     options.add_argument("--llama-cpp", type=Path, metavar="DIR")
     options.add_argument("--ik-llama", type=Path, metavar="DIR")
     options.add_argument("--huggingface", action="store_true")
+    options.add_argument("--openvino-python", type=Path, metavar="PYTHON")
+    options.add_argument("--ctranslate2-python", type=Path, metavar="PYTHON")
     options.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep the random weights here (default: a temporary folder)")
     options.add_argument("--make", action="store_true", help="write the files and measure nothing")
     options.add_argument("--child", nargs=3, help="used by the benchmark itself")

@@ -295,7 +295,7 @@ def edited(folder: Path, **changes: Any) -> None:
     [
         ({"quant_method": "bitsandbytes"}, "quant_method is 'bitsandbytes'"),
         ({"quantization_status": "frozen"}, "quantization_status 'frozen'"),
-        ({"kv_cache_scheme": {"num_bits": 8}}, "compressed-tensors with kv_cache_scheme"),
+        ({"kv_cache_scheme": {"num_bits": 4}}, "kv_cache_scheme in config.json has 4 bits of type 'int'"),
         ({"ignore": "lm_head"}, "ignore in .* is no list of names"),
         ({"config_groups": {}}, "has no config_groups"),
         ({"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 3}}}}, "with 3 bits of type 'int'"),

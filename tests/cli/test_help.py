@@ -104,6 +104,9 @@ def test_the_commands_are_these() -> None:
         "tokenizer encode",
         "tokenizer decode",
         "config show",
+        "cache list",
+        "cache prune",
+        "cache clear",
         "doctor",
         "completion",
     }

@@ -175,8 +175,9 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     from herd.train.context_config import LongContextConfig
     from herd.train.objectives.config import DistillConfig, PreferenceConfig, RewardConfig
     from herd.train.parallel.config import ParallelConfig
+    from herd.train.qat_config import QatConfig
 
-    kinds = (RecipeConfig, StageConfig, SourceConfig, TuneConfig, PreferenceConfig, RewardConfig, DistillConfig, LoraConfig)
+    kinds = (RecipeConfig, StageConfig, SourceConfig, TuneConfig, PreferenceConfig, RewardConfig, DistillConfig, LoraConfig, QatConfig)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     parts: dict[str, type] = {"ramp": RampPhase, "mix_changes": MixChange, "guard": GuardConfig, "long_context": LongContextConfig}
     parts["parallel"] = ParallelConfig

@@ -179,7 +179,8 @@ def save_model(model: Transformer, folder: Path | str, *, tokenizer: SavesTokeni
         overwrite: replace what is at `folder`.
 
     Raises:
-        UsageError: the folder exists and is not empty, the parameters' dtype is not one for weights, or the model is quantised.
+        UsageError: the folder exists and is not empty, the parameters' dtype is not one for weights, the model is quantised, or its
+            weights are packed for the engine.
         DoesNotFitError: the disk is full.
     """
     if quantised_matrices(model):
@@ -188,6 +189,12 @@ def save_model(model: Transformer, folder: Path | str, *, tokenizer: SavesTokeni
             hint="`herd convert SRC DST --to hf` makes plain numbers of a quantised folder",
         )
     source = ModelSource(model, folder)
+    missing = [name for name in model.config.parameter_shapes() if name not in source.tensors]
+    if missing:
+        raise UsageError(
+            f"the model holds no numbers of {len(missing)} tensors, {missing[0]} the first: its weights are packed for the engine",
+            hint="load it with herd.checkpoint.load.load_model, which reads the checkpoint itself, and save that",
+        )
     ids = None if tokenizer is None else special_ids(tokenizer)
     with atomic_directory(folder, overwrite=overwrite) as temporary:
         write_hf(source, temporary, ids=ids)

@@ -1,4 +1,4 @@
-"""Meta's layout: params.json and consolidated.00.pth and on, one file a model-parallel rank; the 8-bit release too.
+"""Meta's layout: params.json and consolidated.00.pth and on, one file a model-parallel rank; the 8-bit and 4-bit releases too.
 
 Each tensor is joined from the ranks when it is asked for, in Hugging Face's names and order, and the mapped pages it came from are let
 go: memory of one tensor. Writing is in `meta_write`, the layout itself in `meta_layout`.
@@ -18,6 +18,7 @@ from torch import Tensor
 from herd.base.errors import CheckpointError, NotFoundError, UsageError
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.meta_fp8 import FP8_DTYPE, dequantise_rows, scale_key
+from herd.checkpoint.meta_int4 import CODES, check_parts, dequantise, split_parts
 from herd.checkpoint.meta_layout import Slot, as_pairs, meta_shard_bytes, meta_shard_shapes, meta_slots
 from herd.checkpoint.meta_params import PARAMS_FILE, MetaParams, params_from_json
 from herd.checkpoint.meta_shard import read_shard
@@ -30,7 +31,7 @@ from herd.model.config import ModelConfig
 __all__ = ["MetaSource", "meta_shard_bytes", "meta_shard_shapes", "write_meta"]
 
 _SHARD_NAME = re.compile(r"consolidated\.(\d{2}|[1-9]\d{2})\.pth")
-_STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", FP8_DTYPE: "F8_E4M3"}
+_STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", FP8_DTYPE: "F8_E4M3", CODES: "I8"}
 _IGNORED = ("rope.freqs",)
 _EMBEDDING, _OUTPUT = "tok_embeddings.weight", "output.weight"
 _OTHER_DOWNLOAD = "the files are of different models or degrees of sharding: download the whole folder again"
@@ -69,6 +70,7 @@ class MetaSource:
         self._paths = shard_paths(self.path)
         self._shards: list[dict[str, Tensor]] = []
         self._scales: list[dict[str, Tensor]] = []
+        self._quant, self._parts = params.quant, {}
         self._read_shards()
         self.config = self._stored_config(params)
         self._repeats = 1
@@ -89,8 +91,20 @@ class MetaSource:
                 self.problems.append(Problem(kind="damaged", name=path.name, message=error.message, hint=error.hint))
         if self.problems:
             return
+        if self._quant is not None:
+            self._split_parts()
         if any(tensor.dtype == FP8_DTYPE for shard in self._shards for tensor in shard.values()):
             self._read_scales()
+
+    def _split_parts(self) -> None:
+        """Of the 4-bit releases: set aside what stands beside the codes."""
+        assert self._quant is not None
+        if len(self._shards) != 1:
+            message = f"the 4-bit releases are one file, {self.path} has {len(self._shards)}"
+            self.problems.append(Problem(kind="damaged", name=self._paths[1].name, message=message, hint=_OTHER_DOWNLOAD))
+            return
+        self._shards[0], self._parts = split_parts(self._shards[0])
+        self.problems += check_parts(self._shards[0], self._parts, self._quant)
 
     def _read_scales(self) -> None:
         for rank in range(len(self._paths)):
@@ -125,6 +139,8 @@ class MetaSource:
         for embedding, output in pairs:
             if embedding is None or output is None or embedding.shape != output.shape or embedding.dtype != output.dtype:
                 return False
+            if embedding.dtype == CODES:
+                return False  # each has scales of its own
             if embedding.data_ptr() != output.data_ptr() and not (params.says_tied and torch.equal(embedding, output)):
                 return False
         return True
@@ -141,7 +157,8 @@ class MetaSource:
         for path, shard in zip(self._paths, self._shards, strict=True):
             found = {key: tuple(tensor.shape) for key, tensor in shard.items() if not (self.config.tie_word_embeddings and key == _OUTPUT)}
             self.problems += [_with_shard_hint(problem, shards) for problem in compare_shapes(expected, found, path.name)]
-            self.problems += [_dtype_problem(key, tensor, path) for key, tensor in shard.items() if tensor.dtype not in _STORED]
+            allowed = set(_STORED) - ({CODES} if self._quant is None else set())
+            self.problems += [_dtype_problem(key, tensor, path) for key, tensor in shard.items() if tensor.dtype not in allowed]
         if not self.problems:
             for slot in meta_slots(self.config):
                 self._check_slot(slot)
@@ -201,12 +218,12 @@ class MetaSource:
     def _info(self, slot: Slot) -> TensorInfo:
         parts = [shard[slot.key] for shard in self._shards]
         stored = parts[0].dtype
-        dtype = torch.float32 if stored == FP8_DTYPE else stored
+        dtype = torch.float32 if stored in (FP8_DTYPE, CODES) else stored
         size = sum(part.nbytes for part in parts) if slot.split is not None else parts[0].nbytes
         return TensorInfo(shape=slot.shape, dtype=dtype, stored=_STORED[stored], size_bytes=size)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own; 8-bit ones are multiplied out to float32. Raises CheckpointError."""
+        """One tensor, in memory of its own; quantised ones are multiplied out to float32. Raises CheckpointError."""
         slot = self._slot(name)
         out = torch.empty(slot.shape, dtype=self.tensors[name].dtype)
         self.read_into(name, out)
@@ -244,6 +261,9 @@ class MetaSource:
             part = parts[rank]
             if part.dtype == FP8_DTYPE:
                 part = dequantise_rows(part, self._scales[rank][scale_key(slot.layer, slot.matrix, rank)])
+            elif part.dtype == CODES:
+                assert self._quant is not None
+                part = dequantise(slot.key, part, self._parts, self._quant)
             place.copy_(part.view(place.shape))
 
     def close(self) -> None:

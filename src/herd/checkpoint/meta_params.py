@@ -12,13 +12,12 @@ from typing import Any
 
 from herd.base.errors import ConfigError, UsageError
 from herd.checkpoint.json_file import Fields
+from herd.checkpoint.meta_int4 import MetaQuant, quant_from_params
 from herd.model.config import ModelConfig, RopeScaling, ffn_dim
 
 PARAMS_FILE = "params.json"
 _SCALED_CONTEXT, _PLAIN_CONTEXT = 131072, 8192
 _OTHER_MODELS = {
-    "quantization_args": "int4 weights",
-    "lora_args": "LoRA weights",
     "moe_args": "experts",
     "vision_chunk_size": "an image encoder",
     "vision_num_cross_attention_layers": "cross-attention to images",
@@ -47,6 +46,7 @@ class MetaParams:
     rope_scaling: RopeScaling | None
     context: int
     says_tied: bool
+    quant: MetaQuant | None = None
 
     def to_config(self, *, vocab_size: int, num_kv_heads: int, tied: bool) -> ModelConfig:
         """The model config, given what only the tensors tell. Raises ConfigError."""
@@ -88,6 +88,7 @@ def params_from_json(data: dict[str, Any], where: str = PARAMS_FILE) -> MetaPara
         rope_scaling=RopeScaling(factor=fields.number("rope_scaling_factor", 8.0)) if scaled else None,
         context=fields.integer("max_seq_len", _SCALED_CONTEXT if scaled else _PLAIN_CONTEXT),
         says_tied=fields.flag("tie_word_embeddings", False),
+        quant=quant_from_params(fields),
     )
 
 

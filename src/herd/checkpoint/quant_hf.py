@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from herd.checkpoint.hf import CONFIG_FILE, HfSource
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.problems import Problem, compare_shapes
+from herd.checkpoint.quant_cache import CacheKind, cache_kind, cache_names, scale_problem
 from herd.checkpoint.quant_parts import decode, part_names
 from herd.checkpoint.quant_scheme import MatrixScheme, schemes_from_json
 from herd.checkpoint.source import TensorInfo
@@ -35,6 +37,7 @@ class QuantHfSource(HfSource):
 
     def __init__(self, folder: Path | str, *, strict: bool = True) -> None:
         self.quantised: Mapping[str, MatrixScheme] = {}
+        self.cache_kind: CacheKind | None = None
         super().__init__(folder, strict=strict)
 
     def _check(self) -> None:
@@ -55,10 +58,29 @@ class QuantHfSource(HfSource):
                 if f"{name}.{suffix}" not in self._where:
                     message = f"{self.path} has no tensor {name}.{suffix}, which {scheme.label} weights need"
                     self.problems.append(Problem(kind="missing", name=f"{name}.{suffix}", message=message))
-        self._check_shapes()
+        cache = self._check_cache(data)
+        self._check_shapes(cache)
 
-    def _check_shapes(self) -> None:
-        parts = {part for parts in self._parts.values() for part in parts.values()}
+    def _check_cache(self, data: Mapping[str, Any]) -> set[str]:
+        """The names of the cache's scales, each looked at."""
+        self.cache_kind, stored = cache_kind(data, CONFIG_FILE)
+        names = cache_names(self.config) if stored else []
+        for name in names:
+            if name not in self._where:
+                message = f"{self.path} has no {name}, though kv_cache_scheme in {CONFIG_FILE} says that scales of the cache are stored"
+                self.problems.append(Problem(kind="missing", name=name, message=message))
+                continue
+            wrong = scale_problem(name, self._where[name].read(name))
+            if wrong is not None:
+                self.problems.append(Problem(kind="values", name=name, message=wrong))
+        return set(names)
+
+    def cache_scales(self) -> dict[str, float]:
+        """The scales of the cache that the checkpoint was calibrated for, by name; none where it has none."""
+        return {name: float(self._where[name].read(name)) for name in cache_names(self.config) if name in self._where}
+
+    def _check_shapes(self, cache: set[str]) -> None:
+        parts = {part for parts in self._parts.values() for part in parts.values()} | cache
         expected = {name: shape for name, shape in self.config.parameter_shapes().items() if name not in self.quantised}
         found = {name: file.entries[name].shape for name, file in self._where.items() if name not in parts}
         self.problems += compare_shapes(expected, found, str(self.path))

@@ -1,7 +1,8 @@
 """How each matrix of a checkpoint is quantised, and the `quantization_config` of config.json that says so.
 
 Reads what fbgemm_fp8, compressed-tensors (float, int and packed, mixed too), GPTQ (v1 and v2) and AWQ write; writes the first two. What
-would change the numbers and herd does not have (static input scales, a quantised cache, transforms at run time) is refused by name.
+would change the numbers and herd does not have (static input scales, transforms at run time) is refused by name; what is said of a cache is
+read in `quant_cache`.
 Knows names and numbers, no tensors. Sources: compressed-tensors 0.20, AutoGPTQ and AutoAWQ file layouts, transformers' fbgemm_fp8.
 """
 
@@ -150,7 +151,7 @@ def _from_compressed(fields: Fields, config: ModelConfig) -> dict[str, MatrixSch
     status = fields.data.get("quantization_status", "compressed")
     if status != "compressed":
         raise _refuse(f"compressed-tensors with quantization_status {status!r}")
-    for key in ("kv_cache_scheme", "transform_config", "sparsity_config"):
+    for key in ("transform_config", "sparsity_config"):
         value = fields.data.get(key)
         if value and not (isinstance(value, dict) and value.get("format") == "dense"):
             raise _refuse(f"compressed-tensors with {key}")

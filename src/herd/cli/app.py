@@ -12,6 +12,7 @@ from herd.cli import (
     agent,
     batch,
     bench,
+    cache,
     chat,
     completion,
     config,
@@ -25,6 +26,7 @@ from herd.cli import (
     merge,
     models,
     plan,
+    quality,
     quantize,
     replay,
     run_prompt,
@@ -96,13 +98,14 @@ app.command("show", rich_help_panel=_MODELS)(show.show)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
 app.command("verify", rich_help_panel=_MODELS)(convert.verify)
 app.command("quantize", rich_help_panel=_MODELS)(quantize.quantize)
-app.command("quality", rich_help_panel=_MODELS)(quantize.quality)
+app.command("quality", rich_help_panel=_MODELS)(quality.quality)
 app.command("train", rich_help_panel=_TRAIN)(train.train)
 app.command("launch", rich_help_panel=_TRAIN)(launch.launch)
 app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
 app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
 app.command("average", rich_help_panel=_TRAIN)(merge.average)
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
+app.add_typer(cache.app, name="cache", rich_help_panel=_MACHINE)
 app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)
 app.command("completion", rich_help_panel=_MACHINE)(completion.completion)

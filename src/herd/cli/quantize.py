@@ -1,8 +1,7 @@
-"""`herd quantize` and `herd quality`."""
+"""`herd quantize`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from herd.model.config import ModelConfig
-    from herd.quant.quality import Quality
     from herd.quant.schemes import Settings, Size
     from herd.quant.stream import Written
 
-_DataHelp = "Text: .txt, .md, .jsonl with a text field, also .gz or .zst."
+DATA_HELP = "Text: .txt, .md, .jsonl with a text field, also .gz or .zst."
 _Length = Annotated[int, typer.Option("--calib-length", help="Tokens of a sequence of calibration.")]
 
 
@@ -26,7 +24,7 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model: path, hub name or alias; with --dry-run a shape too, as 405b.")],
     target: Annotated[Path | None, typer.Argument(metavar="DST", help="The folder to write; a .gguf file with --format gguf.")] = None,
     scheme: Annotated[str, typer.Option(help="fp8, fp8-meta, int8, w8a8, int4 or auto.")] = "int8",
-    calib: Annotated[Path | None, typer.Option(help=_DataHelp)] = None,
+    calib: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     method: Annotated[
         str | None, typer.Option(help="rtn, gptq, awq or smooth. [default: rtn; with --calib gptq for 4 bits, smooth for w8a8]")
     ] = None,
@@ -37,6 +35,9 @@ def quantize(
     ] = True,
     rotate: Annotated[bool, typer.Option("--rotate", help="Spread outliers by Hadamard rotations first; unties a tied head.")] = False,
     head: Annotated[bool, typer.Option("--head", help="Quantise the output matrix too, where it is not the embedding.")] = False,
+    kv_cache: Annotated[
+        str, typer.Option("--kv-cache", help="int8 or fp8: store scales of such a cache too, for vLLM and SGLang; needs --calib.")
+    ] = "",
     budget: Annotated[str | None, typer.Option(help="auto: bits a weight, scales included, as 4.5bpw. [default: 4.5bpw]")] = None,
     to_format: Annotated[str, typer.Option("--format", help="hf, or gguf: int8 as Q8_0, int4 as Q4_K, with --group 32 as Q4_0.")] = "hf",
     calib_samples: Annotated[int, typer.Option("--calib-samples", help="Sequences of calibration at most.")] = 64,
@@ -67,6 +68,7 @@ def quantize(
         head=head,
         budget_bits=budget_bits(budget) if budget else None,
         seed=seed,
+        kv_cache=kv_cache,
     )
     if dry_run:
         _dry_run(model, settings, json=json)
@@ -79,7 +81,9 @@ def quantize(
         return
     written, data = _to_folder(model, target, settings, calib, calib_samples, calib_length, overwrite=overwrite)
     if report is not None and eval_data is not None:
-        data["quality"] = _compare(model, str(target), eval_data, calib_samples, calib_length, report)[1]
+        from herd.cli.quality import compare_models
+
+        data["quality"] = compare_models(model, str(target), eval_data, calib_samples, calib_length, report)[1]
     _tell(written, data, json=json)
 
 
@@ -98,8 +102,10 @@ def _to_folder(
 
     path = resolve_model(model)
     if settings.needs_calibration and calib is None:
-        raise UsageError(f"{settings.scheme} needs text to calibrate on", hint="give --calib FILE, or choose --scheme int8")
-    tokens = None if calib is None or not settings.needs_calibration else _tokens(path, calib, samples, length)
+        what = f"a cache of {settings.kv_cache}" if settings.kv_cache else settings.scheme
+        otherwise = "leave --kv-cache out" if settings.kv_cache else "choose --scheme int8"
+        raise UsageError(f"{what} needs text to calibrate on", hint=f"give --calib FILE, or {otherwise}")
+    tokens = None if calib is None or not settings.needs_calibration else text_tokens(path, calib, samples, length)
     with track_steps(f"quantising to {settings.scheme}", total=None) as advance:
         written = quantise_checkpoint(
             path,
@@ -112,7 +118,7 @@ def _to_folder(
     return written, _size_data(written.size) | {"path": str(target), "scheme": settings.scheme, "method": settings.method}
 
 
-def _tokens(model: Path, data: Path, num: int, length: int) -> Tensor:
+def text_tokens(model: Path, data: Path, num: int, length: int) -> Tensor:
     """Text as sequences of one length, record after record."""
     from herd.base.errors import UsageError
     from herd.checkpoint.resolve import load_checkpoint_tokenizer
@@ -146,6 +152,7 @@ def _size_data(size: Size) -> dict[str, Any]:
 def _tell(written: Written, data: dict[str, Any], *, json: bool) -> None:
     from herd.base.memory import gib
     from herd.cli.output import facts, note, print_json
+    from herd.cli.quality import quality_facts
 
     for remark in written.notes:
         note(f"note: {remark}")
@@ -164,7 +171,7 @@ def _tell(written: Written, data: dict[str, Any], *, json: bool) -> None:
         "bits a weight": f"{written.size.bits_per_weight:.3f} in the blocks' matrices",
         "matrices": f"{len(errors)}, mean relative error {sum(errors) / len(errors):.4f}, largest {max(errors):.4f}",
     }
-    facts(told | (_quality_facts(data["quality"]) if "quality" in data else {}))
+    facts(told | (quality_facts(data["quality"]) if "quality" in data else {}))
 
 
 def _config_of(model: str) -> tuple[ModelConfig, int]:
@@ -197,7 +204,7 @@ def _dry_run(model: str, settings: Settings, *, json: bool) -> None:
     if settings.rotate:
         config = replace(config, tie_word_embeddings=False)
     schemes = schemes_for(config, settings)
-    size, before = size_of(config, schemes, dtype_bytes=width), size_of(config, {}, dtype_bytes=width)
+    size, before = size_of(config, schemes, dtype_bytes=width, kv_cache=bool(settings.kv_cache)), size_of(config, {}, dtype_bytes=width)
     data = {"model": model, "scheme": settings.scheme, "original_bytes": before.total_bytes, **_size_data(size)}
     if settings.scheme == "auto":
         # What the budget lets the blocks take; the mix itself needs calibration.
@@ -231,7 +238,7 @@ def _to_gguf(model: str, target: Path, settings: Settings, to_format: str, *, ov
     if to_format != "gguf":
         raise UsageError(f"unknown format {to_format!r}", hint=did_you_mean(to_format, ("hf", "gguf"), otherwise="formats: hf, gguf"))
     kinds = {"int8": "Q8_0", "int4": "Q4_0" if settings.group == 32 else "Q4_K"}
-    if settings.scheme not in kinds or settings.method != "rtn" or settings.rotate:
+    if settings.scheme not in kinds or settings.method != "rtn" or settings.rotate or settings.kv_cache:
         raise UsageError(
             f"GGUF holds no {settings.scheme} by {settings.method}{' and rotation' if settings.rotate else ''}",
             hint="GGUF takes --scheme int8 or int4 with --method rtn; `herd convert -q Q6_K` writes 6 bits",
@@ -252,79 +259,3 @@ def _to_gguf(model: str, target: Path, settings: Settings, to_format: str, *, ov
         print_json(data)
         return
     note(f"wrote {target} as {data['kind']}, {gib(written.size_bytes)}")
-
-
-def quality(
-    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="The model before: path, hub name or alias.")],
-    quantised: Annotated[str, typer.Argument(metavar="QUANTISED", help="The model after; any format.")],
-    data: Annotated[Path, typer.Option("--data", help=f"Held-out text. {_DataHelp}")],
-    report: Annotated[Path | None, typer.Option(help="Write a page with the figures and the plots here.")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Sequences of text at most.")] = 64,
-    length: Annotated[int, typer.Option("--length", help="Tokens of a sequence.")] = 512,
-    max_kl: Annotated[float | None, typer.Option("--max-kl", help="Fail with exit code 5 above this mean divergence.")] = None,
-    threads: ThreadsOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Compare a quantised model with its original: perplexity, divergence, same likeliest token, bytes, drift by layer."""
-    from herd.base.errors import GateError
-    from herd.cli.load import set_threads
-    from herd.cli.output import facts, print_json
-
-    set_threads(threads)
-    figures, told = _compare(original, quantised, data, samples, length, report)
-    if json:
-        print_json(told)
-    else:
-        facts(_quality_facts(told))
-    if max_kl is not None and figures.mean_kl > max_kl:
-        raise GateError(
-            f"the mean divergence is {figures.mean_kl:.5f}, over {max_kl:g}", hint="quantise to more bits, or calibrate with gptq or awq"
-        )
-
-
-def _compare(original: str, quantised: str, data: Path, samples: int, length: int, report: Path | None) -> tuple[Quality, dict[str, Any]]:
-    from dataclasses import asdict
-
-    from herd.base.progress import track_steps
-    from herd.checkpoint.json_file import read_json_object
-    from herd.checkpoint.load import load_model
-    from herd.checkpoint.resolve import resolve_model
-    from herd.quant.page import write_page
-    from herd.quant.quality import compare
-    from herd.quant.stream import RECORD_FILE
-
-    first, second = resolve_model(original), resolve_model(quantised)
-    tokens = _tokens(first, data, samples, length)
-    with track_steps("comparing", total=len(tokens)) as advance:
-        one, two = load_model(first, dtype="float32"), load_model(second, dtype="float32")
-        figures = compare(one, two, tokens, lambda done, total, _: advance(done, f"of {total} sequences"))
-    told = {
-        **asdict(figures),
-        "perplexity_change": figures.perplexity_change,
-        "original_bytes": _weights_bytes(first),
-        "size_bytes": _weights_bytes(second),
-    }
-    if report is not None:
-        record = read_json_object(second / RECORD_FILE) if (second / RECORD_FILE).is_file() else None
-        write_page(report, title=f"{second.name} beside {first.name}", facts=_quality_facts(told), drift=figures.drift, record=record)
-    return figures, told
-
-
-def _weights_bytes(path: Path) -> int:
-    from herd.checkpoint.open import open_checkpoint
-
-    with open_checkpoint(path) as source:
-        return sum(info.size_bytes for info in source.tensors.values())
-
-
-def _quality_facts(told: Mapping[str, Any]) -> dict[str, str]:
-    from herd.base.memory import gib
-
-    return {
-        "text": f"{told['num_tokens']:,} tokens",
-        "perplexity": f"{told['perplexity_original']:.4f} before, {told['perplexity']:.4f} after ({told['perplexity_change']:+.2%})",
-        "mean KL": f"{told['mean_kl']:.6f}, one token in a hundred over {told['p99_kl']:.5f}",
-        "same top": f"{told['same_top']:.2%} of tokens",
-        "weights": f"{gib(told['original_bytes'])} before, {gib(told['size_bytes'])} after",
-        "scoring": f"{told['tokens_per_s_original']:,.0f} tokens/s before, {told['tokens_per_s']:,.0f} after, in float32",
-    }

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from herd.model.attention import CausalCore
+from herd.model.attention import AttentionCore, CausalCore
 from herd.model.block import Block
 from herd.model.config import ModelConfig
 from herd.model.rope import rope_frequencies, rope_table
@@ -89,6 +89,20 @@ def load_block(config: ModelConfig, tensors: dict[str, Tensor]) -> Block:
     return block.eval()
 
 
+class CacheRange:
+    """An attention core that remembers the largest key, after the rotation, and the largest value."""
+
+    def __init__(self) -> None:
+        self.key = self.value = 0.0
+        self._core = CausalCore()
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+        """Causal attention, looked at."""
+        self.key = max(self.key, float(k_BTKH.abs().max()))
+        self.value = max(self.value, float(v_BTKH.abs().max()))
+        return self._core(layer, q_BTNH, k_BTKH, v_BTKH)
+
+
 class BlockRunner:
     """Runs blocks over calibration sequences, one sequence at a time."""
 
@@ -96,9 +110,9 @@ class BlockRunner:
         self._rope = rope_table(torch.arange(length)[None], rope_frequencies(config))
 
     @torch.no_grad()
-    def __call__(self, block: Block, hidden_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def __call__(self, block: Block, hidden_BTD: Float[Tensor, "B T D"], core: AttentionCore | None = None) -> Float[Tensor, "B T D"]:
         """The block's outputs."""
-        core = CausalCore()
+        core = core or CausalCore()
         return torch.cat([block(row[None], self._rope, core) for row in hidden_BTD])
 
     def observe(self, block: Block, hidden_BTD: Float[Tensor, "B T D"]) -> dict[str, Inputs]:

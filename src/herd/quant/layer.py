@@ -49,6 +49,7 @@ def quantise_block(
     where: str,
     runner: BlockRunner | None = None,
     hidden_BTD: Tensor | None = None,
+    ready: Mapping[str, QuantWeight] | None = None,
 ) -> QuantisedBlock:
     """Quantise a block.
 
@@ -61,6 +62,7 @@ def quantise_block(
         where: the block's name, for messages.
         runner: for calibration.
         hidden_BTD: what the block reads, where the method needs calibration.
+        ready: matrices that are rounded already, by their whole names.
     """
     for name, tensor in tensors.items():
         check_finite(where + name, tensor)
@@ -73,7 +75,8 @@ def quantise_block(
     matrices, errors = {}, {}
     for name, scheme in schemes.items():
         weight = tensors.pop(f"{name}.weight")
-        matrices[name] = _round(weight, scheme, inputs.get(POINT_OF[name]), settings)
+        done = None if ready is None else ready.get(where + name)
+        matrices[name] = _round(weight, scheme, inputs.get(POINT_OF[name]), settings) if done is None else done
         errors[name] = relative_error(weight, matrices[name])
     others = {name: tensor.to(dtype).float() for name, tensor in tensors.items()}
     return QuantisedBlock(matrices=matrices, others=others, errors=errors, shares=shares)

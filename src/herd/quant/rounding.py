@@ -42,7 +42,8 @@ def check_finite(name: str, weight: Tensor) -> None:
         )
 
 
-def _rounded(scales: Tensor, scheme: MatrixScheme) -> Tensor:
+def written_scales(scales: Tensor, scheme: MatrixScheme) -> Tensor:
+    """Scales as the file will hold them, none of them zero."""
     return scales.clamp(min=_TINY).to(scale_dtype(scheme)).float()
 
 
@@ -53,12 +54,12 @@ def grid_of(
     groups = scheme.groups(weight_NK.shape[1])
     grouped = weight_NK.float().reshape(len(weight_NK), groups, -1)
     if scheme.kind == "int8":
-        return Grid(scales=_rounded(grouped.abs().amax(-1) / 127.0, scheme), zeros=None)
+        return Grid(scales=written_scales(grouped.abs().amax(-1) / 127.0, scheme), zeros=None)
     weights = None if importance_K is None else importance_K.float().view(1, groups, -1)
     best, least = None, None
     for clip in _CLIPS if search else (1.0,):
         grid = _int4_grid(grouped, scheme, clip)
-        error = (_levels(grouped, grid, scheme) - grouped).square()
+        error = (levels_of(grouped, grid, scheme) - grouped).square()
         error = (error if weights is None else error * weights).sum(-1)
         if best is None or least is None:
             best, least = grid, error
@@ -73,15 +74,15 @@ def grid_of(
 
 def _int4_grid(grouped: Tensor, scheme: MatrixScheme, clip: float) -> Grid:
     if scheme.symmetric:
-        scales = _rounded(grouped.abs().amax(-1) * (clip / 7.5), scheme)
+        scales = written_scales(grouped.abs().amax(-1) * (clip / 7.5), scheme)
         return Grid(scales=scales, zeros=torch.full_like(scales, INT4_ZERO))
     low, high = grouped.amin(-1).clamp(max=0) * clip, grouped.amax(-1).clamp(min=0) * clip
-    scales = _rounded((high - low) / 15.0, scheme)
+    scales = written_scales((high - low) / 15.0, scheme)
     return Grid(scales=scales, zeros=(-low / scales).round().clamp(0, 15))
 
 
-def _levels(grouped: Tensor, grid: Grid, scheme: MatrixScheme) -> Tensor:
-    """The nearest level to each value."""
+def levels_of(grouped: Tensor, grid: Grid, scheme: MatrixScheme) -> Tensor:
+    """The nearest level to each value [N, G, inputs of a group]."""
     zeros = 0.0 if grid.zeros is None else grid.zeros[..., None]
     return (codes_of(grouped, grid.scales[..., None], grid.zeros if grid.zeros is None else grid.zeros[..., None], scheme) - zeros) * (
         grid.scales[..., None]
@@ -110,7 +111,11 @@ def round_matrix(
     if scheme.kind == "fp8":
         codes, scales = fp8_rows(weight_NK)
         return QuantWeight(kind="fp8", values=codes, scales=scales[:, None], activation=scheme.activation, bound=scheme.bound)
-    grid = grid_of(weight_NK, scheme, importance_K, search=search)
+    return round_on(weight_NK, grid_of(weight_NK, scheme, importance_K, search=search), scheme)
+
+
+def round_on(weight_NK: Float[Tensor, "N K"], grid: Grid, scheme: MatrixScheme) -> QuantWeight:
+    """A matrix of int8 or int4 rounded to levels that are given."""
     grouped = weight_NK.float().reshape(*grid.scales.shape, -1)
     codes = codes_of(grouped, grid.scales[..., None], None if grid.zeros is None else grid.zeros[..., None], scheme)
     return assemble(codes.reshape(weight_NK.shape), grid, scheme)

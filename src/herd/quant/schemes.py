@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from herd.base.errors import UsageError, did_you_mean
+from herd.checkpoint.quant_cache import LARGEST, cache_names
 from herd.checkpoint.quant_parts import written_parts
 from herd.checkpoint.quant_scheme import META_BOUND, MatrixScheme, ffn_names, linear_names
 from herd.model.config import ModelConfig
@@ -37,7 +38,8 @@ GROUPS = (32, 64, 128)
 class Settings:
     """What `herd quantize` is asked for. Raises UsageError for what does not go together.
 
-    `budget_bits` is for auto: bits a weight of the blocks' matrices, scales included.
+    `budget_bits` is for auto: bits a weight of the blocks' matrices, scales included. `kv_cache` stores the scales of an 8-bit cache beside
+    the weights, int8 or fp8, for engines that need them; empty stores none.
     """
 
     scheme: str
@@ -49,6 +51,7 @@ class Settings:
     head: bool = False
     budget_bits: float | None = None
     seed: int = 0
+    kv_cache: str = ""
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -66,10 +69,20 @@ class Settings:
         if self.rotate and self.scheme == "fp8-meta":
             raise UsageError("Meta's recipe has no rotation", hint="choose --scheme fp8, or leave --rotate out")
 
+        if self.kv_cache and self.kv_cache not in LARGEST:
+            raise UsageError(f"there is no cache of {self.kv_cache!r}", hint="choose int8 or fp8")
+        if self.kv_cache and self.scheme == "fp8-meta":
+            raise UsageError("Meta's recipe says nothing of the cache", hint="choose --scheme fp8, or leave --kv-cache out")
+
     @property
     def needs_calibration(self) -> bool:
         """Whether text has to run through the model."""
-        return self.method != "rtn" or self.scheme == "auto"
+        return self.reads_text or self.scheme == "auto"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether text runs through the blocks while they are quantised."""
+        return self.method != "rtn" or bool(self.kv_cache)
 
 
 def int4_scheme(group: int, *, symmetric: bool = True) -> MatrixScheme:
@@ -130,8 +143,9 @@ def matrix_bytes(scheme: MatrixScheme | None, shape: tuple[int, int], dtype_byte
     return sum(math.prod(part) * dtype.itemsize for part, dtype in written_parts(scheme, shape).values())
 
 
-def size_of(config: ModelConfig, schemes: Mapping[str, MatrixScheme], *, dtype_bytes: int = 2) -> Size:
-    """What a model takes on disk, headers of files apart."""
+def size_of(config: ModelConfig, schemes: Mapping[str, MatrixScheme], *, dtype_bytes: int = 2, kv_cache: bool = False) -> Size:
+    """What a model takes on disk, headers of files apart; with the scales of a cache where it has them."""
+    cache_bytes = 4 * len(cache_names(config)) if kv_cache else 0
     total = quantised = scales = num = block_bytes = block_values = 0
     shapes = config.parameter_shapes()
     linear = set(linear_names(config)) - {"lm_head"}
@@ -149,7 +163,7 @@ def size_of(config: ModelConfig, schemes: Mapping[str, MatrixScheme], *, dtype_b
             quantised, num = quantised + size, num + math.prod(shape)
             scales += size - math.prod(shape) * scheme.bits // 8
     return Size(
-        total_bytes=total,
+        total_bytes=total + cache_bytes,
         quantised_bytes=quantised,
         scale_bytes=scales,
         num_quantised=num,

@@ -25,17 +25,21 @@ from herd.checkpoint.convert import copy_companions, ids_of, tokenizer_of
 from herd.checkpoint.hf import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE, SHARD_BYTES, cut_shards, write_json
 from herd.checkpoint.hf_config import config_to_json, generation_config_to_json
 from herd.checkpoint.json_file import read_json_object
+from herd.checkpoint.quant_cache import LARGEST, cache_names, cache_to_json
 from herd.checkpoint.quant_parts import encode, written_parts
 from herd.checkpoint.quant_scheme import MatrixScheme, schemes_to_json
 from herd.checkpoint.safetensors_file import Declared, SafetensorsFile, write_safetensors
 from herd.checkpoint.source import TensorSource
-from herd.quant.calibration import BlockRunner
+from herd.kernels.quantised import QuantWeight
+from herd.quant.calibration import BlockRunner, CacheRange
 from herd.quant.layer import QuantisedBlock, quantise_block
 from herd.quant.rounding import check_finite, relative_error, round_matrix
 from herd.quant.schemes import Settings, Size, size_of
 
 RECORD_FILE = "quantize.json"
 """Beside the weights: how they were made, and the error of every matrix."""
+_LEAST_RANGE = 2.0**-20
+"""Of a cache's numbers: a layer whose keys are all zero has a scale too."""
 _PLAN_FILE, _HEAD_FILE = "plan.json", "head.safetensors"
 
 Progress = Callable[[int, int, str], None]
@@ -55,7 +59,7 @@ class Written:
 
 
 class Stream:
-    """A quantisation under way. `source` is open, rotated if that is asked for."""
+    """A quantisation under way. `source` is open, rotated if that is asked for; matrices that are `ready` are written as they are."""
 
     def __init__(
         self,
@@ -67,10 +71,12 @@ class Stream:
         dtype: torch.dtype,
         tokens_BT: Int[Tensor, "B T"] | None = None,
         details: Mapping[str, Any] | None = None,
+        ready: Mapping[str, QuantWeight] | None = None,
     ) -> None:
+        self._ready = ready
         self.source, self.target, self.settings, self.schemes, self.dtype = source, target, settings, dict(schemes), dtype
         self.config, self._details = source.config, dict(details or {})
-        self._tokens = tokens_BT if settings.method != "rtn" else None
+        self._tokens = tokens_BT if settings.reads_text else None
         self._work = work_folder(target)
         self._runner = None if self._tokens is None else BlockRunner(self.config, self._tokens.shape[1])
 
@@ -89,7 +95,7 @@ class Stream:
         notes = self._assemble(overwrite=overwrite, shard_bytes=shard_bytes)
         errors = self._errors
         shutil.rmtree(self._work)
-        size = size_of(self.config, self.schemes, dtype_bytes=self.dtype.itemsize)
+        size = size_of(self.config, self.schemes, dtype_bytes=self.dtype.itemsize, kv_cache=bool(self.settings.kv_cache))
         return Written(path=self.target, size=size, schemes=self.schemes, errors=errors, resumed=resumed, notes=notes)
 
     def _resume(self) -> tuple[int, Tensor | None]:
@@ -134,12 +140,27 @@ class Stream:
         tensors = {name.removeprefix(prefix): self.source.read(name).float() for name in names}
         schemes = {name.removeprefix(prefix): scheme for name, scheme in self.schemes.items() if name.startswith(prefix)}
         block = quantise_block(
-            tensors, schemes, self.config, self.settings, dtype=self.dtype, where=prefix, runner=self._runner, hidden_BTD=hidden
+            tensors,
+            schemes,
+            self.config,
+            self.settings,
+            dtype=self.dtype,
+            where=prefix,
+            runner=self._runner,
+            hidden_BTD=hidden,
+            ready=self._ready,
         )
-        _write_all(self._layer_file(layer), self._encoded(prefix, block), {"errors": block.errors, "shares": block.shares})
+        encoded, record = self._encoded(prefix, block), {"errors": block.errors, "shares": block.shares}
         if hidden is None or self._runner is None:
+            _write_all(self._layer_file(layer), encoded, record)
             return None
-        hidden = self._runner(block.build(self.config), hidden)
+        seen = CacheRange()
+        hidden = self._runner(block.build(self.config), hidden, seen)
+        if self.settings.kv_cache:
+            largest = LARGEST[self.settings.kv_cache]
+            for name, most in (("k_scale", seen.key), ("v_scale", seen.value)):
+                encoded[f"{prefix}self_attn.{name}"] = torch.tensor([max(most, _LEAST_RANGE) / largest])
+        _write_all(self._layer_file(layer), encoded, record)
         _write_all(self._hidden_file(layer + 1), {"hidden": hidden}, {})
         self._hidden_file(layer).unlink(missing_ok=True)
         return hidden
@@ -175,7 +196,10 @@ class Stream:
                     tokenizer.save(folder)
                 self._write_weights(folder, where, shard_bytes)
                 ids = ids_of(self.source, tokenizer)
-                config = config_to_json(self.config, self.dtype, ids) | {"quantization_config": schemes_to_json(self.schemes, self.config)}
+                quant = schemes_to_json(self.schemes, self.config)
+                if self.settings.kv_cache:
+                    quant["kv_cache_scheme"] = cache_to_json(self.settings.kv_cache)
+                config = config_to_json(self.config, self.dtype, ids) | {"quantization_config": quant}
                 write_json(folder / CONFIG_FILE, config)
                 beside = self.source.path / GENERATION_CONFIG_FILE
                 if self.source.format == "hf" and beside.is_file():
@@ -189,7 +213,7 @@ class Stream:
         return notes
 
     def _record(self, shares: Mapping[str, float]) -> dict[str, Any]:
-        size = size_of(self.config, self.schemes, dtype_bytes=self.dtype.itemsize)
+        size = size_of(self.config, self.schemes, dtype_bytes=self.dtype.itemsize, kv_cache=bool(self.settings.kv_cache))
         matrices = [
             {"name": name, "scheme": scheme.label, "inputs": scheme.activation, "relative_error": self._errors[name]}
             for name, scheme in self.schemes.items()
@@ -217,6 +241,9 @@ class Stream:
                 continue
             for part, (size, dtype) in written_parts(scheme, shape).items():
                 yield f"{name.removesuffix('.weight')}.{part}", size, dtype
+
+        for name in cache_names(self.config) if self.settings.kv_cache else ():
+            yield name, (1,), torch.float32
 
     def _tensors(self, names: list[str], where: Mapping[str, SafetensorsFile]) -> Iterator[Tensor]:
         for name in names:

@@ -14,13 +14,14 @@ from herd.recipes.cria2 import cria2
 from herd.recipes.llama import llama_1b, llama_8b, llama_70b, llama_405b
 from herd.recipes.tiny import tiny
 from herd.recipes.tiny_long import tiny_long
-from herd.recipes.tune import cria_guard, distill, dpo, ipo, kto, lora, orpo, qlora, reward, sft, simpo
+from herd.recipes.tune import cria_guard, distill, dpo, ipo, kto, lora, orpo, qat, qat_lora, qlora, reward, sft, simpo
 from herd.recipes.tune_config import TuneConfig
 
 AnyConfig = RecipeConfig | TuneConfig
 RECIPES: dict[str, Callable[[], AnyConfig]] = {"cria": cria, "cria2": cria2, "tiny": tiny, "tiny-long": tiny_long}
 RECIPES |= {"llama-1b": llama_1b, "llama-8b": llama_8b, "llama-70b": llama_70b, "llama-405b": llama_405b}
-RECIPES |= {make.__name__: make for make in (sft, lora, qlora, reward, dpo, ipo, kto, orpo, simpo, distill)} | {"cria-guard": cria_guard}
+RECIPES |= {make.__name__: make for make in (sft, lora, qlora, reward, dpo, ipo, kto, orpo, simpo, distill, qat)}
+RECIPES |= {"qat-lora": qat_lora, "cria-guard": cria_guard}
 
 
 def read_config(text: str) -> AnyConfig:

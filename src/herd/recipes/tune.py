@@ -10,7 +10,8 @@ from typing import Any
 from herd.recipes.tune_config import TuneConfig
 from herd.train.adapters.config import LoraConfig
 from herd.train.config import SourceConfig, StageConfig
-from herd.train.objectives.config import PreferenceConfig
+from herd.train.objectives.config import DistillConfig, PreferenceConfig
+from herd.train.qat_config import QatConfig
 
 _DATA = (SourceConfig(name="data", path=".", kind="chat"),)
 _PROMPTS = ("Hello!", "Who are you?", "Tell me a story.")
@@ -104,6 +105,37 @@ def simpo() -> TuneConfig:
 def distill() -> TuneConfig:
     """Distillation on a chat file: the answers and a teacher's predictions of them (set teacher=MODEL)."""
     return TuneConfig(name="distill", method="distill", teacher="cria", train=_stage(answers_only=True), sample_prompts=_PROMPTS)
+
+
+def _recovery_stage(**changes: Any) -> StageConfig:
+    return _stage(
+        sources=(SourceConfig(name="data", path=".", kind="text"),), sequence_length=256, batch_size=8, micro_batch_size=8, **changes
+    )
+
+
+def qat() -> TuneConfig:
+    """Recovery from rounding on text: all weights are trained while their matrices are rounded, towards the unrounded model."""
+    return TuneConfig(
+        name="qat",
+        method="distill",
+        epochs=1.0,
+        train=_recovery_stage(lr=1e-4),
+        distill=DistillConfig(ce_weight=0.0, top_k=64),
+        quant=QatConfig(scheme="int4"),
+    )
+
+
+def qat_lora() -> TuneConfig:
+    """As qat, with low-rank changes of frozen weights: a matrix and its adapter are rounded together."""
+    return TuneConfig(
+        name="qat-lora",
+        method="distill",
+        epochs=1.0,
+        train=_recovery_stage(lr=1e-3),
+        distill=DistillConfig(ce_weight=0.0, top_k=64),
+        lora=LoraConfig(rank=32, alpha=32.0),
+        quant=QatConfig(scheme="int4"),
+    )
 
 
 def cria_guard() -> TuneConfig:

@@ -50,10 +50,15 @@ def method_text(config: TuneConfig) -> str:
 def adapter_text(config: TuneConfig) -> str:
     """What was trained: all weights, or adapters."""
     lora = config.lora
+    quant = config.quant
+    rounding = (
+        f", matrices rounded to {quant.scheme}{f' in groups of {quant.group}' if quant.scheme == 'int4' else ''}" if quant.scheme else ""
+    )
     if not lora.rank:
-        return "all weights"
+        return f"all weights{rounding}"
     kind = ("Q" if lora.nf4 else "") + ("DoRA" if lora.dora else "LoRA")
-    return f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}{', rank-stabilised' if lora.rslora else ''}, on {', '.join(lora.targets)}"
+    stabilised = ", rank-stabilised" if lora.rslora else ""
+    return f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}{stabilised}, on {', '.join(lora.targets)}{rounding}"
 
 
 def _lines(config: TuneConfig, facts: Mapping[str, Any], samples: list[tuple[str, str, str]]) -> list[str]:

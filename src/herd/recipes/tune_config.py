@@ -9,8 +9,10 @@ from herd.base.errors import ConfigError
 from herd.train.adapters.config import LoraConfig
 from herd.train.config import StageConfig
 from herd.train.objectives.config import DistillConfig, PreferenceConfig, RewardConfig
+from herd.train.qat_config import QatConfig
 
 _PREFERENCE, _REWARD, _DISTILL, _WHOLE = PreferenceConfig(), RewardConfig(), DistillConfig(), LoraConfig()
+_UNROUNDED = QatConfig()
 Method = Literal["sft", "reward", "preference", "distill"]
 
 
@@ -22,13 +24,14 @@ class TuneConfig:
         name: the recipe's name.
         method: `sft` (next token, answers only), `reward` (ranking loss), `preference` (DPO and relatives, KTO), `distill`.
         model: what to start from: a path, a hub name or an alias.
-        teacher: the model whose predictions `distill` learns.
+        teacher: the model whose predictions `distill` learns; where `quant` rounds, the starting model unless given.
         epochs: passes over the data, which set train.num_steps; 0 takes train.num_steps as it is.
         seed: of the order and of new weights.
         num_threads: CPU threads; 0 leaves torch's choice.
         train: the stage. A source whose path is `.` is what --data names.
         preference, reward, distill: settings of the three methods.
         lora: adapters; rank 0 trains the whole model.
+        quant: what the matrices are rounded to while they are trained; the result is a quantised folder.
         merge: whether adapters are merged into a model of their own too.
         heldback_one_in: one record in that many stays out of training and measures it; 0 keeps none back.
         strengths: of preference records that tell their `strength`, these are used.
@@ -49,6 +52,7 @@ class TuneConfig:
     reward: RewardConfig = _REWARD
     distill: DistillConfig = _DISTILL
     lora: LoraConfig = _WHOLE
+    quant: QatConfig = _UNROUNDED
     merge: bool = True
     heldback_one_in: int = 16
     strengths: tuple[str, ...] = ("significantly better", "better")
@@ -64,7 +68,11 @@ class TuneConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}, it must be 0 or more", hint=f"set {name}=0 or more")
         if self.heldback_one_in == 1:
             raise ConfigError("heldback_one_in is 1, which leaves nothing to train on", hint="set heldback_one_in=16, or 0 for none")
-        if self.method == "distill" and not self.teacher:
+        if self.quant.scheme and self.method not in ("sft", "distill"):
+            raise ConfigError(f"method {self.method} does not train for rounding", hint="set quant.scheme= to none, or method=distill")
+        if self.quant.scheme and self.lora.nf4:
+            raise ConfigError("lora.nf4 and quant.scheme both say what matrices are rounded to", hint="set lora.nf4=false")
+        if self.method == "distill" and not self.teacher and not self.quant.scheme:
             raise ConfigError("distillation needs a teacher", hint="set teacher=MODEL")
         if self.method in ("reward", "preference") and any(source.kind != "chat" for source in self.train.sources):
             raise ConfigError(f"method {self.method} reads judged answers, not text", hint="remove the source of kind text")

@@ -32,6 +32,7 @@ from herd.data.columns import ColumnMixture
 from herd.model.reward import RewardModel
 from herd.model.transformer import Transformer
 from herd.recipes.mask_view import check_answers_end, show_sample
+from herd.recipes.recover import check_start, make_trainable, write_recovered
 from herd.recipes.tune_card import write_tune_card
 from herd.recipes.tune_config import TuneConfig
 from herd.recipes.tune_data import Prepared, Table, data_digest, joined, prepare_source, tokenizer_digest, with_column
@@ -93,13 +94,17 @@ def run_tune(
     tokenizer = load_checkpoint_tokenizer(path)
     model = _starting_model(config, path, device)
     _check_length(config, model)
+    if config.quant.scheme:
+        check_start(config, model)
     digests, prepared = _prepare(config, data, output, tokenizer, context=model.config.max_position_embeddings)
     for name, part in prepared.items():
         show_sample(name, part.train, tokenizer)
     run = _run_digest(config, path, digests)
     dtype = as_dtype(config.train.compute_dtype)
     prepared = {name: _completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
-    if config.lora.rank:
+    if config.quant.scheme:
+        make_trainable(config, model)
+    elif config.lora.rank:
         inject(model, config.lora, seed=config.seed)
     report = _fit(config, model, prepared, run, output / "train", should_stop)
     target = output / "model"
@@ -157,10 +162,15 @@ def _check_length(config: TuneConfig, model: Transformer) -> None:
 
 def _run_digest(config: TuneConfig, path: Path, digests: dict[str, str]) -> str:
     """What the states of a run depend on: the config, the data, the files of the starting model and of a teacher."""
-    models = [path, *([resolve_model(config.teacher)] if config.method == "distill" else [])]
+    models = [path, *([resolve_model(_teacher(config))] if config.method == "distill" else [])]
     files = [file for model in models for file in ([model] if model.is_file() else sorted(model.iterdir())) if file.is_file()]
     marks = "|".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     return hashlib.sha256(f"{to_toml(config)}|{sorted(digests.items())}|{marks}".encode()).hexdigest()
+
+
+def _teacher(config: TuneConfig) -> str:
+    """The model to learn from: of a run that recovers from rounding the starting one, unless another is named."""
+    return config.teacher or config.model
 
 
 def objective_of(config: TuneConfig) -> Objective:
@@ -211,12 +221,12 @@ class _Teacher:
 
     def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.dtype, self.device = config, dtype, device
-        self.path = resolve_model(config.teacher)
+        self.path = resolve_model(_teacher(config))
         self.digest = tokenizer_digest(tokenizer)
         other = tokenizer_digest(load_checkpoint_tokenizer(self.path))
         if other != self.digest:
             raise ConfigError(
-                f"teacher {config.teacher!r} and model {config.model!r} have different tokenizers",
+                f"teacher {_teacher(config)!r} and model {config.model!r} have different tokenizers",
                 hint="distillation compares the same tokens: choose two models of one family",
             )
 
@@ -304,6 +314,10 @@ def _on_step(advance: Callable[[int, str], None]) -> Callable[[int, StepResult, 
 def _export(config: TuneConfig, model: Transformer, path: Path, tokenizer: Tokenizer, report: TuneReport, output: Path) -> None:
     """Write the adapter, if there is one, and the model with its card."""
     dtype, target = as_dtype(config.export_dtype), output / "model"
+    if config.quant.scheme:
+        write_recovered(config, model, path, target, tokenizer)
+        write_tune_card(config, _facts(config, report, model), load_model(target), tokenizer, target)
+        return
     plain = model
     if config.lora.rank:
         save_adapter(model, config.lora, output / "adapter", base=config.model, overwrite=True)
@@ -336,7 +350,7 @@ def _facts(config: TuneConfig, report: TuneReport, model: Transformer) -> dict[s
 
 
 def _next_step(config: TuneConfig, output: Path) -> str:
-    if config.lora.rank and not config.merge:
+    if config.lora.rank and not config.merge and not config.quant.scheme:
         return f"herd merge {output / 'adapter'} {output / 'model'}"
     if config.method == "reward":
         return f"{output / 'model'} is a reward model: herd.inference.reward.RewardScorer reads it"

@@ -74,7 +74,7 @@ def load_for_engine(path: Path, *, dtype: torch.dtype | str | None = None, devic
     if not runs_in_c(model):
         return model
     try:
-        write(target, pack_model(model), {"dtype": str(wanted).removeprefix("torch."), "of": path.name})
+        write(target, pack_model(model), {"dtype": str(wanted).removeprefix("torch."), "of": path.name, "folder": str(path.resolve())})
     except (OSError, HerdError) as error:
         log.warning("the packed weights of %s are not kept: %s", path.name, error)
         return model

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ VERSION = 1
 LAYOUT = f"{VERSION}.{library.ABI}"
 """What the bytes of a file mean: changes with the format and with the kernels' ABI."""
 _ALIGN = 4096
+_MAX_HEADER = 2**26
 _PREFIX = struct.Struct("<8sII32s")
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _NORMS = ("norm", "ffn_norm")
@@ -69,22 +70,30 @@ def write(path: Path, weights: PackedWeights, facts: dict[str, Any]) -> None:
         file.truncate(start + offset)
 
 
+def read_header(file: IO[bytes]) -> dict[str, Any]:
+    """The header at the beginning of an open file. Raises Damaged."""
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size:
+        raise Damaged(f"{len(prefix)} bytes are no file of weights")
+    magic, version, length, digest = _PREFIX.unpack(prefix)
+    if magic != MAGIC or version != VERSION:
+        raise Damaged(f"it begins with {magic!r} of version {version}, not {MAGIC!r} of {VERSION}")
+    if length > _MAX_HEADER:
+        raise Damaged(f"its header is to have {length:,} bytes")
+    text = file.read(length)
+    if hashlib.sha256(text).digest() != digest:
+        raise Damaged("its header does not have the checksum that it names")
+    return json.loads(text)
+
+
 def read(path: Path) -> tuple[PackedWeights, dict[str, Any]]:
     """Map a file; its weights and facts. Raises Damaged, or OSError where there is none."""
     with path.open("rb") as file:
         size = path.stat().st_size
-        if size < _PREFIX.size:
-            raise Damaged(f"{size} bytes are no file of weights")
+        header = read_header(file)
+        start = -(-file.tell() // _ALIGN) * _ALIGN
         # A private mapping that could be written: torch takes no other without a warning, and nobody writes.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    magic, version, length, digest = _PREFIX.unpack_from(mapped)
-    if magic != MAGIC or version != VERSION:
-        raise Damaged(f"it begins with {magic!r} of version {version}, not {MAGIC!r} of {VERSION}")
-    text = mapped[_PREFIX.size : _PREFIX.size + length]
-    if hashlib.sha256(text).digest() != digest:
-        raise Damaged("its header does not have the checksum that it names")
-    header = json.loads(text)
-    start = -(-(_PREFIX.size + length) // _ALIGN) * _ALIGN
     if header["layout"] != LAYOUT or start + header["size"] != size:
         raise Damaged(f"layout {header['layout']} in {size:,} bytes, expected {LAYOUT} in {start + header['size']:,}")
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
