@@ -220,7 +220,7 @@ def partial_numbers(tokens: int, heads: int, head_dim: int, parts: int) -> int:
 def attend_decoding(
     q_TNH: Tensor, keys: Tensor, values: Tensor, *, tables: Tensor, positions: Tensor, parts: int, scratch: Tensor, out: Tensor
 ) -> Tensor:
-    """One token of each sequence: token t stands at positions[t] (int64; below 0 it is padding and gets zeros) and reads row t of `tables`.
+    """One token of each sequence: token t stands at positions[t] (below 0 it is padding and gets zeros) and reads row t of `tables`.
 
     `parts` is at least `num_parts` of the highest position plus one; `scratch` float32 of `partial_numbers`.
     """

@@ -79,12 +79,17 @@ def takes(weight: QuantWeight) -> bool:
     return good and (weight.activation != "fp8" or whole) and (weight.kind != "int4" or weight.num_inputs % 2 == 0)
 
 
+def alike(weights: list[QuantWeight]) -> bool:
+    """Whether matrices can be stacked: they differ in their rows alone."""
+    first = weights[0]
+    return all(_manner(one) == _manner(first) and _same_columns(one, first) for one in weights)
+
+
 def quantised(weights: list[QuantWeight]) -> GpuMatrix:
     """Matrices over the same inputs, stacked. Raises ConfigError for what no kernel takes, or where they differ in more than their rows."""
     first = weights[0]
-    same = all(_manner(one) == _manner(first) and _same_columns(one, first) for one in weights)
     kinds = ", ".join(f"{one.kind} in groups of {one.group} over {one.activation} inputs" for one in weights)
-    demand(same and takes(first), f"no Triton kernel takes these matrices as one: {kinds}", "see herd.kernels.triton.linear")
+    demand(alike(weights) and takes(first), f"no Triton kernel takes these matrices as one: {kinds}", "see herd.kernels.triton.linear")
     zeros = None
     if any(one.zeros is not None for one in weights):
         zeros = torch.cat([torch.full_like(one.scales, 8, dtype=torch.uint8) if one.zeros is None else one.zeros for one in weights])

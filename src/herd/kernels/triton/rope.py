@@ -63,7 +63,7 @@ def _rope(
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i = tl.arange(0, BLOCK)
     there = i < H // 2
-    position, slot = tl.load(positions + token), tl.load(slots + token)
+    position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)
     place = tl.where(slot >= 0, position, 0).to(tl.int64) * (H // 2)
     c = tl.load(cos + place + i, mask=there, other=0.0)
     s = tl.load(sin + place + i, mask=there, other=0.0)
@@ -90,7 +90,7 @@ def _rope(
 def rope_write(
     q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, *, cos: Tensor, sin: Tensor, positions: Tensor, slots: Tensor, keys: Tensor, values: Tensor
 ) -> None:
-    """Rotate q in place; write rotated k and plain v to the slots (int64 [T]) of a layer's caches [blocks, block_size, K, C].
+    """Rotate q in place; write rotated k and plain v to the slots (whole numbers [T], as positions) of a layer's caches.
 
     Heads lie side by side, tokens may be apart. `cos` and `sin` are float32 [positions, H/2]. Where several tokens have one slot, one wins.
     """
