@@ -20,8 +20,6 @@ from benchmarks import harness
 from herd.engine.batch import Piece, ragged
 from herd.engine.build import build_engine
 from herd.engine.engine import Engine
-from herd.engine.gpu.runner import GpuRunner
-from herd.engine.gpu.weights import stacks
 from herd.engine.memory import EngineConfig
 from herd.engine.params import TokenParams
 from herd.engine.stream import TokenRequest, Tokens
@@ -97,7 +95,9 @@ def roofs(repeats: int) -> dict[str, float]:
 
 
 def read_per_token(model: Transformer) -> int:
-    """Bytes of weights that a token alone reads: all matrices and norms, of the embedding one row."""
+    """Bytes of weights that a token alone reads: all matrices; norms and one row of the embedding are next to nothing."""
+    from herd.engine.gpu.weights import stacks
+
     return sum(matrix.size_bytes for stack in stacks(model) for matrix in stack)
 
 
@@ -106,6 +106,8 @@ def check(config: ModelConfig, kind: str, device: str, *, length: int = 600) -> 
 
     Also how far they are from what the model itself computes by torch's products. Raises SystemExit where bits differ.
     """
+    from herd.engine.gpu.runner import GpuRunner
+
     model = random_model(replace(config, num_hidden_layers=2), kind, device)
     blocks = -(-length // 16)
     sizes: dict[str, Any] = {"num_blocks": 2 * blocks + 50, "block_size": 16, "max_tokens": length, "score_rows": 64}

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/kernels/test_triton.py in Triton's interpreter", allow_module_level=True)
@@ -26,6 +29,7 @@ from herd.engine.gpu.runner import GpuRunner
 from herd.engine.memory import EngineConfig
 from herd.engine.params import TokenParams
 from herd.engine.runner import CpuRunner
+from herd.engine.sampler import draw_in_numpy
 from herd.engine.stream import TokenRequest, Tokens
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
@@ -61,6 +65,7 @@ def requests(**changes: object) -> list[TokenRequest]:
     prompts = [[*shared, 3], [*shared, 9, 8, 7], [*shared[:16], 1], [2]]
     params = TokenParams(max_tokens=4, temperature=0.0, logprobs=1)
     made = [TokenRequest(prompt=tuple(prompt), params=replace(params, **changes)) for prompt in prompts]  # type: ignore[arg-type]
+    made[:2] = [replace(one, params=replace(one.params, max_tokens=7)) for one in made[:2]]
     made[3] = replace(made[3], params=replace(made[3].params, max_tokens=1))
     return made
 
@@ -93,7 +98,7 @@ def test_an_engine_answers_as_by_the_reference_and_the_same_however_it_is_run(
     assert isinstance(made.stepper.runner, GpuRunner)
     together = answers(made, requests(), at_once=4)
     assert made.scheduler.pool.num_hit_tokens > 0
-    crowded = engine(model, cache_dtype=cache_dtype, num_blocks=13, token_budget=8, max_sequences=3)
+    crowded = engine(model, cache_dtype=cache_dtype, num_blocks=13, max_sequences=3)
     assert answers(crowded, [replace(one, reuse_prefix=False) for one in requests()], at_once=4) == together
     assert crowded.scheduler.num_preemptions > 0
     monkeypatch.setenv("HERD_KERNELS", "reference")
@@ -106,21 +111,27 @@ def test_an_engine_answers_as_by_the_reference_and_the_same_however_it_is_run(
             assert [value for _, value in one] == pytest.approx([value for _, value in other], abs=bound)
 
 
-def test_what_is_drawn_on_the_device_is_what_is_drawn_here(triton: None) -> None:
-    model = tiny()
-    for changes in ({"temperature": 0.0}, {"temperature": 1.0, "min_p": 0.02}):
-        there, here = engine(model), engine(model)
-        drawn: list[RowNumbers] = []
-        run = there.stepper.runner.draw_there  # pyright: ignore[reportAttributeAccessIssue]
-        there.stepper.runner.draw_there = lambda numbers, run=run, drawn=drawn: (drawn.append(numbers), run(numbers))[1]  # type: ignore
-        for one in (there, here):
-            one.stepper._drawer._kernel = lambda scores, numbers: pytest.fail("nothing is to be drawn in C")  # type: ignore
-        here.stepper._drawer._there = None
-        asked = requests(logprobs=None, **changes)[:2]
-        found = answers(there, asked, at_once=2)
-        assert drawn and [len(one) for one in found] == [4, 4]
-        here.stepper._drawer._kernel = None
-        assert [[token for token, _ in one] for one in answers(here, asked, at_once=2)] == [[token for token, _ in one] for one in found]
+def in_numpy(scores_RV: NDArray[np.float32], numbers_R: NDArray[Any]) -> list[int]:
+    """Stands in for the draw in C."""
+    params = [TokenParams(max_tokens=1, temperature=float(one["temperature"]), min_p=float(one["min_p"])) for one in numbers_R]
+    return [draw_in_numpy(*row) for row in zip(scores_RV, params, numbers_R["uniform"].tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"temperature": 1.0, "min_p": 0.02}], ids=["greedy", "drawn"])
+def test_what_is_drawn_on_the_device_is_what_is_drawn_here(triton: None, changes: dict[str, float]) -> None:
+    model, calls = tiny(), list[RowNumbers]()
+    there, here = engine(model), engine(model)
+    runner = there.stepper.runner
+    assert isinstance(runner, GpuRunner)
+    run = runner.draw_there
+    runner.draw_there = lambda numbers: (calls.append(numbers), run(numbers))[1]  # type: ignore[method-assign]
+    for one in (there, here):
+        one.stepper._drawer._kernel = in_numpy
+    here.stepper._drawer._there = None
+    asked = [replace(one, params=replace(one.params, max_tokens=3)) for one in requests(logprobs=None, **changes)[:2]]
+    found = answers(there, asked, at_once=2)
+    assert [len(call.uniforms) for call in calls] == [2, 2] and [len(one) for one in found] == [3, 3]
+    assert answers(here, asked, at_once=2) == found
 
 
 def scores(runner: CpuRunner | GpuRunner | TorchRunner, tokens: list[int], cuts: Sequence[int]) -> torch.Tensor:
@@ -138,13 +149,13 @@ def test_scores_are_the_models(triton: None, kind: str) -> None:
     """Whole, in chunks and token by token the same bits; within the kinds' bounds what the model says."""
     model = tiny(tied=kind == "tied")
     quantise(model, kind)
-    tokens = [(11 * place + 3) % VOCAB for place in range(14)]
+    tokens = [(11 * place + 3) % VOCAB for place in range(9)]
     made = {"num_blocks": 8, "block_size": 4, "max_tokens": 16, "score_rows": 5, "vocab_size": VOCAB - 6}
     with torch.inference_mode():
         wanted = model(torch.tensor([tokens]))[0, :, : VOCAB - 6]
     runner = GpuRunner(model, max_sequences=4, context=20, **made)  # type: ignore[arg-type]
-    whole = scores(runner, tokens, [14])
-    assert torch.equal(scores(runner, tokens, [5, 6, 14]), whole) and torch.equal(scores(runner, tokens, range(1, 15)), whole)
+    whole = scores(runner, tokens, [9])
+    assert torch.equal(scores(runner, tokens, [5, 6, 9]), whole) and torch.equal(scores(runner, tokens, [7, 8, 9]), whole)
     torch.testing.assert_close(whole, wanted, rtol=1e-3, atol=2e-3)
     with torch.inference_mode():
         assert torch.equal(model(torch.tensor([tokens]))[0, :, : VOCAB - 6], wanted)  # the model reads what was stacked of it
@@ -211,13 +222,13 @@ def test_a_graph_is_captured_once_for_its_key_and_padding_changes_nothing(triton
         def __init__(self, function: object, pool: object) -> None:
             self.replay = function
 
-    model, tokens = tiny(), [(7 * place) % VOCAB for place in range(12)]
+    model, tokens = tiny(), [(7 * place) % VOCAB for place in range(5)]
     made = {"num_blocks": 8, "block_size": 4, "max_tokens": 16, "score_rows": 5}
     plain, graphed = (GpuRunner(model, max_sequences=4, context=20, **made) for _ in range(2))  # type: ignore[arg-type]
     graphed._graphs = Graphs(None, capture=Replayed)  # type: ignore[arg-type]
-    assert torch.equal(scores(graphed, tokens, range(1, 13)), scores(plain, tokens, [12]))
+    assert torch.equal(scores(graphed, tokens, range(1, 6)), scores(plain, tokens, [5]))
     assert list(graphed._graphs.found) == [(1, 1)]
-    several = ragged([Piece(tokens=[5], first=at, blocks=[3, 1, 6], rows=range(at, at + 1)) for at in (2, 7, 11)])
+    several = ragged([Piece(tokens=[5], first=at, blocks=[3, 1, 6], rows=range(at, at + 1)) for at in (1, 3, 4)])
     found = [torch.from_numpy(next(runner.run(several))[1].copy()) for runner in (graphed, plain)]
     assert torch.equal(*found) and list(graphed._graphs.found) == [(1, 1), (4, 1)]
 
