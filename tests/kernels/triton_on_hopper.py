@@ -79,13 +79,13 @@ def _cache(dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
     q, k = torch.zeros(4, 32, 128, dtype=dtype), torch.zeros(4, 8, 128, dtype=dtype)
     width = 132 if cache_dtype.itemsize == 1 else 128
     keys = torch.zeros(8 * 16 * 8 * width * cache_dtype.itemsize, dtype=torch.uint8).view(cache_dtype).view(8, 16, 8, width)
-    long, narrow = torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int32)
+    places, narrow = torch.zeros(4, dtype=torch.int32), torch.zeros(5, dtype=torch.int32)
     angles = torch.zeros(64, 64)
-    rope.rope_write(q, k, k, cos=angles, sin=angles, positions=long, slots=long, keys=keys, values=keys)
+    rope.rope_write(q, k, k, cos=angles, sin=angles, positions=places, slots=places, keys=keys, values=keys)
     tables, tiles = torch.zeros(4, 8, dtype=torch.int32), torch.zeros(4, 2, dtype=torch.int32)
     attention.attend(q, keys, keys, tables=tables, starts=narrow, first=narrow, tiles=tiles, out=q)
     scratch = torch.empty(attention.partial_numbers(4, 32, 128, 2))
-    attention.attend_decoding(q, keys, keys, tables=tables, positions=long, parts=2, scratch=scratch, out=q)
+    attention.attend_decoding(q, keys, keys, tables=tables, positions=places, parts=2, scratch=scratch, out=q)
 
 
 def _products(dtype: torch.dtype, matrices: list[linear.GpuMatrix]) -> None:
