@@ -68,13 +68,14 @@ def test_the_plan_is_what_the_engine_allocates(herd: HerdCommand, tiny_folder: P
     assert "cache holds" in herd("plan", "serve", tiny_folder).out
 
 
-def test_a_plan_of_keys_and_values_in_int8(herd: HerdCommand, tiny_folder: Path, tiny_llm: LLM) -> None:
-    plan = herd("plan", "serve", tiny_folder, "--kv-dtype", "int8", "--json").json
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_plan_of_keys_and_values_in_a_byte_a_number(herd: HerdCommand, tiny_folder: Path, tiny_llm: LLM, kind: str) -> None:
+    plan = herd("plan", "serve", tiny_folder, "--kv-dtype", kind, "--json").json
     config = tiny_llm.model.config
     vectors = 2 * config.num_hidden_layers * config.num_key_value_heads
     assert plan["cache_bytes"] == plan["num_blocks"] * 16 * vectors * (config.head_dim + 4)
     message, hint = herd("plan", "serve", tiny_folder, "--kv-dtype", "int4").refusal(1)
-    assert "'int4'" in message and "int8" in hint
+    assert "'int4'" in message and "int8, fp8" in hint
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much(herd: HerdCommand, tiny_folder: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_token_of_the_8b_model_takes_66_kib() -> None:
 def test_a_dtype_that_no_cache_has_is_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="cache_dtype is 'int4'") as refused:
         EngineConfig(cache_dtype="int4")
-    assert refused.value.hint == "choose float32, bfloat16, float16, int8"
+    assert refused.value.hint == "choose float32, bfloat16, float16, int8, fp8"
 
 
 def test_torch_runs_it_too() -> None:

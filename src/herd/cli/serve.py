@@ -19,7 +19,9 @@ MemoryOption = Annotated[str | None, typer.Option(help="What everything together
 ContextOption = Annotated[int | None, typer.Option(help="Tokens of a prompt and its answer together. [default: the model's]")]
 SequencesOption = Annotated[int, typer.Option(help="Sequences that are written at once.")]
 BudgetOption = Annotated[int, typer.Option(help="Tokens computed in one step at most.")]
-CacheOption = Annotated[str | None, typer.Option(help="dtype of cached keys and values, such as bfloat16 or int8. [default: the weights']")]
+CacheOption = Annotated[
+    str | None, typer.Option(help="dtype of cached keys and values, such as bfloat16, int8 or fp8. [default: the weights']")
+]
 PrefixDirOption = Annotated[
     Path | None, typer.Option(help="Folder in which prompts' keys and values outlive a restart; whoever reads it learns the prompts.")
 ]

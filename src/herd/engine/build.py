@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
@@ -23,7 +23,11 @@ from herd.engine.runner import CpuRunner, runs_in_c
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
+from herd.kernels import dispatch
 from herd.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from herd.engine.gpu.runner import GpuRunner
 
 log = get_logger(__name__)
 
@@ -32,11 +36,12 @@ _DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.floa
 
 def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
     """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
-    dtype = _DTYPES[str(model.dtype)]
-    size = weights_bytes(model)
+    common: dict[str, Any] = {"dtype": _DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
+    if _on_gpu(model):
+        common["buffer_bytes"] = _gpu_bytes(model, config) + (_gpu_bytes(draft, config) if draft is not None else 0)
     if draft is None:
-        return plan_memory(model.config, config, dtype=dtype, weights_bytes=size)
-    return plan_memory(model.config, config, dtype=dtype, weights_bytes=size, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
+        return plan_memory(model.config, config, **common)
+    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
 
 
 def build_engine(
@@ -126,7 +131,23 @@ def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
     return replace(config, context=context)
 
 
-def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None) -> CpuRunner | TorchRunner:
+def _gpu_bytes(model: Transformer, config: EngineConfig) -> int:
+    """What the GPU runner allocates beyond the plan's arenas."""
+    from herd.engine.gpu.plan import extra_bytes
+
+    return extra_bytes(model, config)
+
+
+def _on_gpu(model: Transformer) -> bool:
+    """Whether the GPU runner takes a model. Raises ConfigError where that is asked for and cannot be."""
+    if type(model) is not Transformer or not dispatch.runs_triton(model.device):
+        return False
+    from herd.engine.gpu.weights import runs_in_triton
+
+    return runs_in_triton(model)
+
+
+def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None) -> CpuRunner | TorchRunner | GpuRunner:
     common: dict[str, Any] = {
         "num_blocks": plan.num_blocks,
         "block_size": config.block_size,
@@ -134,6 +155,11 @@ def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_si
         "cache_dtype": config.cache_dtype,
         "vocab_size": vocab_size,
     }
+    if _on_gpu(model):
+        from herd.engine.gpu.runner import GpuRunner
+
+        sizes = {"max_tokens": config.token_budget, "max_sequences": config.max_sequences, "context": plan.context}
+        return GpuRunner(model, **sizes, **common)
     # A subclass may compute otherwise than its parameters say, so it is run itself.
     if model.device.type != "cpu" or type(model) not in (Transformer, PackedModel) or not runs_in_c(model):
         return TorchRunner(model, **common)

@@ -1,12 +1,13 @@
 """Draws tokens by the runner's own kernel where it has one: one row, or all rows of a step at once. A row's draw is the same either way.
 
-Without such a kernel, and for typical sampling, which none knows, `sampler` draws in numpy. No torch. Shapes: R rows, V vocabulary.
+A runner on a device may draw there (`there`): then scores stay where they are. Without such a kernel, and for typical sampling, which none
+knows, `sampler` draws in numpy. No torch. Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,33 @@ class RowDrawer(Protocol):
         ...
 
 
+class RowNumbers(NamedTuple):
+    """Of each row of a step: its temperature (0 takes the likeliest), its min-p and its number in [0, 1)."""
+
+    temperatures: list[float]
+    min_p: list[float]
+    uniforms: list[float]
+
+
+@runtime_checkable
+class ThereDrawer(Protocol):
+    """A runner that draws where its scores lie, so that they need not come to the host."""
+
+    def draw_there(self, numbers: RowNumbers) -> list[int]:
+        """The ids of all rows of the batch that was run last; -1 where scores are no finite numbers."""
+        ...
+
+
+def _drawn_there(params: TokenParams) -> bool:
+    return params.temperature == 0.0 or (params.top_k == 0 and params.top_p == 1.0 and params.typical_p == 1.0)
+
+
 class Drawer:
     """Draws for one runner. What it needs of the rows' parameters is kept while the rows are the same sequences'."""
 
     def __init__(self, runner: object) -> None:
         self._kernel = runner.draw_rows if isinstance(runner, RowDrawer) and runner.draws_rows else None
+        self._there = runner if isinstance(runner, ThereDrawer) else None
         self._params: list[TokenParams] = []
         self._numbers = _numbers([])
         self._drawn: list[int] = []
@@ -39,6 +62,13 @@ class Drawer:
     def draws_rows(self, params: TokenParams) -> bool:
         """Whether `rows` knows these parameters."""
         return params.temperature == 0.0 or (params.typical_p == 1.0 and self._kernel is not None)
+
+    def there(self, params: list[TokenParams], positions: list[int]) -> list[int] | None:
+        """The next ids of all rows of the batch that was run last, for `positions`; None where they are to be drawn here."""
+        if self._there is None or not all(map(_drawn_there, params)):
+            return None
+        uniforms = [uniform(one.seed, at) if one.temperature else 0.0 for one, at in zip(params, positions, strict=True)]
+        return self._there.draw_there(RowNumbers([one.temperature for one in params], [one.min_p for one in params], uniforms))
 
     def one(self, scores_V: Scores, params: TokenParams, number: float) -> int:
         """The id at a number in [0, 1) of a row's distribution; a `sampler.Draw`."""

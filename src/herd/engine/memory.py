@@ -16,7 +16,7 @@ from herd.model.config import ModelConfig
 OVERHEAD_BYTES = 400 * 2**20
 """Interpreter, torch and its libraries, measured as resident memory of a process that has loaded a model of a few MB; rounded up."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_CACHE_DTYPES = (*_BYTES, "int8")
+_CACHE_DTYPES = (*_BYTES, "int8", "fp8")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,8 @@ class EngineConfig:
         score_rows: rows of scores that exist at once.
         num_blocks: cache blocks; None fills `memory_bytes`, or takes what `max_sequences` contexts need, up to `DEFAULT_CACHE_BYTES`.
         memory_bytes: what everything together may take.
-        cache_dtype: of keys and values; None takes the weights'. "int8" keeps a byte a number and four a vector, for half the memory of
-            16 bits and slightly other scores.
+        cache_dtype: of keys and values; None takes the weights'. "int8" and "fp8" (e4m3) keep a byte a number and four a vector, for half
+            the memory of 16 bits and slightly other scores; fp8 is for GPUs, a CPU reads it by torch's operations, slowly.
         num_draft: tokens guessed at once, by a draft model if there is one, else by prompt lookup; 0 guesses none, with a draft model
             `DEFAULT_NUM_DRAFT`.
         prefix_dir: folder in which prompts' keys and values outlive eviction and restarts; None keeps them in memory alone.
@@ -99,8 +99,8 @@ def activation_bytes(config: ModelConfig, num_tokens: int, dtype_bytes: int) -> 
 
 
 def cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
-    """Keys and values of one token in all layers; in int8 each vector has a float32 scale."""
-    if cache_dtype != "int8":
+    """Keys and values of one token in all layers; in int8 and fp8 each vector has a float32 scale."""
+    if cache_dtype in _BYTES:
         return config.kv_bytes_per_token(_BYTES[cache_dtype])
     return config.kv_bytes_per_token(1) + 2 * config.num_hidden_layers * config.num_key_value_heads * 4
 

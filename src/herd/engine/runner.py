@@ -21,6 +21,7 @@ from herd.engine.layers import PackedLayers, packs, stack_packs
 from herd.engine.packed.weights import PackedModel, pack_model
 from herd.kernels import dispatch, draw
 from herd.kernels.forward import Forward
+from herd.kernels.int8_rows import cache_dtype_of
 from herd.kernels.linear import linear
 from herd.kernels.norm import rms_norm
 from herd.model.quant_linear import quantised_matrices
@@ -62,7 +63,7 @@ class CpuRunner:
             config,
             packed.blocks,
             dtype=model.dtype,
-            cache_dtype=getattr(torch, cache_dtype) if cache_dtype else model.dtype,
+            cache_dtype=cache_dtype_of(cache_dtype, model.dtype),
             num_blocks=num_blocks,
             block_size=block_size,
             max_tokens=max_tokens,
@@ -78,7 +79,8 @@ class CpuRunner:
         """All blocks in one call, where C knows the shapes."""
         config = self.config
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        if not Forward.fits(self._head, self._embedding, num_heads=heads, kv_heads=kv_heads, head_dim=head_dim):
+        shape = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        if not Forward.fits(self._head, self._embedding, **shape, cache_dtype=self._layers.keys.dtype):
             return None
         return Forward(
             self._layers.blocks,

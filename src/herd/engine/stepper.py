@@ -195,7 +195,10 @@ class Stepper:
         masks = self._start_masks(step)
         num_next = 0 if self._num_poolers else step.num_next  # what is pooled wants no scores, also of its last token
         batch, wanted = self._batch(step, num_next)
-        scores = ScoreReader(self.runner.run(batch), self.runner.vocab_size)
+        chunks = self.runner.run(batch)
+        if not wanted and (drawn := self._drawn_there(step.items)) is not None:
+            return drawn
+        scores = ScoreReader(chunks, self.runner.vocab_size)
         results = self._next_tokens(step.items[:num_next], scores, masks)
         if not wanted:
             return results
@@ -224,10 +227,25 @@ class Stepper:
             return results
         places = [number for number, _ in plain]
         chosen = rows.scores if len(plain) == len(items) else rows.chunk[places]
-        positions = [live.sequence.num_tokens for _, live in plain]
-        ids = self._drawer.rows(chosen, [rows.best[place] for place in places], [live.params for _, live in plain], positions)
+        lives = [live for _, live in plain]
+        positions = [live.sequence.num_tokens for live in lives]
+        ids = self._drawer.rows(chosen, [rows.best[place] for place in places], [live.params for live in lives], positions)
+        return results | self._drawn(lives, ids, positions)
+
+    def _drawn_there(self, items: list[StepItem]) -> dict[int, StepResult] | None:
+        """Results of a step of next tokens alone, where the runner draws all of them; else None."""
+        lives = [self._live[item.sequence.id] for item in items]
+        if not all(live.plain for live in lives):
+            return None
+        positions = [live.sequence.num_tokens for live in lives]
+        ids = self._drawer.there([live.params for live in lives], positions)
+        return None if ids is None else self._drawn(lives, ids, positions)
+
+    def _drawn(self, lives: list[_Live], ids: list[int], positions: list[int]) -> dict[int, StepResult]:
+        """Results of plain sequences whose next ids are known; -1 fails its own."""
+        results: dict[int, StepResult] = {}
         outbox = self._outbox
-        for (_, live), token_id, position in zip(plain, ids, positions, strict=True):
+        for live, token_id, position in zip(lives, ids, positions, strict=True):
             try:
                 check_best(token_id, position)
             except HerdError as error:

@@ -18,7 +18,7 @@ from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
 from herd.kernels import draw
 from herd.kernels.batch import Batch, plan_batch
-from herd.kernels.int8_rows import dequantise, quantise, row_width
+from herd.kernels.int8_rows import BYTE_DTYPES, cache_dtype_of, dequantise, row_width, stored
 from herd.model.attention import sdpa
 from herd.model.transformer import Transformer
 
@@ -42,7 +42,7 @@ class PagedCore:
     ) -> Float[Tensor, "B T N H"]:
         """Write keys and values to their slots, then attend sequence by sequence."""
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._slots], values[self._slots] = (_stored(x_BTKH[0], keys.dtype) for x_BTKH in (k_BTKH, v_BTKH))
+        keys[self._slots], values[self._slots] = (stored(x_BTKH[0], keys.dtype) for x_BTKH in (k_BTKH, v_BTKH))
         out = torch.empty_like(q_BTNH)
         for (begin, end, first), read in zip(self._spans, self._read, strict=True):
             mask = torch.ones(end - begin, len(read), dtype=torch.bool, device=q_BTNH.device).tril(diagonal=first)
@@ -51,12 +51,8 @@ class PagedCore:
         return out
 
 
-def _stored(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return quantise(x) if dtype == torch.int8 else x.to(dtype)
-
-
 def _loaded(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    return (dequantise(rows) if rows.dtype == torch.int8 else rows).to(dtype)
+    return (dequantise(rows) if rows.dtype in BYTE_DTYPES else rows).to(dtype)
 
 
 class TorchRunner:
@@ -79,7 +75,7 @@ class TorchRunner:
         self.model, self.num_blocks, self.block_size, self._score_rows = model, num_blocks, block_size, score_rows
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self._states = torch.empty(0, config.hidden_size)
-        dtype = getattr(torch, cache_dtype) if cache_dtype else model.dtype
+        dtype = cache_dtype_of(cache_dtype, model.dtype)
         shape = (config.num_hidden_layers, num_blocks, block_size, config.num_key_value_heads, row_width(config.head_dim, dtype))
         self._keys, self._values = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
         caches = (self._keys, self._values)

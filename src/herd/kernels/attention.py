@@ -3,8 +3,8 @@
 Token t of sequence s, at position p, sees keys 0..p of its sequence; query head n reads KV head n // (N/K); softmax in float32.
 One order of summation, by positions alone, in C and in the reference: splits of 128 keys aligned at position 0, each with its own softmax,
 merged in ascending order (csrc/attention.c tells the details). A token's output is the same alone, in a chunk and in a batch.
-In int8 the bytes are multiplied as numbers: a key's scale multiplies its scores, a value's scale its probabilities. Either implementation
-is attention over the dequantised vectors within the bound of any other cache (tests/kernels/paged.py).
+In int8 and fp8 the bytes are multiplied as numbers: a key's scale multiplies its scores, a value's scale its probabilities. Each
+implementation is attention over the dequantised vectors within the bound of any other cache (tests/kernels/paged.py).
     m' = max(m, m_j);  l' = l e^(m - m') + l_j e^(m_j - m');  o' = o e^(m - m') + o_j e^(m_j - m');  output o / l
 Shapes: T tokens, N query heads, K KV heads, G = N/K, H head dim, C elements of a cached vector, S sequences.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from herd.kernels import dispatch, library, tiles
 from herd.kernels.batch import Batch
 from herd.kernels.checks import refuse
-from herd.kernels.int8_rows import numbers_of, scales_of
+from herd.kernels.int8_rows import BYTE_DTYPES, numbers_of, scales_of
 from herd.kernels.rope import check_caches, check_heads
 
 
@@ -47,7 +47,8 @@ def paged_attention(
         raise refuse(f"{heads} query heads cannot share {kv_heads} KV heads", "the one must be a multiple of the other")
     check_caches(key_cache, value_cache, batch, kv_heads, head_dim)
     found = dispatch.native(q.device, q.dtype)
-    if found is None or head_dim > library.MAX_HEAD_DIM or head_dim % 2 or heads // kv_heads > library.MAX_GROUP:
+    unknown = head_dim > library.MAX_HEAD_DIM or head_dim % 2 or heads // kv_heads > library.MAX_GROUP
+    if found is None or unknown or key_cache.dtype not in library.CACHE_CODES:
         out.copy_(reference(q, key_cache, value_cache, batch))
         return out
     rows = (q.data_ptr(), q.stride(0), library.CODES[q.dtype], heads, kv_heads, head_dim, head_dim**-0.5)
@@ -68,7 +69,7 @@ def reference(q: Tensor, key_cache: Tensor, value_cache: Tensor, batch: Batch) -
         seen = torch.arange(int(positions[-1]) + 1, device=q.device)
         slots = batch.block_table[s].to(q.device)[seen // batch.block_size].long() * batch.block_size + seen % batch.block_size
         k, v = (cache.flatten(0, 1)[slots] for cache in (key_cache, value_cache))
-        if k.dtype == torch.int8:
+        if k.dtype in BYTE_DTYPES:
             scales = (_scale_splits(scales_of(k)), _scale_splits(scales_of(v)))
             out[begin:end] = _sequence(q[begin:end], _splits(numbers_of(k)), _splits(numbers_of(v)), positions, scales)
         else:

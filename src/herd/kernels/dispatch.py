@@ -1,10 +1,11 @@
 """Which implementation of each op runs: C at the best instruction set of the processor, or the torch reference. Decided once, at first use.
 
     HERD_KERNELS=reference     the oracle everywhere
+    HERD_KERNELS=triton        on a CPU the GPU's kernels, in Triton's interpreter: to test them, very slowly
     HERD_KERNELS_ISA=LEVEL     C at that level: scalar, avx2, avx512, avx512vnni, avx512bf16, amx or neon
 
-C runs for float32 and bfloat16 on a CPU; everything else runs the reference. Without a compiler and without a shipped library the reference
-runs too, and one line in the log says so. `table()` is what `herd doctor` prints.
+C runs for float32 and bfloat16 on a CPU, the engine's GPU runner runs Triton's kernels, and everything else runs the reference. Without a
+compiler and without a shipped library the reference runs too, and one line in the log says so. `table()` is what `herd doctor` prints.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from herd.base.errors import ConfigError, HerdError, did_you_mean
 from herd.base.log import get_logger
 from herd.kernels import build
 from herd.kernels.library import Library
+from herd.kernels.triton import runtime
 
 _LOG = get_logger(__name__)
 OPS = ("linear", "linear_quantised", "rms_norm", "swiglu", "rope_write", "paged_attention")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_KINDS = ("auto", "reference")
+_KINDS = ("auto", "reference", "triton")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +62,8 @@ def choice() -> Choice:
     if level and level not in build.LEVELS:
         hint = did_you_mean(level, build.LEVELS, otherwise="levels: " + ", ".join(build.LEVELS))
         raise ConfigError(f"HERD_KERNELS_ISA={level!r} is no instruction set that herd has kernels for", hint=hint)
-    if kind == "reference":
-        return Choice(library=None, why="HERD_KERNELS=reference")
+    if kind != "auto":
+        return Choice(library=None, why=f"HERD_KERNELS={kind}")
     try:
         library = _load()
     except (HerdError, OSError) as error:
@@ -108,6 +110,15 @@ def native(device: torch.device, dtype: torch.dtype) -> Library | None:
     return choice().library if device.type == "cpu" and dtype in NATIVE_DTYPES else None
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Whether the engine runs a model on this device by Triton's kernels. Raises ConfigError where that is asked for and cannot be."""
+    kind = os.environ.get("HERD_KERNELS") or "auto"
+    if kind == "triton":
+        runtime.require(device)
+        return True
+    return kind == "auto" and device.type == "cuda" and runtime.why_not(device) is None
+
+
 def table() -> list[Row]:
     """What runs, for every op: one row for the dtypes that C knows on a CPU, one for all else."""
     chosen = choice()
@@ -115,7 +126,12 @@ def table() -> list[Row]:
     library = chosen.library
     runs = f"C, {library.level}, {library.num_threads} threads" if library else "torch reference"
     rows = [Row(op=op, device="cpu", dtype=named, runs=runs, why=chosen.why) for op in OPS]
-    return [*rows, Row(op="all", device="any other", dtype="any", runs="torch reference", why="no kernel yet")]
+    there = runtime.why_not(torch.device("cuda")) is None
+    on_gpu = Row(
+        op="all of the engine", device="cuda", dtype="any", runs="Triton" if there else "torch reference",
+        why="the GPU runner's kernels" if there else "triton is not installed, or interpreted",
+    )  # fmt: skip
+    return [*rows, on_gpu, Row(op="all", device="any other", dtype="any", runs="torch reference", why="no kernel yet")]
 
 
 def set_num_threads(count: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -133,10 +134,17 @@ class Forward:
         )
 
     @staticmethod
-    def fits(head: PackedLinear, embedding: Tensor | None, *, num_heads: int, kv_heads: int, head_dim: int) -> bool:
-        """Whether C knows a model of these shapes, and the embedding lies in one piece."""
+    def fits(
+        head: PackedLinear, embedding: Tensor | None, *, num_heads: int, kv_heads: int, head_dim: int, cache_dtype: torch.dtype
+    ) -> bool:
+        """Whether C knows a model of these shapes and a cache of this dtype, and the embedding lies in one piece."""
         shaped = head_dim <= library.MAX_HEAD_DIM and head_dim % 2 == 0 and num_heads // kv_heads <= library.MAX_GROUP
-        return shaped and head.layout in (PANELS, QUANTISED) and (embedding is None or embedding.is_contiguous())
+        return (
+            shaped
+            and cache_dtype in library.CACHE_CODES
+            and head.layout in (PANELS, QUANTISED)
+            and (embedding is None or embedding.is_contiguous())
+        )
 
     @property
     def available(self) -> bool:

@@ -6,7 +6,8 @@ in float32, each product and the sum rounded by itself, cast back: the model's b
 it is stored in the cache's. A cache is [blocks, block_size, K, C], one for keys and one for values of each layer; `make_cache` lays out all
 layers as [L, blocks, block_size, K, C]: a token is one run of K * C elements to write, and a decode reads the blocks of a split, all heads,
 as one run each.
-Shapes: T tokens, N query heads, K KV heads, H head dim, C elements of a cached vector: H, in int8 those of its scale too, P positions.
+Shapes: T tokens, N query heads, K KV heads, H head dim, C elements of a cached vector: H, in int8 and
+fp8 those of its scale too, P positions.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from torch import Tensor
 from herd.kernels import dispatch, library, memory
 from herd.kernels.batch import Batch
 from herd.kernels.checks import refuse, require
-from herd.kernels.int8_rows import quantise, row_width
+from herd.kernels.int8_rows import BYTE_DTYPES, row_width, stored
 
 _BLOCK = 512
+CACHE_DTYPES = (*library.CODES, *BYTE_DTYPES)
+"""What a cache can hold. C knows all but fp8, which the reference and the Triton kernels read and write."""
 
 
 class RopeTable:
@@ -54,7 +57,7 @@ def make_cache(
     *, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Real[Tensor, "L blocks block_size K C"], Real[Tensor, "L blocks block_size K C"]]:
     """Zeroed key and value caches of every layer, on huge pages where there are any. `cache[layer]` is what the ops take."""
-    require(dtype in library.CACHE_CODES, f"a cache cannot hold {dtype}", "float32, bfloat16, float16 and int8 can be stored")
+    require(dtype in CACHE_DTYPES, f"a cache cannot hold {dtype}", "float32, bfloat16, float16, int8 and float8_e4m3fn can be stored")
     shape = (num_layers, num_blocks, block_size, num_kv_heads, row_width(head_dim, dtype))
     require(min(shape) > 0, f"a cache of shape {list(shape)} holds nothing", "every number must be positive")
     return memory.zeros(shape, dtype), memory.zeros(shape, dtype)
@@ -64,9 +67,9 @@ def check_caches(key_cache: Tensor, value_cache: Tensor, batch: Batch, kv_heads:
     """Both caches have the batch's blocks and the model's heads, and lie in one piece. Raises ConfigError otherwise."""
     shape = (batch.num_blocks, batch.block_size, kv_heads, row_width(head_dim, key_cache.dtype))
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.shape != shape or cache.dtype not in library.CACHE_CODES or cache.dtype != key_cache.dtype:
+        if cache.shape != shape or cache.dtype not in CACHE_DTYPES or cache.dtype != key_cache.dtype:
             raise refuse(
-                f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in float32, bfloat16, float16 or int8, both alike",
+                f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in a dtype of caches, both alike",
                 "make them with make_cache, and plan the batch for the same blocks",
             )
         if not cache.is_contiguous():
@@ -109,7 +112,8 @@ def rope_write(
     check_caches(key_cache, value_cache, batch, k.shape[1], head_dim)
     cos, sin = table.upto(batch.num_positions)
     found = dispatch.native(q.device, q.dtype)
-    if found is None or (key_cache.dtype == torch.int8 and head_dim > library.MAX_HEAD_DIM):
+    known = key_cache.dtype in library.CACHE_CODES and (key_cache.dtype != torch.int8 or head_dim <= library.MAX_HEAD_DIM)
+    if found is None or not known:
         reference(q, k, v, cos, sin, key_cache, value_cache, batch)
         return
     rows = (q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
@@ -130,4 +134,4 @@ def reference(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, key_cac
 
     q.copy_(rotate(q))
     for cache, rows in ((key_cache, rotate(k)), (value_cache, v)):
-        cache.flatten(0, 1)[batch.slots] = quantise(rows) if cache.dtype == torch.int8 else rows.to(cache.dtype)
+        cache.flatten(0, 1)[batch.slots] = stored(rows, cache.dtype)

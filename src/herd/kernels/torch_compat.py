@@ -117,6 +117,14 @@ def collective_of(name: str, args: Any) -> tuple[str, str] | None:
     return kind, str(next(value for value in reversed(args) if isinstance(value, str)))
 
 
+def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: Any) -> Tensor:
+    """Rowwise fp8 product with fast accumulation. `torch._scaled_mm` is private."""
+    import torch
+
+    product: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+    return product(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=dtype, use_fast_accum=True)
+
+
 def allocation_peak(run: Any) -> int:
     """The most bytes that tensors on the CPU took at once while `run()` ran, over what was there before: by the allocator's own record."""
     from torch.profiler import ProfilerActivity, profile

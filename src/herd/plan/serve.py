@@ -35,8 +35,8 @@ def as_cache_dtype(text: str) -> CacheDtype:
 
 
 def cache_bytes_per_token(config: ModelConfig, cache: CacheDtype) -> int:
-    """Keys and values of one token in all layers; int8 has a float32 scale for each vector."""
-    scales = 2 * config.num_hidden_layers * config.num_key_value_heads * 4 if cache == "int8" else 0
+    """Keys and values of one token in all layers; int8 and fp8 have a float32 scale for each vector, as herd's engine keeps them."""
+    scales = 2 * config.num_hidden_layers * config.num_key_value_heads * 4 if cache in ("int8", "fp8") else 0
     return config.kv_bytes_per_token(_CACHE_BYTES[cache]) + scales
 
 

@@ -22,6 +22,7 @@ from herd.engine.memory import EngineConfig
 from herd.engine.parallel.mesh import Mesh
 from herd.engine.parallel.microbatch import num_pieces, pieces
 from herd.engine.parallel.shard import Shard
+from herd.kernels.int8_rows import cache_dtype_of
 from herd.kernels.linear import linear, pack_linear
 from herd.kernels.norm import rms_norm
 
@@ -40,7 +41,7 @@ class ShardRunner:
             shard.config,
             shard.blocks(),
             dtype=shard.dtype,
-            cache_dtype=getattr(torch, sizes.cache_dtype) if sizes.cache_dtype else shard.dtype,
+            cache_dtype=cache_dtype_of(sizes.cache_dtype, shard.dtype),
             num_blocks=sizes.num_blocks,
             block_size=sizes.block_size,
             max_tokens=sizes.token_budget,
