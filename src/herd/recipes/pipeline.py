@@ -37,6 +37,7 @@ from herd.recipes.tune_config import TuneConfig
 from herd.recipes.tune_run import PARTS as TUNE_PARTS
 from herd.recipes.tune_run import TuneResult, run_tune
 from herd.text.tokenizer import Tokenizer
+from herd.train.allocator import kept_memory
 from herd.train.config import StageConfig
 from herd.train.energy import find_meter
 from herd.train.long_context import LengthGate, NeedleScore, check_passed, with_config
@@ -96,7 +97,7 @@ def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: b
     UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
     """
     parallel = ParallelConfig() if isinstance(config, TuneConfig) else config.parallel
-    with joined(parallel, device), stop_on_signal() as stop:
+    with joined(parallel, device), stop_on_signal() as stop, kept_memory():
         with first_rank_first():
             if is_first():
                 _claim(config, output, restart=restart)
