@@ -147,6 +147,24 @@ def allocation_peak(run: Any) -> int:
 
 
 def kill_process_group() -> None:
-    """End the default group, where there is one."""
+    """End the default group, where there is one, and what DTensor remembers of its meshes.
+
+    A mesh of the same ranks in a later group equals the earlier one, and what was remembered of that would send by groups that are gone.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    from torch.distributed.tensor import DTensor, _redistribute
+
+    dispatcher: Any = getattr(DTensor, "_op_dispatcher", None)
+    propagate: Any = getattr(getattr(dispatcher, "sharding_propagator", None), "propagate_op_sharding", None)
+    known = (getattr(_redistribute, "_gen_transform_infos", None), propagate)
+    for clear in (
+        *(getattr(cache, "cache_clear", None) for cache in known),
+        getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", None),
+    ):
+        if clear is not None:
+            clear()
