@@ -4,6 +4,7 @@
 #   make chat    a chat with cria in the terminal         make test    the tests
 #   make bench   herd beside its peers                    make docs    build the documentation site
 #   make clients environments of older clients' tests     make clean   remove what make made
+#   make peers   an environment of the peers in training
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -23,7 +24,7 @@ else
 INSTALL_TORCH = $(PIP) install '$(TORCH)'
 endif
 
-.PHONY: run chat test check bench clients docs clean setup
+.PHONY: run chat test check bench clients peers docs clean setup
 
 run: $(VENV)/.run
 	@$(BIN)/herd serve
@@ -56,6 +57,16 @@ clients:
 	for client in llama-stack-client==0.3.5 llama-stack-client==0.7.5 ogx-client==1.5.0; do \
 		place=.venv-clients/$$(echo $$client | sed s/==/-/) && python3.12 -m venv $$place && $$place/bin/pip -q install $$client || exit 1; done
 
+# litgpt and torchtitan for benchmarks.train, on top of .venv, whose torch they take as it is: their own pins would replace it.
+PEERS := litgpt==0.5.13 lightning lightning-utilities pytorch-lightning torchmetrics jsonargparse \
+	torchtitan==0.3.0 spmd_types==0.2.3 torch_checkpointing torchdata tyro docstring-parser typeguard
+peers: $(VENV)/.test
+	$(BIN)/python -m venv --without-pip .venv-peers
+	$(BIN)/python -m pip -q --python .venv-peers/bin/python install --no-deps $(PEERS)
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+		> $$(.venv-peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/herd.pth
+	.venv-peers/bin/python -m benchmarks.train --help >/dev/null
+
 docs: $(VENV)/.docs
 	$(BIN)/python docs/cli_reference.py
 	$(BIN)/python docs/plan_tables.py
@@ -85,5 +96,5 @@ $(VENV)/.docs: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-peers build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -74,7 +74,13 @@ def test_a_run_has_a_page_and_its_figures(herd: HerdCommand, tmp_path: Path) -> 
     assert (written.code, written.out) == (0, "") and f"wrote {run / 'report.html'}" in written.err
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "PUE 1.1" in page and "held-out bits per byte" in page and "name = &quot;tiny&quot;" in page
+    assert "Predicted and measured" in page and "40% (assumed)" in page
     answer = herd("train", "report", str(run), "--json", "--output", str(tmp_path / "other.html")).json
+    pairs = {row["what"]: row for row in answer["stages"][0]["beside"]}
+    assert list(pairs) == ["peak_bytes", "tokens_per_s", "step_s", "seconds", "energy_kwh", "carbon_kg"]
+    assert all(row["planned"] > 0 and row["measured"] > 0 for row in pairs.values())
+    said = json.loads((run / "prediction.json").read_text())["stages"][0]
+    assert pairs["seconds"]["planned"] == said["seconds"] and said["num_steps"] == 3
     assert answer["page"] == str(tmp_path / "other.html") and answer["stages"][0]["num_steps"] == 3
     # Once a run has a speed, a dry run of its recipe rests on that.
     notes = herd("train", "tiny", *QUICK, "--dry-run", "--output", str(run)).out.splitlines()

@@ -25,7 +25,7 @@ from herd.text.tokenizer import load_tokenizer
 from herd.train import saver as saver_module
 from herd.train import trainer as trainer_module
 
-PARTS = ["config.toml", "data", "model", "pretrain", "sft", "tokenizer"]
+PARTS = ["config.toml", "data", "model", "prediction.json", "pretrain", "sft", "tokenizer"]
 
 
 def names(folder: Path) -> list[str]:

@@ -16,11 +16,12 @@ from herd.kernels.torch_compat import allocation_peak, local_tensor
 from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
+from herd.train.attention import MASKED_UP_TO
 from herd.train.mixing import cut_rows
 from herd.train.numerics import prepare_model
 from herd.train.objectives.by_source import next_token_for, with_sources
 from herd.train.optimizer import build_adamw
-from herd.train.parallel import state
+from herd.train.parallel import context, state
 from herd.train.parallel.config import ParallelConfig
 from herd.train.parallel.export import whole_copy
 from herd.train.parallel.mesh import build_mesh
@@ -76,9 +77,18 @@ def plain_losses(*, tied: bool = False, layers: int = 2, **changes: Any) -> list
 
 
 def train_on_mesh(
-    *, folder: Path, mesh: dict[str, Any], tied: bool = False, layers: int = 2, steps: int = STEPS, **changes: Any
+    *, folder: Path, mesh: dict[str, Any], tied: bool = False, layers: int = 2, steps: int = STEPS, masks: bool = True, **changes: Any
 ) -> dict[str, Any]:
-    """The same on this rank of a mesh."""
+    """The same on this rank of a mesh. Without `masks` context parallel goes document by document, as it does on long rows."""
+    if not masks:
+        context.MASKED_UP_TO = 0  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return _train_on_mesh(folder=folder, mesh=mesh, tied=tied, layers=layers, steps=steps, **changes)
+    finally:
+        context.MASKED_UP_TO = MASKED_UP_TO  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _train_on_mesh(*, folder: Path, mesh: dict[str, Any], tied: bool, layers: int, steps: int, **changes: Any) -> dict[str, Any]:
     stage = mesh_stage(**changes)
     ranks = build_mesh(ParallelConfig(**mesh), "cpu")
     model: ShardedTransformer = build_sharded(

@@ -18,6 +18,7 @@ TWO: dict[str, dict[str, Any]] = {
     "tp and sp": {"mesh": {"tp": 2}},
     "interleaved, embedding and head alone, tied": {"mesh": {"pp": 2, "virtual_stages": 2}, "tied": True},
     "cp": {"mesh": {"cp": 2}},
+    "cp, document by document": {"mesh": {"cp": 2}, "masks": False},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "hsdp": {"mesh": {"dp_replicate": 2, "dp_shard": 2}},
@@ -37,6 +38,7 @@ MORE_FOUR: dict[str, dict[str, Any]] = {
     "interleaved and cp, tied": {"mesh": {"pp": 2, "virtual_stages": 2, "cp": 2}, "tied": True},
     "interleaved and fsdp": {"mesh": {"pp": 2, "virtual_stages": 2, "dp_shard": 2}},
     "cp 4": {"mesh": {"cp": 4}},
+    "cp 4 and no mask": {"mesh": {"cp": 4}, "masks": False, "recompute": "selective"},
     "fsdp 4, tied": {"mesh": {"dp_shard": 4}, "tied": True},
 }
 WHOLE: dict[int, list[dict[str, Any]]] = {2: [{"dp_shard": 2}, {"pp": 2}, {"tp": 2}], 4: [{"pp": 2, "cp": 2}, {"tp": 2, "cp": 2}]}
@@ -44,7 +46,7 @@ WHOLE: dict[int, list[dict[str, Any]]] = {2: [{"dp_shard": 2}, {"pp": 2}, {"tp":
 
 
 def reference(arguments: dict[str, Any]) -> list[list[float]]:
-    return plain_losses(**{name: value for name, value in arguments.items() if name != "mesh"})
+    return plain_losses(**{name: value for name, value in arguments.items() if name not in ("mesh", "masks")})
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_mfu_is_the_models_flops_over_the_peak(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(speed, "measured_peak", lambda *_: 1e12)
     assert speed.utilisation(500.0, 10**9, torch.device("cpu"), torch.float32) == {"mfu": 0.5}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100 80GB HBM3")
-    assert speed.utilisation(989.0, 10**12, torch.device("cuda"), torch.bfloat16)["mfu_nameplate"] == 1.0
+    assert speed.utilisation(989.4, 10**12, torch.device("cuda"), torch.bfloat16)["mfu_nameplate"] == 1.0
     assert speed.nameplate_peak("some other part") is None
 
 

@@ -22,7 +22,7 @@ from herd.base.errors import HerdError
 from herd.plan.hardware import find_device
 from herd.recipes.llama import llama_405b
 from herd.recipes.simulate import ranks_to_trace
-from herd.train.parallel.beside import beside
+from herd.train.parallel.beside import RankReport, beside
 from herd.train.parallel.config import ParallelConfig
 from herd.train.parallel.memory_tracker import MemoryTracker
 from herd.train.parallel.simulate import simulate_rank
@@ -68,15 +68,59 @@ def test_a_rank_of_sixteen_thousand_is_traced_with_little_memory() -> None:
     assert {row.dimension: row.ranks for row in found.collectives} == {"tensor": 8, "pipeline": 16, "data": 128}
 
 
-@pytest.mark.skipif(not FULL, reason="HERD_TEST_FULL=1 traces ranks of the 405B")
+PUBLISHED = {
+    "8,192 GPUs": (ParallelConfig(tp=8, pp=16, dp_shard=64, virtual_stages=8), "pretrain"),
+    "16,384 GPUs": (ParallelConfig(tp=8, pp=16, dp_shard=128, virtual_stages=8), "pretrain"),
+    "16,384 GPUs, 128K": (ParallelConfig(tp=8, cp=16, pp=16, dp_shard=8, virtual_stages=8), "long-131072"),
+}
+"""The meshes of the report's table."""
+
+
+def _traced(name: str, rank: int, *, recompute: str, depth: int = 126) -> RankReport:
+    """A rank of a published mesh, and its plan; `depth` layers of the 405B, one chunk a rank where they are fewer."""
+    recipe, (parallel, stage_name) = llama_405b(), PUBLISHED[name]
+    stage = replace(dict(recipe.stages())[stage_name], ramp=(), recompute=recompute)
+    assert stage.batch_size * stage.sequence_length == 16_777_216
+    config = replace(recipe.model_at(stage_name), num_hidden_layers=depth)
+    if depth < 126:
+        parallel = replace(parallel, virtual_stages=1)
+    return beside(simulate_rank(config, parallel, stage, rank), config, parallel, stage, find_device("h100-80gb"))
+
+
+def _agree(report: RankReport, *names: str) -> None:
+    rows = {row.what: (row.traced, row.planned) for row in report.rows}
+    for name in names:
+        traced, planned = rows[name]
+        assert planned and traced == pytest.approx(planned, rel=0.01), name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_layer_of_the_405b_on_each_published_mesh_is_what_the_closed_forms_say(name: str) -> None:
+    """One layer of the real size a pipeline rank, where the run had eight: an eighth of the time, and every dimension at its size."""
+    mesh = PUBLISHED[name][0]
+    # Keys and values gathered again, rather than kept, are what the planner counts.
+    report = _traced(name, 5 * 8 * mesh.cp, recompute="selective" if mesh.cp > 1 else "none", depth=14)
+    found = report.simulation
+    assert found.place["pp"] == 5 and found.chunks == ("5: 1 layers",)
+    assert found.num_parameters == pytest.approx(405_853_388_800 / 126 / 8 / (mesh.dp * mesh.cp), rel=0.02)
+    _agree(report, "parameters of the rank", "masters and moments", "pipeline: calls", "pipeline: sent", "data: calls", "data: sent")
+    if mesh.cp > 1:
+        _agree(report, "context: calls", "context: sent")
+    assert report.fits
+
+
+@pytest.mark.skipif(not FULL, reason="HERD_TEST_FULL=1 traces whole ranks of the 405B: its memory by recomputation, on each published mesh")
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("recompute", "fits"), [("none", False), ("selective", True), ("full", True)])
-def test_the_405bs_first_and_last_ranks_fit_eighty_gigabytes_when_the_cheap_part_is_computed_again(recompute: str, fits: bool) -> None:
-    config = llama_405b()
-    stage = replace(config.pretrain, ramp=(), recompute=recompute)
-    parallel = ParallelConfig(tp=8, pp=16, dp_shard=128, virtual_stages=8)
-    for rank in (0, 8 * 15):
-        found = simulate_rank(config.model, parallel, stage, rank)
-        assert beside(found, config.model, parallel, stage, find_device("h100-80gb")).fits is fits, found
+def test_the_405bs_first_and_last_ranks_fit_eighty_gigabytes_when_the_cheap_part_is_computed_again(
+    name: str, recompute: str, fits: bool
+) -> None:
+    for rank in (0, 8 * 15 * PUBLISHED[name][0].cp):
+        report = _traced(name, rank, recompute=recompute)
+        assert report.fits is fits, report.simulation
+        _agree(report, "parameters of the rank", "pipeline: calls", "data: calls")
+        if PUBLISHED[name][0].cp > 1 and recompute == "selective":
+            _agree(report, "context: calls", "context: sent")
 
 
 @pytest.mark.parametrize(("wanted", "ranks"), [("all", [0, 4]), ("7", [7])])

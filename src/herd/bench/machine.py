@@ -16,7 +16,7 @@ import torch
 
 from herd.base.memory import total_memory
 from herd.bench.rates import device_read_rate, matmul_rate, read_rate
-from herd.plan.hardware import HERE, Device, catalogue
+from herd.plan.hardware import HERE, Device, device_of_driver
 
 _WATTS_A_PROCESSOR = 7.5
 _READ_BYTES = 2**30
@@ -65,17 +65,10 @@ def _cpu() -> Device:
     )
 
 
-def _nameplate(name: str) -> Device | None:
-    """The catalogue's row of a GPU by the name that its driver gives it."""
-    words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    rows = (row for row in catalogue().values() if row.kind == "gpu" and row.num_devices is None)
-    return next((row for row in rows if row.name.removeprefix("rtx-").split("-")[0] in words), None)
-
-
 def _gpu() -> Device:
     place = torch.device("cuda", 0)
     properties = torch.cuda.get_device_properties(place)
-    known, count = _nameplate(properties.name), torch.cuda.device_count()
+    known, count = device_of_driver(properties.name), torch.cuda.device_count()
     rest = "links, network and power: " + (f"the catalogue's {known.name}" if known else "guesses, as PCIe 4.0, 10 Gb/s and 300 W")
     return Device(
         name=HERE,

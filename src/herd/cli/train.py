@@ -114,14 +114,13 @@ def _dry_run(config: AnyConfig, place: Path, *, json: bool) -> None:
     from herd.base.config_io import to_dict, to_toml
     from herd.cli.output import line, print_json
     from herd.recipes.config import RecipeConfig
-    from herd.recipes.estimate import describe, estimate_stages
-    from herd.train.speed import measured_peak
+    from herd.recipes.estimate import describe, estimate_stages, this_machine
 
     estimates = []
     if isinstance(config, RecipeConfig):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        peak = measured_peak(device, getattr(torch, config.pretrain.compute_dtype), torch.get_num_threads())
-        estimates = estimate_stages(config, folder=place, peak_flops=peak, on_gpu=device == "cuda")
+        machine = this_machine(device, getattr(torch, config.pretrain.compute_dtype), config.parallel)
+        estimates = estimate_stages(config, folder=place, machine=machine)
     if json:
         print_json({"config": to_dict(config), "stages": [to_dict(estimate) for estimate in estimates]})
         return

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -40,6 +41,19 @@ def all_gather_flat(out: Tensor, part: Tensor, group: Any) -> None:
 def reduce_scatter_flat(out: Tensor, whole: Tensor, group: Any) -> None:
     """This rank's part of the sum of all ranks' tensors; torch 2.13 gives the call another name."""
     getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(out, whole, group=group)
+
+
+def flash_cpu(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """The CPU's fused attention of [B, N, T, H] over [B, K, S, H], and the log of its normaliser [B, N, T], which SDPA drops."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+
+
+def flash_backward_cpu(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_z: Tensor, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `flash_cpu` to q, k and v; out and log Z may be of a softmax over more keys than these."""
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return backward(grad, q, k, v, out, log_z, 0.0, causal)
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -141,6 +155,24 @@ def allocation_peak(run: Any) -> int:
 
 
 def kill_process_group() -> None:
-    """End the default group, where there is one."""
+    """End the default group, where there is one, and what DTensor remembers of its meshes.
+
+    A mesh of the same ranks in a later group equals the earlier one, and what was remembered of that would send by groups that are gone.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    from torch.distributed.tensor import DTensor, _redistribute
+
+    dispatcher: Any = getattr(DTensor, "_op_dispatcher", None)
+    propagate: Any = getattr(getattr(dispatcher, "sharding_propagator", None), "propagate_op_sharding", None)
+    known = (getattr(_redistribute, "_gen_transform_infos", None), propagate)
+    for clear in (
+        *(getattr(cache, "cache_clear", None) for cache in known),
+        getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", None),
+    ):
+        if clear is not None:
+            clear()

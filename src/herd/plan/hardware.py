@@ -6,6 +6,7 @@ A cluster is a device with something else around it: a storage, a number of devi
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -125,6 +126,13 @@ def catalogue() -> Mapping[str, Device]:
             sources=(*cluster.sources, *device.sources),
         )
     return found
+
+
+def device_of_driver(name: str) -> Device | None:
+    """The catalogue's row of a GPU by the name that its driver gives it; None for one that is not in it."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    rows = (row for row in catalogue().values() if row.kind == "gpu" and row.num_devices is None)
+    return next((row for row in rows if row.name.removeprefix("rtx-").split("-")[0] in words), None)
 
 
 def here_path() -> Path:

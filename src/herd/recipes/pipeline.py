@@ -28,6 +28,7 @@ from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.recipes.card import StageReport, write_card
 from herd.recipes.config import RecipeConfig
+from herd.recipes.estimate import estimate_stages, this_machine
 from herd.recipes.inspect import check_stage
 from herd.recipes.needle_text import make_needles
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
@@ -36,6 +37,7 @@ from herd.recipes.tune_config import TuneConfig
 from herd.recipes.tune_run import PARTS as TUNE_PARTS
 from herd.recipes.tune_run import TuneResult, run_tune
 from herd.text.tokenizer import Tokenizer
+from herd.train.allocator import kept_memory
 from herd.train.config import StageConfig
 from herd.train.energy import find_meter
 from herd.train.long_context import LengthGate, NeedleScore, check_passed, with_config
@@ -46,7 +48,9 @@ from herd.train.parallel.mesh import build_mesh
 from herd.train.parallel.model import ShardedTransformer, build_sharded
 from herd.train.parallel.processes import first_rank_first, is_first, joined, local_device, wait_for_all
 from herd.train.parallel.trainer import ParallelTrainer
+from herd.train.prediction import PREDICTION, save_prediction
 from herd.train.preemption import stop_on_signal
+from herd.train.run_log import LOG
 from herd.train.step import StepResult
 from herd.train.trainer import HeldOut, Trainer
 
@@ -93,7 +97,7 @@ def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: b
     UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
     """
     parallel = ParallelConfig() if isinstance(config, TuneConfig) else config.parallel
-    with joined(parallel, device), stop_on_signal() as stop:
+    with joined(parallel, device), stop_on_signal() as stop, kept_memory():
         with first_rank_first():
             if is_first():
                 _claim(config, output, restart=restart)
@@ -107,6 +111,8 @@ def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_s
     """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    if is_first():
+        _predict(config, output, device)
     with first_rank_first():
         tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
     heldout = prepare_heldout(config, data, tokenizer)
@@ -120,6 +126,13 @@ def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_s
         write_card(config, reports, exported, tokenizer, target)
     wait_for_all()
     return RunResult(model=target, stages=reports)
+
+
+def _predict(config: RecipeConfig, output: Path, device: str) -> None:
+    """Say beforehand what the run will take. A run of an earlier herd that is under way has no beforehand any more."""
+    if not (output / PREDICTION).exists() and not any((output / name / LOG).exists() for name, _ in config.stages()):
+        machine = this_machine(device, getattr(torch, config.pretrain.compute_dtype), config.parallel)
+        save_prediction(output, estimate_stages(config, machine=machine))
 
 
 def _first_model(config: RecipeConfig, device: str) -> Transformer:
@@ -140,6 +153,7 @@ def _claim(config: AnyConfig, output: Path, *, restart: bool) -> None:
     if restart and saved.exists():
         saved.unlink()
         parts = TUNE_PARTS if isinstance(config, TuneConfig) else _PARTS
+        (output / PREDICTION).unlink(missing_ok=True)
         for part in (*(output / name for name in parts), *output.glob("long-*")):
             shutil.rmtree(part, ignore_errors=True)
     if saved.exists() and _without_mesh(_read_config(saved)) != _without_mesh(config):

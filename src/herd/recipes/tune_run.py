@@ -31,6 +31,7 @@ from herd.checkpoint.reward import is_reward_model, load_reward_model, save_rewa
 from herd.data.columns import ColumnMixture
 from herd.model.reward import RewardModel
 from herd.model.transformer import Transformer
+from herd.recipes.estimate import estimate_tuning, this_machine
 from herd.recipes.mask_view import check_answers_end, show_sample
 from herd.recipes.recover import check_start, make_trainable, write_recovered
 from herd.recipes.tune_card import write_tune_card
@@ -48,6 +49,9 @@ from herd.train.objectives.objective import Objective
 from herd.train.objectives.preference import Preference
 from herd.train.objectives.ranking import Ranking
 from herd.train.objectives.reference import reference_logprobs
+from herd.train.parallel.config import ParallelConfig
+from herd.train.prediction import PREDICTION, save_prediction
+from herd.train.run_log import LOG
 from herd.train.step import StepResult
 from herd.train.teacher import read_teacher, write_teacher
 from herd.train.trainer import Trainer
@@ -265,6 +269,9 @@ def _fit(
     weights = {source.name: source.weight for source in stage.sources}
     mixture = ColumnMixture(tables, weights, seed=config.seed, num_samples=stage.num_steps * stage.batch_size)
     objective, dtype = objective_of(config), as_dtype(stage.compute_dtype)
+    if not (folder.parent / PREDICTION).exists() and not (folder / LOG).exists():
+        machine = this_machine(model.device.type, dtype, ParallelConfig())
+        save_prediction(folder.parent, [estimate_tuning(folder.name, stage, model, machine)])
     heldback = joined([part.heldback for part in prepared.values()])
     has_heldback = sum(objective.units(heldback).values()) > 0
     callback = HeldBack(objective=objective, columns=heldback, every=stage.eval_every, dtype=dtype, micro_batch_size=stage.micro_batch_size)

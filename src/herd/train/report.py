@@ -8,20 +8,17 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from herd.base.errors import NotFoundError
+from herd.plan.train import Beside
 from herd.train.energy import JOULES_PER_KWH, carbon_kg
+from herd.train.line_chart import Points, line_chart
+from herd.train.prediction import StageEstimate, beside_measured, read_prediction
 from herd.train.run_log import EVENTS, LOG, effective_time, read_lines
-
-Points = list[tuple[float, float]]
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 620, 260, 64, 28
-_COLOURS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#ea580c", "#0891b2", "#be185d", "#65a30d", "#4b5563", "#ca8a04")
-_MOST_POINTS = 1500
 
 _STYLE = """
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2rem auto;padding:0 1rem}
@@ -51,6 +48,7 @@ class StageSummary:
     num_skipped: int
     num_rollbacks: int
     heldout: dict[str, float]
+    beside: tuple[Beside, ...] = ()
 
 
 def stage_folders(run: Path) -> list[Path]:
@@ -66,8 +64,8 @@ def stage_folders(run: Path) -> list[Path]:
     return sorted(found, key=began)
 
 
-def summarise(folder: Path, *, pue: float = 1.0, grid_kg_per_kwh: float = 0.0) -> StageSummary:
-    """The figures of a stage's folder; energy is the machine's own, carbon has the overhead `pue` on it."""
+def summarise(folder: Path, *, pue: float = 1.0, grid_kg_per_kwh: float = 0.0, prediction: StageEstimate | None = None) -> StageSummary:
+    """The figures of a stage's folder, and those predicted; energy is the machine's own, carbon has the overhead `pue` on it."""
     records, events = read_lines(folder / LOG), read_lines(folder / EVENTS)
     machines = [record["machine"] for record in records if "machine" in record]
     last = machines[-1] if machines else {}
@@ -80,7 +78,7 @@ def summarise(folder: Path, *, pue: float = 1.0, grid_kg_per_kwh: float = 0.0) -
         return median(values) if values else None
 
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
-    return StageSummary(
+    summary = StageSummary(
         name=folder.name,
         num_steps=max((record["step"] for record in records), default=0),
         num_counted=max((record["num_counted"] for record in records), default=0),
@@ -97,14 +95,19 @@ def summarise(folder: Path, *, pue: float = 1.0, grid_kg_per_kwh: float = 0.0) -
         num_rollbacks=sum("rolled_back_from" in record for record in records),
         heldout=next((record["heldout"] for record in reversed(records) if "heldout" in record), {}),
     )
+    if prediction is None:
+        return summary
+    found = {name: getattr(summary, name) for name in ("num_steps", "seconds", "tokens_per_s", "peak_memory_bytes", "energy_kwh")}
+    return replace(summary, beside=beside_measured(prediction, **found, kg_per_kwh=pue * grid_kg_per_kwh))
 
 
 def write_report(run: Path, target: Path, *, pue: float = 1.0, grid_kg_per_kwh: float = 0.0) -> list[StageSummary]:
     """Write the page of a run to `target`; returns the figures of its stages."""
     folders = stage_folders(run)
-    summaries = [summarise(folder, pue=pue, grid_kg_per_kwh=grid_kg_per_kwh) for folder in folders]
+    predicted = read_prediction(run)
+    summaries = [summarise(folder, pue=pue, grid_kg_per_kwh=grid_kg_per_kwh, prediction=predicted.get(folder.name)) for folder in folders]
     parts = [f"<h1>{html.escape(run.resolve().name)}</h1>", _totals(summaries, pue, grid_kg_per_kwh)]
-    parts += [_section(folder, summary) for folder, summary in zip(folders, summaries, strict=True)]
+    parts += [_section(folder, summary, predicted.get(folder.name)) for folder, summary in zip(folders, summaries, strict=True)]
     config = run / "config.toml"
     if config.is_file():
         text = html.escape(config.read_text(encoding="utf-8"))
@@ -128,22 +131,24 @@ def _totals(summaries: Sequence[StageSummary], pue: float, grid: float) -> str:
     )
 
 
-def _section(folder: Path, summary: StageSummary) -> str:
+def _section(folder: Path, summary: StageSummary, prediction: StageEstimate | None) -> str:
     records = read_lines(folder / LOG)
     parts = [f"<h2>{html.escape(summary.name)}</h2>", _table(_facts(summary))]
-    parts.append(_chart("loss (nats a token)", {"loss": _points(records, "loss")}, smooth=True))
+    if prediction is not None:
+        parts.append(_predicted(summary, prediction))
+    parts.append(line_chart("loss (nats a token)", {"loss": _points(records, "loss")}, smooth=True))
     sources = sorted({name for record in records for name in record if name.startswith("loss/")})
     if sources:
-        parts.append(_chart("loss by source", {name.removeprefix("loss/"): _points(records, name) for name in sources}, smooth=True))
+        parts.append(line_chart("loss by source", {name.removeprefix("loss/"): _points(records, name) for name in sources}, smooth=True))
     languages = sorted({name for record in records for name in record.get("heldout", {})})
     if languages:
-        parts.append(_chart("held-out bits per byte", _table_points(records, "heldout", languages)))
-    parts.append(_chart("learning rate", {"lr": _points(records, "lr")}))
-    parts.append(_chart("gradient norm", {"norm": _points(records, "grad_norm")}, log_y=True))
-    parts.append(_chart("tokens a second", {"tokens/s": _points(records, "tokens_per_s")}))
+        parts.append(line_chart("held-out bits per byte", _table_points(records, "heldout", languages)))
+    parts.append(line_chart("learning rate", {"lr": _points(records, "lr")}))
+    parts.append(line_chart("gradient norm", {"norm": _points(records, "grad_norm")}, log_y=True))
+    parts.append(line_chart("tokens a second", {"tokens/s": _points(records, "tokens_per_s")}))
     for name in _scores(records):
         fields = sorted({key for record in records for key in record.get(name, {})})
-        parts.append(_chart(name, _table_points(records, name, fields)))
+        parts.append(line_chart(name, _table_points(records, name, fields)))
     return "\n".join([*parts, _events(read_lines(folder / EVENTS))])
 
 
@@ -169,6 +174,29 @@ def _facts(summary: StageSummary) -> dict[str, str]:
         "peak memory": "not logged" if memory is None else f"{memory / 2**30:.2f} GiB",
         "skipped steps, rollbacks": f"{summary.num_skipped}, {summary.num_rollbacks}",
     }
+
+
+_BESIDE = {
+    "peak_bytes": ("peak memory of a device", lambda value: f"{value / 2**30:.2f} GiB"),
+    "tokens_per_s": ("tokens a second", lambda value: f"{value:,.0f}"),
+    "step_s": ("a step", lambda value: f"{value:.4g} s"),
+    "seconds": ("time in the steps made", lambda value: _duration(value)),
+    "energy_kwh": ("energy of the machine", lambda value: f"{value:.4g} kWh"),
+    "carbon_kg": ("carbon", lambda value: f"{value:.4g} kg CO2eq"),
+}
+"""What each figure is called, and how it is written."""
+
+
+def _predicted(summary: StageSummary, prediction: StageEstimate) -> str:
+    """What was said before the first step, beside what came of it."""
+    rows = "".join(
+        f"<tr><td>{_BESIDE[row.what][0]}</td><td>{_BESIDE[row.what][1](row.planned)}</td><td>{_BESIDE[row.what][1](row.measured)}</td>"
+        f"<td>{100 * row.difference:+.0f}%</td></tr>"
+        for row in summary.beside
+    )
+    basis = html.escape(prediction.basis or "no speed was at hand")
+    head = "<tr><th></th><th>predicted</th><th>measured</th><th>difference</th></tr>"
+    return f"<h3>Predicted and measured</h3><table>{head}{rows}</table><p>Predicted before the first step; time and energy {basis}.</p>"
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> str:
@@ -208,64 +236,3 @@ def _table_points(records: Sequence[Mapping[str, Any]], name: str, fields: Seque
     """The finite numbers of each field of a table by step."""
     rows = [{"step": record["step"], **record[name]} for record in records if name in record]
     return {field: _points(rows, field) for field in fields}
-
-
-def _thinned(points: Points) -> Points:
-    """At most so many points that a page stays small: means of neighbours."""
-    size = math.ceil(len(points) / _MOST_POINTS)
-    groups = [points[start : start + size] for start in range(0, len(points), size or 1)]
-    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _smoothed(points: Points) -> Points:
-    """An exponential mean over about a fiftieth of the curve."""
-    factor = 1 - 1 / max(1.0, len(points) / 50)
-    out: Points = []
-    for x, y in points:
-        out.append((x, y if not out else factor * out[-1][1] + (1 - factor) * y))
-    return out
-
-
-def _chart(title: str, series: Mapping[str, Points], *, smooth: bool = False, log_y: bool = False) -> str:
-    """An SVG of lines; a smoothed line lies over its raw one where asked for."""
-    lines: list[tuple[str, Points, float]] = []
-    keys: list[str] = []
-    for number, (name, raw) in enumerate((name, points) for name, points in series.items() if points):
-        points = [(x, math.log10(y)) for x, y in raw if y > 0] if log_y else raw
-        colour = _COLOURS[number % len(_COLOURS)]
-        if smooth and len(points) > 100:
-            lines += [(colour, _thinned(points), 0.25), (colour, _thinned(_smoothed(points)), 1.0)]
-        else:
-            lines.append((colour, _thinned(points), 1.0))
-        keys.append(f'<b style="background:{colour}"></b>{html.escape(name)}')
-    everything = [point for _, points, _ in lines for point in points]
-    if not everything:
-        return ""
-    xs, ys = [x for x, _ in everything], [y for _, y in everything]
-    (left, right), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
-    span_x, span_y = right - left or 1.0, high - low or 1.0
-
-    def place(point: tuple[float, float]) -> str:
-        x = _LEFT + (point[0] - left) / span_x * (_WIDTH - _LEFT - 10)
-        y = 10 + (high - point[1]) / span_y * (_HEIGHT - _BOTTOM - 20)
-        return f"{x:.1f},{y:.1f}"
-
-    drawn = "".join(
-        f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" opacity="{opacity}" points="{" ".join(map(place, points))}"/>'
-        for colour, points, opacity in lines
-    )
-    ticks = "".join(_tick(low + part * span_y / 4, high, span_y, log_y=log_y) for part in range(5))
-    at_end = f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" text-anchor="end">{right:,.0f}</text>'
-    ends = f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{left:,.0f}</text>{at_end}'
-    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{html.escape(title)}">{ticks}{drawn}{ends}</svg>'
-    key = f'<div class="key">{"".join(keys)}</div>' if len(keys) > 1 else ""
-    return f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}{key}</figure>"
-
-
-def _tick(value: float, high: float, span: float, *, log_y: bool) -> str:
-    y = 10 + (high - value) / span * (_HEIGHT - _BOTTOM - 20)
-    shown = f"{10**value if log_y else value:.3g}"
-    return (
-        f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
-    )

@@ -14,16 +14,7 @@ from functools import lru_cache
 
 import torch
 
-NAMEPLATE_BF16_FLOPS: dict[str, float] = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-"""Dense bf16 FLOP/s by a part of the device's name, as the vendors print them; cut-down variants of a name are not told apart."""
+from herd.plan.hardware import device_of_driver
 
 _MEASURE_S = 0.1
 
@@ -45,8 +36,9 @@ def measured_peak(device: str, dtype: torch.dtype, num_threads: int) -> float:
 
 
 def nameplate_peak(device_name: str) -> float | None:
-    """The vendor's bf16 FLOP/s for a device's name; None for one that is not in the table, as processors."""
-    return next((flops for part, flops in NAMEPLATE_BF16_FLOPS.items() if part in device_name), None)
+    """The vendor's dense bf16 FLOP/s by the name that the driver gives; None for a device that the catalogue lacks, as processors."""
+    device = device_of_driver(device_name)
+    return None if device is None else device.bf16_tflops * 1e12
 
 
 def utilisation(tokens_per_s: float, flops_per_token: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:

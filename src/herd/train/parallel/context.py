@@ -2,7 +2,8 @@
 
 A row is cut in 2 x CP chunks; rank i has chunks i and 2 CP - 1 - i, so that the causal work is the same on all. Keys and values of all
 ranks are gathered before attention, in one message, and their gradients are added up and scattered on the way back. Any document mask
-works, since each rank sees all documents' numbers. Memory is that of K and V of one layer, small beside Q with grouped queries.
+works, since each rank sees all documents' numbers; a chunk that begins inside a document needs no mask for that (`past`). Memory is that of
+K and V of one layer, small beside Q with grouped queries.
 Shapes: B batch, T tokens of a row, C = T / CP, N query heads, K KV heads, H head dim.
 """
 
@@ -18,9 +19,7 @@ from torch import Tensor
 from herd.kernels.torch_compat import all_gather_flat, reduce_scatter_flat
 from herd.model.attention import AttentionCore, document_mask, sdpa
 from herd.train.attention import MASKED_UP_TO, SHORT_DOCUMENTS, Span, document_spans
-
-QUERY_BLOCK = 512
-"""Queries whose mask exists at once, where keys reach back before them."""
+from herd.train.parallel.past import last_tokens
 
 
 def local_positions(length: int, ranks: int, rank: int, device: torch.device | str = "cpu") -> Int[Tensor, "C"]:
@@ -91,7 +90,7 @@ class ContextCore:
         if self.mask is not None:
             return sdpa(q_BTNH, k_BSKH, v_BSKH, self.mask.to(q_BTNH.device))
         out = [
-            _with_past(q_BTNH[row : row + 1, first : first + queries], *(x[row : row + 1, key : key + keys] for x in (k_BSKH, v_BSKH)))
+            last_tokens(q_BTNH[row : row + 1, first : first + queries], *(x[row : row + 1, key : key + keys] for x in (k_BSKH, v_BSKH)))
             for row, first, queries, key, keys in self._pieces
         ]
         return torch.cat([piece[0] for piece in out]).view(q_BTNH.shape)
@@ -103,20 +102,6 @@ class ContextCore:
         # [ranks, 2, B, C, K, H] -> [2, B, ranks * C, K, H] in the order of the row
         whole = whole.permute(1, 2, 0, 3, 4, 5).flatten(2, 3).index_select(2, self._order)  # pyright: ignore[reportOptionalMemberAccess]
         return whole[0], whole[1]
-
-
-def _with_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last tokens of a document: queries are its end, keys all of it."""
-    queries, keys = q.shape[1], k.shape[1]
-    if queries == keys:
-        return sdpa(q, k, v, causal=True)
-    pieces: list[Tensor] = []
-    for start in range(0, queries, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, queries)
-        seen = keys - queries + end
-        mask = torch.ones(end - start, seen, dtype=torch.bool, device=q.device).tril(seen - (end - start))
-        pieces.append(sdpa(q[:, start:end], k[:, :seen], v[:, :seen], mask))
-    return torch.cat(pieces, dim=1)
 
 
 def context_core(documents_BT: Int[Tensor, "B T"], *, group: Any, ranks: int, rank: int) -> AttentionCore:
