@@ -247,8 +247,8 @@ class PlainRead:
         """Bytes a second, the median of a few."""
         library = dispatch.choice().library
         assert library is not None, "this benchmark is of the C kernels"
-        size = self._data.nbytes
-        return statistics.median(size / harness.seconds(lambda: library.read(self._data.data_ptr(), size)) for _ in range(5))
+        size, read = self._data.nbytes, library.read
+        return statistics.median(size / harness.seconds(lambda: read(self._data.data_ptr(), size)) for _ in range(5))
 
 
 def loading(folder: Path, name: str, kind: str) -> dict[str, Any]:
