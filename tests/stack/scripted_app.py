@@ -74,7 +74,7 @@ class App:
         self.database = Database(sqlite_url(folder / "test.db"))
         upgrade(self.database)
         config = ServerConfig(**{"model_name": "tiny", "access_log": False, **settings})
-        self.service = Service(config, engine, tokenizer())
+        self.service = Service(config, engine, tokenizer(), database=self.database)
         self.desk = Desk(self.service, self.database, equipment)
         transport = httpx.ASGITransport(create_app(self.service, responses=self.desk))  # pyright: ignore[reportArgumentType]
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)

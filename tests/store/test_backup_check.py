@@ -82,7 +82,7 @@ def test_a_backup_that_is_made_while_others_write_is_whole(state: State, tmp_pat
 def test_what_is_whole_has_no_problems(state: State) -> None:
     fill(state)
     found = looked(state, deep=True)
-    assert found.problems == [] and found.counts == {"files": 3, "blobs": 3, "vector_stores": 1, "chunks": 3}
+    assert found.problems == [] and found.counts == {"files": 3, "blobs": 3, "vector_stores": 1, "chunks": 3, "registrations": 0}
 
 
 def test_every_kind_of_damage_is_seen(state: State) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from herd.base.errors import HerdError
@@ -32,6 +31,7 @@ from herd.stack.served import ServedModel, ServedModels
 from herd.stack.shielding import RefusedAnswer, Shielding, Stopped, shields_of
 from herd.stack.toolkit import ServerTools, networks_of
 from herd.stack.tracing import Tracing
+from herd.store.database import Database
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -223,10 +223,16 @@ class Call:
 
 
 class Service:
-    """The engine's model, remote ones beside it, and the shields around them all."""
+    """The engine's model, remote ones beside it, and the shields around them all. What clients register is kept in the database, if any."""
 
     def __init__(
-        self, config: ServerConfig, engine: EngineProcess, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None
+        self,
+        config: ServerConfig,
+        engine: EngineProcess,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat | None = None,
+        *,
+        database: Database | None = None,
     ) -> None:
         self.config, self.engine, self.tokenizer = config, engine, tokenizer
         self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
@@ -236,9 +242,8 @@ class Service:
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
         self.quotas = {key.name: Quota(key) for key in config.keys}
         self.shielding = Shielding(shields_of(config.shields), self.metrics) if config.shields else None
-        folder = None if config.state_dir is None else Path(config.state_dir) / "registered"
-        self.registrations = Registrations(folder)
-        self.tools = ServerTools(self.registrations, folder=folder, networks=networks_of(config.mcp_networks))
+        self.registrations = Registrations(database)
+        self.tools = ServerTools(self.registrations, networks=networks_of(config.mcp_networks))
         self.num_remote = 0
         """Requests that remotes are answering."""
         self.created = int(time.time())
