@@ -288,7 +288,7 @@ class VectorStores:
             store = _store(session, owner, store_id, lock=True)
             for name, found in chunks.items():
                 where = (ChunkRow.store_id == store_id, ChunkRow.file_id == name)
-                known = dict(session.execute(select(ChunkRow.text, ChunkRow.ordinal).where(*where)).tuples().all())
+                known = {text: ordinal for text, ordinal in session.execute(select(ChunkRow.text, ChunkRow.ordinal).where(*where))}  # noqa: C416
                 fresh = [chunk for chunk in {chunk.text: chunk for chunk in found}.values() if chunk.text not in known]
                 _insert(session, store, name, fresh, None, first=max(known.values(), default=-1) + 1)
             store.last_active = time.time()
