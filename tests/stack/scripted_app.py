@@ -42,6 +42,9 @@ class Script(EngineProcess):
         """What was asked, as text."""
         return [tokenizer().decode(list(request.prompt)) for request in self.asked]
 
+    async def check(self, request: TokenRequest) -> None:
+        """Everything can be asked."""
+
     async def submit(self, request: TokenRequest, emit: Emit) -> RequestHandle:
         """Answer in the loop's next rounds."""
         text = self.texts[min(len(self.asked), len(self.texts) - 1)]

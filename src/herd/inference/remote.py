@@ -65,6 +65,10 @@ class _Requests:
             return "/chat/completions", chat_body(self.provider, self.model, request)
         return "/completions", completion_body(self.provider, self.model, request)
 
+    def check(self, request: ChatRequest | CompletionRequest) -> None:
+        """Raises UsageError for what the provider cannot be asked; asks it nothing."""
+        self._asked(request)
+
     def _down(self, error: Exception) -> RemoteError:
         name = self.provider.name
         if isinstance(error, httpx.TimeoutException):

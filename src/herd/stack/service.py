@@ -17,6 +17,7 @@ from herd.engine.stream import TokenRequest
 from herd.inference.aio import AsyncModel, Stream, aside, size_of
 from herd.inference.embed import EmbedReader
 from herd.inference.port import AsyncAnswer, Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead, Usage
+from herd.inference.prepare import Prepared
 from herd.inference.reading import Reader
 from herd.inference.remote import AsyncRemoteModel, RemoteStream, Vectors
 from herd.stack.admission import Admission, Ticket
@@ -265,6 +266,8 @@ class Service:
     async def answer(self, request: ChatRequest | CompletionRequest, context: Context, model: str = "", *, guarded: bool = True) -> Job:
         """Answer a conversation, or go on with a text, by a model of any name. Raises HerdError before anything has begun.
 
+        What is no valid request is told so before a shield reads it: an error is the same with shields and without.
+
         `guarded` false is for what the shields themselves ask.
         """
         served = self.models.find(model)
@@ -273,22 +276,37 @@ class Service:
         if served.remote is None:
             self._check_size(size_of(request))
         shielding = self.shielding if guarded else None
+        prepared: Prepared | None = None
         if shielding is not None:
+            prepared = await self._checked(served, request)
+            asked = request
             decode = self.tokenizer.decode if served.remote is None else None
             request, stopped = await shielding.incoming(request, decode=decode)
             if stopped is not None:
                 self._note(context, stopped)
                 refused = RefusedAnswer(stopped.message, request.n)
                 return Job(_stand_in(request), refused, served.id, local=False, stopped=dict.fromkeys(range(request.n), stopped))
+            if request is not asked:
+                prepared = None
         if served.remote is not None:
             return await self._ask_remote(served, served.remote, request, context, shielding)
-        prepared = await self.model.prepare(request)
+        if prepared is None:
+            prepared = await self.model.prepare(request)
         stream, call = await self._submit(prepared.tokens, self.model.reader(prepared), context)
         tokens = prepared.tokens
         job = Job(tokens, _Watched(call, stream), served.id, sure=tokens.grammar is not None)
         used = lambda: Usage(prompt_tokens=len(tokens.prompt), completion_tokens=stream.num_tokens)  # noqa: E731
         self._guard(job, request, shielding, used, context)
         return job
+
+    async def _checked(self, served: ServedModel, request: ChatRequest | CompletionRequest) -> Prepared | None:
+        """The request in token ids, where the engine has them. Raises HerdError for one that would be refused."""
+        if served.remote is not None:
+            served.remote.check(request)
+            return None
+        prepared = await self.model.prepare(request)
+        await self.engine.check(prepared.tokens)
+        return prepared
 
     async def _ask_remote(
         self,
