@@ -61,9 +61,9 @@ class Script(EngineProcess):
                 last = place + self.step >= len(ids)
                 if last and self.hold is not None:
                     await self.hold.wait()
-                emit(
-                    Tokens(index=0, ids=tuple(ids[place : place + self.step]), finish=("length" if cut else self.finish) if last else None)
-                )
+                piece, finish = tuple(ids[place : place + self.step]), ("length" if cut else self.finish) if last else None
+                for index in range(request.n):
+                    emit(Tokens(index=index, ids=piece, finish=finish))
 
         task = asyncio.ensure_future(say())
         return RequestHandle(lambda index: task.cancel())

@@ -75,7 +75,7 @@ def served(script: Any, *tools: Any) -> Any:
         answer=answer,
         tools=Tools(*tools),
         shielding=None,
-        models=SimpleNamespace(find=lambda name: name),
+        models=SimpleNamespace(find=lambda name: name, serves=lambda name: True),
         caller=lambda context, priority, salt: Caller(),
         config=SimpleNamespace(keep_alive_s=15.0, write_timeout_s=15.0),
     )

@@ -1,4 +1,4 @@
-"""What clients register by name: shields, tool groups and prompts. Each key has its own, and finds no one else's.
+"""What clients register by name: shields, tool groups, prompts, and names of models. Each key has its own, and finds no one else's.
 
 Rows of the database are the truth, and a change is a row there before it is told of; what an owner has is held in memory once it was read,
 since a database has one server. Without a database it is kept in memory alone.
@@ -14,9 +14,9 @@ from herd.stack.errors import RequestError
 from herd.store import registrations as rows
 from herd.store.database import Database
 
-Kind = Literal["shields", "toolgroups", "prompts"]
-KINDS: tuple[Kind, ...] = ("shields", "toolgroups", "prompts")
-MOST: dict[Kind, int] = {"shields": 100, "toolgroups": 32, "prompts": 1000}
+Kind = Literal["shields", "toolgroups", "prompts", "models"]
+KINDS: tuple[Kind, ...] = ("shields", "toolgroups", "prompts", "models")
+MOST: dict[Kind, int] = {"shields": 100, "toolgroups": 32, "prompts": 1000, "models": 100}
 MAX_OWNER_BYTES = 16 * 2**20
 """Of everything that one owner registered."""
 _Things = dict[Kind, dict[str, dict[str, Any]]]

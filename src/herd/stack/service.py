@@ -243,6 +243,7 @@ class Service:
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
         self.quotas = {key.name: Quota(key) for key in config.keys}
         self.shielding = Shielding(shields_of(config.shields), self.metrics) if config.shields else None
+        self.database = database
         self.registrations = Registrations(database)
         self.tools = ServerTools(self.registrations, networks=networks_of(config.mcp_networks))
         self.num_remote = 0
@@ -253,6 +254,24 @@ class Service:
         """Let go of tools and of connections to remotes."""
         await self.tools.close()
         await self.models.close()
+
+    def find(self, name: str, owner: str) -> ServedModel:
+        """A model by a name of the server's, or by one that this key registered. Raises RequestError for one that is not served."""
+        if self.models.serves(name):
+            return self.models.find(name)
+        own = self.registrations.get(owner, "models", name)
+        if own is not None and not self.models.serves(own["target"]):
+            message = f"the model {name!r:.200} stands for {own['target']!r:.200}, which is not served"
+            raise RequestError("not_found", message, hint="unregister it, or put the model back into herd.toml", param="model")
+        return self.models.find(name if own is None else own["target"])
+
+    def find_for(self, name: str, context: Context) -> ServedModel:
+        """The same, for who asks."""
+        return self.find(name, "" if context.key is None else context.key.name)
+
+    def find_local(self, name: str, context: Context, what: str) -> ServedModel:
+        """The engine's model by any name. Raises RequestError for a remote one, of which `what` cannot be had."""
+        return self.models.find_local(self.find_for(name, context).id, what)
 
     def caller(self, context: Context, *, priority: int | None, salt: str | None) -> Caller:
         """Who asks. Each key has cached prefixes of its own; a request may ask for less priority than its key has, never for more."""
@@ -270,7 +289,7 @@ class Service:
 
         `guarded` false is for what the shields themselves ask.
         """
-        served = self.models.find(model)
+        served = self.find_for(model, context)
         if served.type != "llm":
             raise RequestError("usage", f"the model {served.id!r} only makes vectors", hint="name another one", param="model")
         if served.remote is None:

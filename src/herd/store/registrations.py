@@ -17,6 +17,7 @@ SHAPES: dict[str, dict[str, type]] = {
     "shields": {"identifier": str},
     "toolgroups": {"uri": str, "headers": dict, "args": dict},
     "prompts": {"default": int, "versions": list},
+    "models": {"target": str, "metadata": dict},
 }
 """The kinds that there are, and what a thing of each has at least."""
 

@@ -1,4 +1,4 @@
-"""What clients register by name: prompts, shields, tool groups. Of each kind an owner has one thing of a name."""
+"""What clients register by name: prompts, shields, tool groups, names of models. Of each kind an owner has one thing of a name."""
 
 from __future__ import annotations
 
