@@ -1,4 +1,4 @@
-"""A provider that plays a model over a real wire: two searches, one after the other, and then an answer that comes word by word.
+"""A provider that plays a model over a real wire: where there are tools two searches, one after the other, and then an answer word by word.
 
 What it says follows from the conversation alone, so that an answer can be held against its question whoever asked, and however often.
 """
@@ -21,13 +21,14 @@ def answer_to(question: str) -> str:
     return f"Answer to {question}: " + " ".join(f"word{number}" for number in range(12))
 
 
-def pieces_for(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def pieces_for(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The deltas of the next answer."""
+    messages: list[dict[str, Any]] = body["messages"]
     place = max(number for number, message in enumerate(messages) if message["role"] == "user")
     content = messages[place]["content"]
     question = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     done = sum(message["role"] == "tool" for message in messages[place:])
-    if done < NUM_SEARCHES:
+    if body.get("tools") and done < NUM_SEARCHES:
         called = {"name": "web_search", "arguments": json.dumps({"query": f"rivers {done}"})}
         return [{"tool_calls": [{"index": 0, "id": f"call_{done}", "type": "function", "function": called}]}]
     return [{"content": word + " "} for word in answer_to(question).split(" ")]
@@ -39,9 +40,24 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_GET(self) -> None:
+        let_in = self._is_let_in()
+        rows = [{"id": "script", "object": "model", "max_model_len": 4096}]
+        told = json.dumps({"object": "list", "data": rows} if let_in else {"error": {"message": "who are you?"}}).encode()
+        self.send_response(200 if let_in else 401)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def _is_let_in(self) -> bool:
+        key = self.server.key  # type: ignore[attr-defined]
+        return key is None or self.headers.get("authorization") == f"Bearer {key}"
+
     def do_POST(self) -> None:
+        assert self._is_let_in()
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        deltas = pieces_for(body["messages"])
+        deltas = pieces_for(body)
         reason = "tool_calls" if "tool_calls" in deltas[0] else "stop"
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -67,11 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ScriptedProvider:
-    """The provider on a port of its own; close it."""
+    """The provider on a port of its own, which wants this key if there is one; close it."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None = None) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
+        self._server.key = key  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
