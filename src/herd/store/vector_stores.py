@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from herd.base.errors import NotFoundError
+from herd.store import pgvector
 from herd.store.errors import ConflictError
 from herd.store.filters import check_attributes
 from herd.store.paging import Cursor, Page, owned, page_of
@@ -362,7 +363,10 @@ def _insert(
             }
         )
     if rows:
+        last = session.scalar(select(func.max(ChunkRow.number)).where(ChunkRow.store_id == store.id))
         session.execute(ChunkRow.__table__.insert(), rows)  # pyright: ignore[reportAttributeAccessIssue]
+        if pgvector.serves(session):
+            pgvector.keep(session, store.id, -1 if last is None else last, store.dimensions or 0)
         store.num_chunks += len(rows)
         store.num_words += sum(row["num_words"] for row in rows)
     store.stamp = _stamp()
