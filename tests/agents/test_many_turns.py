@@ -1,4 +1,4 @@
-"""200 agents at once over one SQLite file, a tool each: no turn is lost, none is mixed with another, and nothing is locked."""
+"""200 agents at once over one database, a tool each: no turn is lost, none is mixed with another, and nothing is locked."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from herd.agents.assembly import runtime_of
 from herd.agents.config import AgentConfig, ApprovalPolicy
 from herd.agents.loop import run_turn
 from herd.agents.sql_store import open_session_store
 from herd.text.messages import Message
+from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
 
 CONFIG = AgentConfig(approval=ApprovalPolicy(outside="auto"), shields=())
@@ -23,8 +26,9 @@ def script(request: Any) -> Say:
     return Say(f"answer {results[-1]}") if results else Say("", (call("double", n=int(asked)),))
 
 
-def test_two_hundred_turns_at_once_are_neither_lost_nor_mixed(tmp_path: Path) -> None:
-    store = open_session_store(tmp_path / "agents.db")
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_hundred_turns_at_once_are_neither_lost_nor_mixed(tmp_path: Path, kind: str) -> None:
+    store = open_session_store(tmp_path / "agents.db" if kind == "sqlite" else fresh_database())
     tool, model = Noted("double", gives=lambda arguments: str(arguments["n"] * 2)), Scripted(script)
 
     async def one(number: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Both session stores keep the same, for their owner alone; a turn goes on after a crash at any step."""
+"""All session stores keep the same, for their owner alone; a turn goes on after a crash at any step."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from herd.base.errors import NotFoundError
 from herd.inference.params import SamplingParams
 from herd.text.messages import Message, ToolDefinition
 from herd.tools.tool import Attachment, Taint
+from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
 
 FREE = AgentConfig(approval=ApprovalPolicy(outside="auto"))
 SEND = Taint(acts_outside=True)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SessionStore]:
     if request.param == "memory":
         yield MemorySessionStore()
         return
-    kept = open_session_store(tmp_path / "agents.db")
+    kept = open_session_store(tmp_path / "agents.db" if request.param == "sqlite" else fresh_database())
     yield kept
     kept.close()
 

@@ -42,6 +42,9 @@ class Script(EngineProcess):
         """What was asked, as text."""
         return [tokenizer().decode(list(request.prompt)) for request in self.asked]
 
+    async def check(self, request: TokenRequest) -> None:
+        """Everything can be asked."""
+
     async def submit(self, request: TokenRequest, emit: Emit) -> RequestHandle:
         """Answer in the loop's next rounds."""
         text = self.texts[min(len(self.asked), len(self.texts) - 1)]
@@ -58,9 +61,9 @@ class Script(EngineProcess):
                 last = place + self.step >= len(ids)
                 if last and self.hold is not None:
                     await self.hold.wait()
-                emit(
-                    Tokens(index=0, ids=tuple(ids[place : place + self.step]), finish=("length" if cut else self.finish) if last else None)
-                )
+                piece, finish = tuple(ids[place : place + self.step]), ("length" if cut else self.finish) if last else None
+                for index in range(request.n):
+                    emit(Tokens(index=index, ids=piece, finish=finish))
 
         task = asyncio.ensure_future(say())
         return RequestHandle(lambda index: task.cancel())
@@ -74,7 +77,7 @@ class App:
         self.database = Database(sqlite_url(folder / "test.db"))
         upgrade(self.database)
         config = ServerConfig(**{"model_name": "tiny", "access_log": False, **settings})
-        self.service = Service(config, engine, tokenizer())
+        self.service = Service(config, engine, tokenizer(), database=self.database)
         self.desk = Desk(self.service, self.database, equipment)
         transport = httpx.ASGITransport(create_app(self.service, responses=self.desk))  # pyright: ignore[reportArgumentType]
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)

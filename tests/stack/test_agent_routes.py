@@ -24,6 +24,7 @@ from herd.stack.guard import Context
 from herd.stack.keys import ApiKey, digest_of
 from herd.stack.service import Job, Service
 from herd.tools.tool import Taint
+from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
 
 
@@ -55,6 +56,12 @@ class Tools:
         return SimpleNamespace(tool=self._tools[name], group="builtin::test")
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """The database's file, or the URL of one on PostgreSQL."""
+    return tmp_path / "server.db" if request.param == "sqlite" else fresh_database()
+
+
 def served(script: Any, *tools: Any) -> Any:
     model = Scripted(script)
 
@@ -68,17 +75,17 @@ def served(script: Any, *tools: Any) -> Any:
         answer=answer,
         tools=Tools(*tools),
         shielding=None,
-        models=SimpleNamespace(find=lambda name: name),
+        models=SimpleNamespace(find=lambda name: name, serves=lambda name: True),
         caller=lambda context, priority, salt: Caller(),
         config=SimpleNamespace(keep_alive_s=15.0, write_timeout_s=15.0),
     )
 
 
-def ask(tmp_path: Path, service: Any, work: Callable[[httpx.AsyncClient], Any]) -> Any:
+def ask(where: Path | str, service: Any, work: Callable[[httpx.AsyncClient], Any]) -> Any:
     """Do something with a client of the routes; the header `x-key` says who asks."""
 
     async def main() -> Any:
-        store = open_session_store(tmp_path / "server.db")
+        store = open_session_store(where)
         app = FastAPI()
         app.include_router(agent_routes(service, store))
         app.add_exception_handler(HerdError, _told)
@@ -126,7 +133,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 ASK = {"messages": [{"role": "user", "content": "go"}], "stream": True}
 
 
-def test_a_turn_streams_the_events_of_the_stack(tmp_path: Path) -> None:
+def test_a_turn_streams_the_events_of_the_stack(where: Path | str) -> None:
     async def work(client: httpx.AsyncClient) -> None:
         agent, place = await begun(client)
         told = (await client.get(f"/v1/agents/{agent}")).json()["agent_config"]
@@ -158,10 +165,10 @@ def test_a_turn_streams_the_events_of_the_stack(tmp_path: Path) -> None:
         assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.5, 0.8, 32)
 
     service = served([Say("", (call("look"),)), Say("all seen")], Noted())
-    ask(tmp_path, service, work)
+    ask(where, service, work)
 
 
-def test_a_client_tool_waits_and_resume_goes_on(tmp_path: Path) -> None:
+def test_a_client_tool_waits_and_resume_goes_on(where: Path | str) -> None:
     async def work(client: httpx.AsyncClient) -> None:
         _, place = await begun(client)
         turn = (await client.post(place + "/turn", json=ASK | {"stream": False})).json()
@@ -177,10 +184,10 @@ def test_a_client_tool_waits_and_resume_goes_on(tmp_path: Path) -> None:
         over = await client.post(f"{place}/turn/{turn['turn_id']}/resume", json=right)
         assert over.status_code == 409 and over.json()["error"]["code"] == "turn_state"
 
-    ask(tmp_path, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
+    ask(where, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
 
 
-def test_what_acts_outside_waits_for_a_yes_that_resume_brings(tmp_path: Path) -> None:
+def test_what_acts_outside_waits_for_a_yes_that_resume_brings(where: Path | str) -> None:
     send = Noted("send", taint=Taint(acts_outside=True), gives="sent")
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -196,10 +203,10 @@ def test_what_acts_outside_waits_for_a_yes_that_resume_brings(tmp_path: Path) ->
         done = await client.post(place, json={"tool_responses": [answer | {"metadata": {"approval": "once"}}]})
         assert done.json()["output_message"]["content"] == "done" and len(send.calls) == 1
 
-    ask(tmp_path, served([Say("", (call("send"),)), Say("done")], send), work)
+    ask(where, served([Say("", (call("send"),)), Say("done")], send), work)
 
 
-def test_agents_and_sessions_of_another_key_are_not_there(tmp_path: Path) -> None:
+def test_agents_and_sessions_of_another_key_are_not_there(where: Path | str) -> None:
     async def work(client: httpx.AsyncClient) -> None:
         agent, place = await begun(client)
         other = {"x-key": "bert"}
@@ -218,7 +225,7 @@ def test_agents_and_sessions_of_another_key_are_not_there(tmp_path: Path) -> Non
         assert (await client.delete(place)).status_code == 204 and (await client.get(place)).status_code == 404
         assert (await client.delete(f"/v1/agents/{agent}")).status_code == 204
 
-    ask(tmp_path, served([Say("hi")]), work)
+    ask(where, served([Say("hi")]), work)
 
 
 @pytest.mark.parametrize(
@@ -228,15 +235,15 @@ def test_agents_and_sessions_of_another_key_are_not_there(tmp_path: Path) -> Non
         ({"input_shields": ["strange"]}, 400, "there is no shield 'strange'"),
     ],
 )
-def test_what_an_agent_cannot_have_is_refused_at_once(tmp_path: Path, change: dict[str, Any], status: int, words: str) -> None:
+def test_what_an_agent_cannot_have_is_refused_at_once(where: Path | str, change: dict[str, Any], status: int, words: str) -> None:
     async def work(client: httpx.AsyncClient) -> None:
         answer = await client.post("/v1/agents", json={"agent_config": CONFIG | change})
         assert answer.status_code == status and words in answer.json()["error"]["message"]
 
-    ask(tmp_path, served([Say("hi")]), work)
+    ask(where, served([Say("hi")]), work)
 
 
-def test_an_error_of_the_model_ends_the_stream_in_openais_shape(tmp_path: Path) -> None:
+def test_an_error_of_the_model_ends_the_stream_in_openais_shape(where: Path | str) -> None:
     from herd.base.errors import ContextOverflowError
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -246,10 +253,10 @@ def test_an_error_of_the_model_ends_the_stream_in_openais_shape(tmp_path: Path) 
         whole = await client.post(place + "/turn", json=ASK | {"stream": False})
         assert whole.status_code == 400 and whole.json()["error"]["code"] == "context_length_exceeded"
 
-    ask(tmp_path, served([Say(error=ContextOverflowError("too long"))]), work)
+    ask(where, served([Say(error=ContextOverflowError("too long"))]), work)
 
 
-def test_the_client_of_the_llama_stack_runs_turns_and_goes_on_after_its_own_tool(tmp_path: Path) -> None:
+def test_the_client_of_the_llama_stack_runs_turns_and_goes_on_after_its_own_tool(where: Path | str) -> None:
     stack = pytest.importorskip("llama_stack_client", reason="needs llama-stack-client 0.2.12")
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -285,10 +292,10 @@ def test_the_client_of_the_llama_stack_runs_turns_and_goes_on_after_its_own_tool
         await llama.agents.session.delete(session.session_id, agent_id=agent.agent_id)
         await llama.agents.delete(agent.agent_id)
 
-    ask(tmp_path, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
+    ask(where, served([Say("", (call("phone", who="Anna"),)), Say("it rings")]), work)
 
 
-def test_a_schema_for_the_answer_is_kept_and_a_form_without_one_is_refused(tmp_path: Path) -> None:
+def test_a_schema_for_the_answer_is_kept_and_a_form_without_one_is_refused(where: Path | str) -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -298,4 +305,4 @@ def test_a_schema_for_the_answer_is_kept_and_a_form_without_one_is_refused(tmp_p
         refused = await client.post("/v1/agents", json={"agent_config": CONFIG | {"response_format": {"type": "json_schema"}}})
         assert refused.status_code == 400 and "no schema" in refused.json()["error"]["message"]
 
-    ask(tmp_path, served(lambda request: Say("done")), work)
+    ask(where, served(lambda request: Say("done")), work)

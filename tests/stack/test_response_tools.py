@@ -16,11 +16,14 @@ import pytest
 import uvicorn
 from mcp.server.mcpserver import MCPServer
 from scripted_app import Script, kinds, scripted  # pyright: ignore[reportMissingImports]
+from sqlalchemy import select
 
 from herd.base.errors import NotFoundError
 from herd.stack.responses.equipment import Equipment
 from herd.stack.responses.kit import Found
 from herd.stack.toolkit import networks_of
+from herd.store.database import Database, sqlite_url
+from herd.store.tables.registrations import RegistrationRow
 from herd.tools.files.index import FileIndex, build_index
 from herd.tools.registry import ToolGroup
 from herd.tools.tool import Attachment, Taint, ToolContext, ToolLimits, ToolResult
@@ -216,6 +219,33 @@ def test_an_mcp_server_is_listed_called_and_fails(tmp_path: Path, remote: str) -
             # What was listed is not listed again.
             after = await app.openai().responses.create(model="tiny", input="?", tools=[tool], previous_response_id=response.id)
             assert [item.type for item in after.output] == ["message"]
+
+    asyncio.run(check())
+
+
+def test_a_registered_group_is_asked_again_after_a_restart_and_is_as_it_was_agreed_to(tmp_path: Path, remote: str) -> None:
+    body = {"toolgroup_id": "mcp::adder", "provider_id": "model-context-protocol", "mcp_endpoint": {"uri": remote}}
+    settings: dict[str, Any] = {"mcp_networks": ("127.0.0.0/8",)}
+
+    async def check() -> None:
+        async with scripted(Script("."), tmp_path, **settings) as app:
+            assert (await app.http.post("/v1/toolgroups", json=body)).status_code == 200
+            told = (await app.http.get("/v1/tools", params={"toolgroup_id": "mcp::adder"})).json()["data"]
+            await app.service.close()
+        async with scripted(Script("."), tmp_path, **settings) as app:
+            assert (await app.http.get("/v1/tools", params={"toolgroup_id": "mcp::adder"})).json()["data"] == told != []
+            call = {"tool_name": "adder__add", "kwargs": {"a": 2, "b": 3}}
+            assert "5" in (await app.http.post("/v1/tool-runtime/invoke", json=call)).json()["content"]
+            await app.service.close()
+        # One whose tools are not what was agreed to is not offered.
+        with Database(sqlite_url(tmp_path / "test.db")).write() as session:
+            row = session.scalars(select(RegistrationRow)).one()
+            row.thing = {**row.thing, "agreed": {**row.thing["agreed"], "add": "another digest"}}
+        async with scripted(Script("."), tmp_path, **settings) as app:
+            listed = (await app.http.get("/v1/tools", params={"toolgroup_id": "mcp::adder"})).json()
+            assert [tool["name"] for tool in listed["data"]] == ["adder__boom"]
+            assert listed["missing"]["adder__add"] == "changed since it was agreed to"
+            await app.service.close()
 
     asyncio.run(check())
 

@@ -216,6 +216,36 @@ def test_a_shield_cannot_be_gone_round(guarded: ThreadServer) -> None:
         assert fine.json()["choices"][0]["finish_reason"] == "length" and "herd" not in fine.json()["choices"][0]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": BAD + " x" * 20_000}]}, "no room for an answer"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": BAD + "x" * 3_000_000}]}, "more than any"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": BAD}], "logit_bias": {"9999": 1}}, "holds the id 9999"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": BAD}], "structured_outputs": {"grammar": "start: nowhere"}},
+            "the grammar cannot be compiled",
+        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": BAD}], "stop": [""]}, "a stop text is empty"),
+        ("/v1/completions", {"prompt": BAD + " x" * 20_000}, "no room for an answer"),
+        ("/v1/completions", {"prompt": [1, 2, 9999]}, "9999"),
+        ("/v1/responses", {"input": BAD + " x" * 20_000}, "no room for an answer"),
+        ("/v1/inference/chat-completion", {"model_id": "", "messages": [{"role": "user", "content": BAD + " x" * 20_000}]}, "no room"),
+    ],
+)
+def test_what_is_no_valid_request_is_told_so_and_not_stopped_by_a_shield(
+    guarded: ThreadServer, path: str, body: dict[str, Any], words: str
+) -> None:
+    with guarded.client() as client:
+        whole = client.post(path, json=body)
+        streamed = client.post(path, json={**body, "stream": True})
+    for told in (whole, streamed):
+        assert told.status_code == 400 and words in told.json()["error"]["message"], told.text
+    assert whole.json()["error"] | {"request_id": ""} == streamed.json()["error"] | {"request_id": ""}
+    wait_for(guarded.idle, what="the end of the requests before")
+
+
 def test_a_shield_that_fails_stops_everything(guarded: ThreadServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*_: object) -> None:
         raise RuntimeError("the detector broke")

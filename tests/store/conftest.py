@@ -18,7 +18,9 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-def state(tmp_path: Path, database_url: str | None) -> Iterator[State]:
+def state(tmp_path: Path, database_url: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """One whose vectors are usearch's, whatever the PostgreSQL here offers: `test_pgvector` has one of the other kind."""
+    monkeypatch.setattr("herd.store.pgvector._available", lambda _: False)
     made = State(tmp_path / "state", database_url=database_url)
     yield made
     made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from herd.agents.sql_store import SqlSessionStore
 from herd.base.errors import UsageError
 from herd.store.backup import back_up
 from herd.store.check import Findings, check
@@ -82,7 +84,14 @@ def test_a_backup_that_is_made_while_others_write_is_whole(state: State, tmp_pat
 def test_what_is_whole_has_no_problems(state: State) -> None:
     fill(state)
     found = looked(state, deep=True)
-    assert found.problems == [] and found.counts == {"files": 3, "blobs": 3, "vector_stores": 1, "chunks": 3}
+    assert found.problems == [] and found.counts == {
+        "files": 3,
+        "blobs": 3,
+        "vector_stores": 1,
+        "chunks": 3,
+        "registrations": 0,
+        "sessions": 0,
+    }
 
 
 def test_every_kind_of_damage_is_seen(state: State) -> None:
@@ -106,6 +115,27 @@ def test_every_kind_of_damage_is_seen(state: State) -> None:
         *(("orphan", "file-3"), ("orphan", "file-orphan"), ("vectors", "vs_1")),
     ]
     assert ("damaged", "file-2") not in [(one.kind, one.subject) for one in looked(state).problems], "only `deep` reads bytes"
+
+
+def test_sessions_that_lost_their_turn_are_seen(state: State) -> None:
+    store = SqlSessionStore(state.database)
+
+    async def begin() -> tuple[str, str]:
+        sessions = [await store.create_session("ann") for _ in range(3)]
+        turns = [await store.begin_turn("ann", session.id, []) for session in sessions]
+        return turns[0].id, " ".join(session.id for session in sessions)
+
+    turn_id, names = asyncio.run(begin())
+    first, second, third = names.split()
+    found = looked(state)
+    assert found.problems == [] and found.counts["sessions"] == 3
+    with state.database.connect() as connection:
+        connection.execute(text("UPDATE agent_sessions SET open_turn = NULL WHERE id = :id"), {"id": first})
+        connection.execute(text("UPDATE agent_turns SET status = 'completed' WHERE session_id = :id"), {"id": second})
+        connection.execute(text("UPDATE agent_sessions SET num_turns = 7 WHERE id = :id"), {"id": third})
+    told = {one.subject: one.message for one in looked(state).problems if one.kind == "session"}
+    assert told[first] == f"its open turn is none, those that are not over are {turn_id}"
+    assert told[second].endswith("those that are not over are none") and told[third] == "it counts 7 turns, there are 1"
 
 
 def test_words_that_are_not_those_of_the_chunks_are_seen(tmp_path: Path) -> None:

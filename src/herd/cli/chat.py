@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from herd.base import settings
-from herd.base.errors import FormatError
+from herd.base.errors import FormatError, UsageError
 from herd.cli.failures import INTERRUPTED
 from herd.cli.load import (
     DeviceOption,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+    from herd.cli.remote_chat import RemoteChat
     from herd.inference.llm import LLM
 
 _FENCE = '"""'
@@ -61,11 +62,18 @@ def chat(
     threads: ThreadsOption = None,
     tp: TpOption = 1,
     pp: PpOption = 1,
+    base_url: Annotated[
+        str | None, typer.Option(help="Talk to a model of an OpenAI-compatible server, as http://HOST/v1: --model, or its first.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The key for --base-url. [variable: HERD_API_KEY, which other users do not see]")
+    ] = None,
 ) -> None:
     """Talk to a model. /help lists what can be said besides messages.
 
     From a pipe every line is a message; triple quotes open and close one of several lines.
     """
+    from herd.cli.remote_chat import RemoteChat
     from herd.cli.repl import Session
     from herd.cli.stdin import utf8
     from herd.inference.params import SamplingParams
@@ -78,9 +86,12 @@ def chat(
         seed=seed,
     )
 
-    def load(name: str | None) -> LLM:
+    def load(name: str | None) -> LLM | RemoteChat:
+        if base_url is not None:
+            return RemoteChat(base_url, name, api_key)
         return load_llm(name, device=device, dtype=dtype, threads=threads, tp=tp, pp=pp)
 
+    _check_place(base_url, api_key, {"--device": device, "--dtype": dtype, "--threads": threads})
     llm = load(model)
     session = Session(llm, params, _Terminal(), system=system, load=load)
     _greet(llm)
@@ -93,11 +104,20 @@ def chat(
             break
 
 
-def _greet(llm: LLM) -> None:
-    from herd.cli.output import dim, note
+def _check_place(base_url: str | None, api_key: str | None, local: Mapping[str, object]) -> None:
+    """Raises UsageError for options of a model here beside one elsewhere, and the other way about."""
+    if base_url is None and api_key is not None:
+        raise UsageError("--api-key is for a server, and none is named", hint="add --base-url http://HOST/v1")
+    given = next((name for name, value in local.items() if value is not None), None)
+    if base_url is not None and given is not None:
+        raise UsageError(f"{given} is for a model on this machine, --base-url names one elsewhere", hint="leave out one of them")
 
-    size = f"{llm.config.num_parameters:,} parameters, context {llm.context:,} tokens"
-    note(dim(f"{llm.name}: {size}. /help lists commands, Ctrl-D leaves."))
+
+def _greet(llm: LLM | RemoteChat) -> None:
+    from herd.cli.output import dim, note
+    from herd.cli.repl import told_of
+
+    note(dim(f"{llm.name}: {told_of(llm)}. /help lists commands, Ctrl-D leaves."))
 
 
 def _stdin_lines() -> Iterator[str]:

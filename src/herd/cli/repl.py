@@ -22,6 +22,7 @@ from herd.text.reply import CallDone, TextDelta
 from herd.text.tool_calls import json_text
 
 if TYPE_CHECKING:
+    from herd.cli.remote_chat import RemoteChat
     from herd.inference.llm import LLM
 
 HELP = """\
@@ -75,7 +76,13 @@ class Session:
     """
 
     def __init__(
-        self, llm: LLM, params: SamplingParams, screen: Screen, *, system: str | None = None, load: Callable[[str], LLM] | None = None
+        self,
+        llm: LLM | RemoteChat,
+        params: SamplingParams,
+        screen: Screen,
+        *,
+        system: str | None = None,
+        load: Callable[[str], LLM | RemoteChat] | None = None,
     ) -> None:
         self.llm = llm
         self.params = params
@@ -164,8 +171,13 @@ class Session:
         used = usage.prompt_tokens + usage.completion_tokens
         self.screen.remark(
             f"[{usage.completion_tokens} tokens, {timings.tokens_per_s:.1f} tokens/s, first after {timings.prefill_s:.2f} s, "
-            f"context {used:,} of {self.llm.context:,}{self._why(finished, used)}]"
+            f"context {self._of_context(used)}{self._why(finished, used)}]"
         )
+
+    def _of_context(self, used: int | None) -> str:
+        """So many tokens of the context, as far as both are known."""
+        told = "?" if used is None else f"{used:,}"
+        return told if self.llm.context is None else f"{told} of {self.llm.context:,}"
 
     def _why(self, finished: Finished, used: int) -> str:
         """Why the answer ended, unless the model ended it."""
@@ -173,13 +185,19 @@ class Session:
             return ""
         if finished.reason == "tool_calls":
             return "; it waits for a tool's result"
-        full = used >= self.llm.context
+        full = self.llm.context is not None and used >= self.llm.context
         return "; cut: the context is full" if full else f"; cut at max_tokens {self.params.max_tokens} (/set max_tokens N)"
 
-    def _used(self) -> int:
-        """Tokens of the conversation so far; those of an empty one are none."""
-        model, conversation = self.llm.inference, self._conversation()
-        return len(model.prompt_format.encode(model.tokenizer, conversation, generation_prompt=False)) if conversation else 0
+    def _used(self) -> int | None:
+        """Tokens of the conversation so far; those of an empty one are none. Of a model elsewhere, as its last answer told them."""
+        conversation = self._conversation()
+        model: Any = getattr(self.llm, "inference", None)
+        if not conversation:
+            return 0
+        if model is None:
+            last = self._finished[-1].usage if self._finished else None
+            return None if last is None else last.prompt_tokens + last.completion_tokens
+        return len(model.prompt_format.encode(model.tokenizer, conversation, generation_prompt=False))
 
     def _command(self, text: str) -> None:
         name, argument = _split(text)
@@ -205,7 +223,7 @@ class Session:
                 raise UsageError("this session has one model", hint="leave, and begin with another --model")
             before, self.llm = self.llm, self._load(name)
             before.close()
-        self.screen.remark(f"model: {self.llm.name}, {self.llm.config.num_parameters:,} parameters, context {self.llm.context:,} tokens")
+        self.screen.remark(f"model: {self.llm.name}, {told_of(self.llm)}")
 
     def _do_system(self, text: str) -> None:
         self.system = text or None
@@ -221,7 +239,7 @@ class Session:
         self.screen.remark(f"system: {self.system or '(none)'}")
         for name in SETTINGS:
             self.screen.remark(f"{name}: {getattr(self.params, name)}")
-        self.screen.remark(f"messages: {len(self.messages)}; context: {self._used():,} of {self.llm.context:,} tokens")
+        self.screen.remark(f"messages: {len(self.messages)}; context: {self._of_context(self._used())} tokens")
 
     def _do_stats(self, _: str) -> None:
         written = sum(finished.usage.completion_tokens for finished in self._finished)
@@ -231,7 +249,7 @@ class Session:
         rate = f"{written / writing_s:.1f} tokens/s" if writing_s > 0 else "no speed yet"
         self.screen.remark(f"answers: {len(self._finished)}; tokens read: {read:,} in {reading_s:.1f} s")
         self.screen.remark(f"tokens written: {written:,} in {writing_s:.1f} s, {rate}")
-        self.screen.remark(f"context: {self._used():,} of {self.llm.context:,} tokens")
+        self.screen.remark(f"context: {self._of_context(self._used())} tokens")
 
     def _do_undo(self, _: str) -> None:
         if not self.messages:
@@ -272,6 +290,12 @@ class Session:
         self.system = messages[0].text if messages and messages[0].role == "system" else None
         self.messages = messages[1:] if self.system is not None else messages
         self.screen.remark(f"loaded {len(self.messages)} messages from {argument}")
+
+
+def told_of(llm: Any) -> str:
+    """What a model is, in a few words."""
+    facts: str | None = getattr(llm, "facts", None)
+    return facts or f"{llm.config.num_parameters:,} parameters, context {llm.context:,} tokens"
 
 
 def _split(text: str) -> tuple[str, str]:

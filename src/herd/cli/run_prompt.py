@@ -25,7 +25,6 @@ from herd.cli.load import (
 if TYPE_CHECKING:
     from herd.inference.params import SamplingParams
     from herd.inference.port import Inference
-    from herd.inference.remote import RemoteModel
 
 
 def run(
@@ -73,23 +72,13 @@ def run(
         stop=tuple(stop or ()),
     )
     if base_url is not None:
-        with _remote(base_url, settings.value("model", model)) as there:
+        from herd.cli.remote_chat import open_remote
+
+        with open_remote(base_url, settings.value("model", model)) as there:
             _answer(there, text, params, raw=raw, system=system, as_json=json)
         return
     llm = load_llm(model, device=device, dtype=dtype, threads=threads, tp=tp, pp=pp)
     _answer(llm.inference, text, params, raw=raw, system=system, as_json=json)
-
-
-def _remote(base_url: str, model: str) -> RemoteModel:
-    """A model of a server that stands in no file."""
-    import os
-
-    from herd.inference.providers import ProviderConfig, RemoteModelConfig
-    from herd.inference.remote import RemoteModel
-
-    key = "HERD_API_KEY" if os.environ.get("HERD_API_KEY") else ""
-    provider = ProviderConfig(name="remote", base_url=base_url, api_key_env=key, models=(RemoteModelConfig(id=model),), dialect="vllm")
-    return RemoteModel(provider, model)
 
 
 def _answer(model: Inference, text: str, params: SamplingParams, *, raw: bool, system: str | None, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from herd.engine.disk.cache import DiskCache
 from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import MemoryPlan
+from herd.engine.params import TokenParams
 from herd.engine.sampler import check_ids, named_ids
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser
@@ -102,15 +103,22 @@ class Engine:
         DoesNotFitError for a request that could not run even alone, FormatError for a grammar that is wrong or costs too much (compiling it
         is waited for), EngineError once the engine is broken or closed.
         """
-        self._check(request)
-        params = replace(request.params, max_tokens=min(request.params.max_tokens, self.context - len(request.prompt)))
-        self.scheduler.check_fits(len(request.prompt), params.max_tokens)
-        grammar = None if request.grammar is None else self._compiled(request.grammar)
+        params, grammar = self._admissible(request)
         number = next(self._requests)
         drive = None if self._thread is not None else self.drive
         stream = TokenStream(request.n, cancel=lambda index: self._post(lambda: self.stepper.cancel(number, index)), drive=drive)
         self._post(lambda: self.stepper.add(number, replace(request, params=params), emit or stream.emit, grammar=grammar))
         return stream
+
+    def check(self, request: TokenRequest) -> None:
+        """Raises what `submit` would raise, and queues nothing."""
+        self._admissible(request)
+
+    def _admissible(self, request: TokenRequest) -> tuple[TokenParams, CompiledGrammar | None]:
+        self._check(request)
+        params = replace(request.params, max_tokens=min(request.params.max_tokens, self.context - len(request.prompt)))
+        self.scheduler.check_fits(len(request.prompt), params.max_tokens)
+        return params, None if request.grammar is None else self._compiled(request.grammar)
 
     def _compiled(self, grammar: Grammar) -> CompiledGrammar:
         with self._making:

@@ -46,15 +46,15 @@ class Vectors:
 class _Requests:
     """What both kinds of client say the same."""
 
-    def __init__(self, provider: ProviderConfig, model: str) -> None:
-        self.provider, self.model = provider, model
+    def __init__(self, provider: ProviderConfig, model: str, api_key: str | None = None) -> None:
+        self.provider, self.model, self._key = provider, model, api_key
 
     @property
     def _timeout(self) -> httpx.Timeout:
         return httpx.Timeout(self.provider.timeout_s, connect=self.provider.connect_timeout_s)
 
     def _headers(self) -> dict[str, str]:
-        key = self.provider.key()
+        key = self.provider.key() if self._key is None else self._key.strip()
         return {"user-agent": f"llama-herd/{__version__}"} | ({"authorization": f"Bearer {key}"} if key else {})
 
     def _url(self, path: str) -> str:
@@ -64,6 +64,10 @@ class _Requests:
         if isinstance(request, ChatRequest):
             return "/chat/completions", chat_body(self.provider, self.model, request)
         return "/completions", completion_body(self.provider, self.model, request)
+
+    def check(self, request: ChatRequest | CompletionRequest) -> None:
+        """Raises UsageError for what the provider cannot be asked; asks it nothing."""
+        self._asked(request)
 
     def _down(self, error: Exception) -> RemoteError:
         name = self.provider.name
@@ -303,10 +307,10 @@ class RemoteStream:
 
 
 class RemoteModel(_Requests):
-    """A model of a provider as an `Inference`, for threads. Close it, or use it as a context manager."""
+    """A model of a provider as an `Inference`, for threads. Close it, or use it as a context manager. A key given here is used first."""
 
-    def __init__(self, provider: ProviderConfig, model: str, *, client: httpx.Client | None = None) -> None:
-        super().__init__(provider, model)
+    def __init__(self, provider: ProviderConfig, model: str, *, client: httpx.Client | None = None, api_key: str | None = None) -> None:
+        super().__init__(provider, model, api_key)
         self._client = client or httpx.Client(verify=_trusted(), timeout=self._timeout)
 
     def __enter__(self) -> RemoteModel:
@@ -332,6 +336,12 @@ class RemoteModel(_Requests):
         with ExitStack() as stack:
             response = self._send(stack, "/embeddings", self._embedding(texts, dimensions, pooling))
             return self._vectors(self._read(response), len(texts))
+
+    def served(self) -> list[dict[str, Any]]:
+        """The models that the server lists, as it tells them. Raises RemoteError."""
+        with ExitStack() as stack:
+            told = self._whole(self._read(self._send(stack, "/models", None)))
+        return [dict(row) for row in told.get("data") or () if isinstance(row, Mapping) and "id" in row]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
     def _start(self, request: ChatRequest | CompletionRequest) -> Iterator[Event]:
         if request.n != 1:
@@ -359,11 +369,13 @@ class RemoteModel(_Requests):
             for part in reader.finish():
                 yield part.event
 
-    def _send(self, stack: ExitStack, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        headers = self._headers() | {"content-type": "application/json"}
+    def _send(self, stack: ExitStack, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        """A response whose body is still to be read, to a POST of a body or to a GET without one. Raises HerdError."""
+        method, content = ("GET", None) if body is None else ("POST", _encoded(body))
+        headers = self._headers() | ({} if body is None else {"content-type": "application/json"})
         left, pause = self.provider.connect_retries, _FIRST_PAUSE_S
         while True:
-            asked = self._client.build_request("POST", self._url(path), headers=headers, content=_encoded(body), timeout=self._timeout)
+            asked = self._client.build_request(method, self._url(path), headers=headers, content=content, timeout=self._timeout)
             try:
                 response = self._client.send(asked, stream=True)
                 break

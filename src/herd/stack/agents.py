@@ -148,7 +148,7 @@ def _page(found: list[dict[str, Any]], start: int, limit: int) -> Response:
 
 def _add_agents(router: APIRouter, desk: AgentDesk) -> None:
     async def read(body: AgentBody, owner: str) -> AgentConfig:
-        desk.service.models.find(body.agent_config.model)
+        desk.service.find(body.agent_config.model, owner)
         config = config_of(body.agent_config, ())
         await desk.tools_of(owner, config)
         return config

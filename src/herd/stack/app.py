@@ -31,12 +31,14 @@ from herd.stack.page import page_routes
 from herd.stack.paths import comes_later
 from herd.stack.prompt_routes import prompt_routes
 from herd.stack.provider_routes import provider_routes
+from herd.stack.rag_tool import rag_tool_routes
 from herd.stack.responses.conversation_routes import conversation_routes
 from herd.stack.responses.desk import Desk
 from herd.stack.responses.routes import response_routes
 from herd.stack.safety_routes import safety_routes
 from herd.stack.service import Service
 from herd.stack.storage import Storage
+from herd.stack.stored_completions import stored_completion_routes
 from herd.stack.tool_routes import tool_routes
 from herd.stack.vector_files import file_batch_routes, vector_file_routes
 from herd.stack.vector_io import vector_db_routes, vector_io_routes
@@ -65,6 +67,8 @@ def create_app(
     app.openapi = partial(document, app)
     guard = Guard(app, service.config, observe=service.metrics.answered)
     app.include_router(chat_routes(service))
+    if service.database is not None:
+        app.include_router(stored_completion_routes(service.database))
     app.include_router(completion_routes(service))
     app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
@@ -91,6 +95,7 @@ def create_app(
         app.include_router(file_batch_routes(retrieval))
         app.include_router(vector_io_routes(retrieval))
         app.include_router(vector_db_routes(retrieval, service.config))
+        app.include_router(rag_tool_routes(retrieval, service.tools.policy))
     app.add_exception_handler(HerdError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -18,6 +18,7 @@ from herd.stack.guard import Context
 from herd.stack.receipts import make_receipt
 from herd.stack.service import Job, Service
 from herd.stack.sse import DONE, EventStream, error_event, event
+from herd.stack.stored_completions import keep, refuse_unless_kept
 from herd.stack.translate import chat_request
 from herd.stack.types import ChatBody, Sampling
 
@@ -41,20 +42,23 @@ def chat_routes(service: Service) -> APIRouter:
 
 
 async def answer_chat(service: Service, body: ChatBody, context: Context) -> dict[str, Any]:
-    """The whole answer of a body. Raises HerdError."""
-    return await _whole(service, await _start(service, body, context), body)
+    """The whole answer of a body, kept where that is asked for. Raises HerdError."""
+    data = await _whole(service, await _start(service, body, context), body)
+    await keep(service.database, body, context, data)
+    return data
 
 
 async def _start(service: Service, body: ChatBody, context: Context) -> Job:
-    refuse_of_remote(service, body)
+    refuse_of_remote(service, body, context)
+    refuse_unless_kept(service.database, body)
     caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
     return await service.answer(chat_request(body, service.config.caps, caller), context, body.model)
 
 
-def refuse_of_remote(service: Service, body: Sampling) -> None:
+def refuse_of_remote(service: Service, body: Sampling, context: Context) -> None:
     """Raises RequestError for what only the engine of this process can tell, asked of a remote model."""
     for name in ("return_token_ids", "receipt"):
-        if getattr(body, name) and service.models.find(body.model).remote is not None:
+        if getattr(body, name) and service.find_for(body.model, context).remote is not None:
             message = f"{name} goes with the engine's own model alone"
             raise RequestError("usage", message, hint=f"leave it out, or name {service.models.local.id!r}", param=name)
 
@@ -69,17 +73,28 @@ async def _whole(service: Service, job: Job, body: ChatBody) -> dict[str, Any]:
             sums[part.index].add(delta)
         if isinstance(part.event, Finished):
             answers[part.index] = part.event
-    choices = [_choice(index, answers[index], sums[index].message(), body, job) for index in sorted(answers)]
-    data: dict[str, Any] = {
+    head = _head(service, job, "chat.completion")
+    return _completion(service, job, body, head, answers, sums)
+
+
+def _head(service: Service, job: Job, kind: str) -> dict[str, Any]:
+    """What an answer and each of its chunks begin with."""
+    return {
         "id": new_id("chatcmpl-"),
-        "object": "chat.completion",
+        "object": kind,
         "created": int(time.time()),
         "model": job.model,
-        "choices": choices,
-        "usage": usage([[answers[index].usage for index in sorted(answers)]]),
         "system_fingerprint": fingerprint(service) if job.local else None,
     }
-    return data | _extras(service, job, body, answers)
+
+
+def _completion(
+    service: Service, job: Job, body: ChatBody, head: dict[str, Any], answers: Mapping[int, Finished], sums: Sequence[Sum]
+) -> dict[str, Any]:
+    """The object of all answers."""
+    choices = [_choice(index, answers[index], sums[index].message(), body, job) for index in sorted(answers)]
+    told = {**head, "choices": choices, "usage": usage([[answers[index].usage for index in sorted(answers)]])}
+    return told | _extras(service, job, body, answers)
 
 
 def fingerprint(service: Service) -> str:
@@ -87,7 +102,7 @@ def fingerprint(service: Service) -> str:
     return "herd-" + str(service.engine.info["weights_digest"])[:16] + "-" + str(service.engine.info["dtype"])
 
 
-def _extras(service: Service, job: Job, body: ChatBody, answers: dict[int, Finished]) -> dict[str, Any]:
+def _extras(service: Service, job: Job, body: ChatBody, answers: Mapping[int, Finished]) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if body.return_token_ids:
         extras["prompt_token_ids"] = list(job.request.prompt)
@@ -126,17 +141,12 @@ class _ChunkWriter:
     def __init__(self, service: Service, job: Job, body: ChatBody, context: Context) -> None:
         self._service, self._job, self._body, self._context = service, job, body, context
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
-        head = {
-            "id": new_id("chatcmpl-"),
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": job.model,
-            "system_fingerprint": fingerprint(service) if job.local else None,
-        }
-        self._head = dumps(head)[:-1]
+        self._told = _head(service, job, "chat.completion.chunk")
+        self._head = dumps(self._told)[:-1]
         self._tail = b',"usage":null}' if self._with_usage else b"}"
         self._choices: dict[int, _Choice] = {}
         self._answers: dict[int, Finished] = {}
+        self._sums = [Sum() for _ in range(job.request.n)] if body.store else []
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Everything, to the end or to an error, which is an event too."""
@@ -146,12 +156,21 @@ class _ChunkWriter:
                     data = self._tick(parts)
                     if data:
                         yield data
+            if len(self._answers) == self._job.request.n:
+                await self._keep()
         except Exception as error:
             yield error_event(error, self._context.request_id)
             return
         if len(self._answers) < self._job.request.n:
             return
         yield self._last()
+
+    async def _keep(self) -> None:
+        """Keep what was streamed, before its end is told."""
+        if self._body.store:
+            head = {**self._told, "object": "chat.completion"}
+            data = _completion(self._service, self._job, self._body, head, self._answers, self._sums)
+            await keep(self._service.database, self._body, self._context, data)
 
     def _last(self) -> bytes:
         end = b""
@@ -173,6 +192,8 @@ class _ChunkWriter:
             last = part.index
             choice = self._choice(last, out)
             for delta in choice.deltas.of(part.event):
+                if self._sums:
+                    self._sums[last].add(delta)
                 if "content" in delta:
                     texts.append(delta["content"])
                 else:

@@ -61,8 +61,8 @@ async def answer_completion(service: Service, body: CompletionBody, context: Con
 
 async def _start(service: Service, body: CompletionBody, context: Context) -> list[Job]:
     """Start all prompts or none."""
-    refuse_of_remote(service, body)
-    if service.models.find(body.model).remote is not None:
+    refuse_of_remote(service, body, context)
+    if service.find_for(body.model, context).remote is not None:
         _refuse_scoring(body)
     caller = service.caller(context, priority=body.priority, salt=body.cache_salt)
     asked = completion_requests(body, service.config.caps, caller)

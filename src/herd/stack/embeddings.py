@@ -39,7 +39,7 @@ def embedding_routes(service: Service) -> APIRouter:
 
 async def answer_embedding(service: Service, body: EmbeddingBody, context: Context, *, priority: int | None = None) -> dict[str, Any]:
     """The vectors of a body. Raises HerdError."""
-    served = service.models.find(body.model)
+    served = service.find_for(body.model, context)
     texts = prompts_of(body.input, service.config.caps, param="input")
     if served.remote is not None:
         return await _of_remote(service, served, body, texts, context)

@@ -159,6 +159,15 @@ class EngineProcess:
 
     async def submit(self, request: TokenRequest, emit: Emit) -> RequestHandle:
         """See `AsyncEngine.submit`. Raises EngineDownError while there is no engine."""
+        number = await self._ask("submit", request, emit)
+        return RequestHandle(lambda index: self._cancel(number, index))
+
+    async def check(self, request: TokenRequest) -> None:
+        """Raises what `submit` would raise, and begins nothing."""
+        self._pending.pop(await self._ask("check", request, lambda _: None), None)
+
+    async def _ask(self, op: str, request: TokenRequest, emit: Emit) -> int:
+        """Put a request before the engine; its number, once the engine has taken it."""
         if self.state != "ready" or self._writer is None:
             raise EngineDownError("the engine is not ready", hint="it is being started: ask again in a few seconds")
         number = next(self._ids)
@@ -167,7 +176,7 @@ class EngineProcess:
         self._pending[number] = pending
         writer = self._writer
         try:
-            writer.write(frame({"op": "submit", "id": number, "request": request_to_dict(request)}))
+            writer.write(frame({"op": op, "id": number, "request": request_to_dict(request)}))
             await writer.drain()
             await pending.accepted
         except ConnectionError as error:
@@ -179,7 +188,7 @@ class EngineProcess:
         except BaseException:
             self._pending.pop(number, None)
             raise
-        return RequestHandle(lambda index: self._cancel(number, index))
+        return number
 
     def _cancel(self, number: int, index: int | None) -> None:
         if number not in self._pending:

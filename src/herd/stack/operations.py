@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from herd.stack.answers import json_response, token_text
@@ -67,8 +67,8 @@ def tokenizer_routes(service: Service) -> APIRouter:
     tokenizer = service.tokenizer
 
     @router.post("/tokenize", summary="A text or a conversation as token ids", response_model=None)
-    async def tokenize(body: TokenizeBody) -> Response:
-        service.models.find_local(body.model, "how it cuts texts into tokens")
+    async def tokenize(body: TokenizeBody, request: Request) -> Response:
+        service.find_local(body.model, request.scope["herd"], "how it cuts texts into tokens")
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("usage", "give either prompt or messages", hint="prompt is a text, messages a conversation", param="prompt")
         ids = await asyncio.to_thread(partial(_encode, service, body))
@@ -78,8 +78,8 @@ def tokenizer_routes(service: Service) -> APIRouter:
         return json_response(data)
 
     @router.post("/detokenize", summary="Token ids as a text", response_model=None)
-    async def detokenize(body: DetokenizeBody) -> Response:
-        service.models.find_local(body.model, "how it cuts texts into tokens")
+    async def detokenize(body: DetokenizeBody, request: Request) -> Response:
+        service.find_local(body.model, request.scope["herd"], "how it cuts texts into tokens")
         return json_response({"prompt": tokenizer.decode(body.tokens)})
 
     @router.get("/tokenizer_info", summary="The tokenizer's facts", response_model=None)

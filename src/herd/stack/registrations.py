@@ -1,26 +1,22 @@
-"""What clients register by name: shields, tool groups and prompts. Each key has its own, and finds no one else's.
+"""What clients register by name: shields, tool groups, prompts, and names of models. Each key has its own, and finds no one else's.
 
-    STATE/registered/OWNER.json    {"shields": {...}, "toolgroups": {...}, "prompts": {...}}
-
-One small file for each owner, replaced whole at every change, so that what was acknowledged is there after a crash. Without a state
-directory it is kept in memory.
+Rows of the database are the truth, and a change is a row there before it is told of; what an owner has is held in memory once it was read,
+since a database has one server. Without a database it is kept in memory alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
-from pathlib import Path
 from typing import Any, Literal, cast
 
-from herd.base.atomic import atomic_file
-from herd.base.errors import ConfigError
 from herd.stack.errors import RequestError
+from herd.store import registrations as rows
+from herd.store.database import Database
 
-Kind = Literal["shields", "toolgroups", "prompts"]
-KINDS: tuple[Kind, ...] = ("shields", "toolgroups", "prompts")
-MOST: dict[Kind, int] = {"shields": 100, "toolgroups": 32, "prompts": 1000}
+Kind = Literal["shields", "toolgroups", "prompts", "models"]
+KINDS: tuple[Kind, ...] = ("shields", "toolgroups", "prompts", "models")
+MOST: dict[Kind, int] = {"shields": 100, "toolgroups": 32, "prompts": 1000, "models": 100}
 MAX_OWNER_BYTES = 16 * 2**20
 """Of everything that one owner registered."""
 _Things = dict[Kind, dict[str, dict[str, Any]]]
@@ -29,30 +25,22 @@ _Things = dict[Kind, dict[str, dict[str, Any]]]
 class Registrations:
     """All of them. Methods are short, and for any thread."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, database: Database | None = None) -> None:
+        self._database = database
         self._lock = threading.Lock()
         self._known: dict[str, _Things] = {}
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise ConfigError(f"cannot keep registrations in {folder}: {error.strerror}", hint="choose another --state-dir") from error
 
-    def _path(self, owner: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+    @property
+    def outlives_a_restart(self) -> bool:
+        """Whether what is registered is kept anywhere but in memory."""
+        return self._database is not None
 
     def _of(self, owner: str) -> _Things:
         if owner not in self._known:
             things: _Things = {kind: {} for kind in KINDS}
-            if self._folder is not None and self._path(owner).is_file():
-                path = self._path(owner)
-                try:
-                    read = json.loads(path.read_text(encoding="utf-8"))
-                    things |= {kind: dict(read.get(kind, {})) for kind in KINDS}
-                except (ValueError, AttributeError, TypeError) as error:
-                    raise ConfigError(f"{path} is damaged", hint="remove it, and register again what was in it") from error
+            for kind, name, thing in [] if self._database is None else rows.of_owner(self._database, owner):
+                if kind in things:
+                    things[kind][name] = thing
             self._known[owner] = things
         return self._known[owner]
 
@@ -76,7 +64,13 @@ class Registrations:
                 raise RequestError("conflict", told, hint="unregister it first" if expected is None else "read it, and change it again")
             if expected is None and len(things[kind]) >= MOST[kind]:
                 raise RequestError("conflict", f"you have {MOST[kind]} {kind}, the most there can be", hint="delete one that is not used")
-            self._replace(owner, {**things, kind: {**things[kind], name: thing}})
+            changed: _Things = {**things, kind: {**things[kind], name: _copied(thing)}}
+            if len(json.dumps(changed, ensure_ascii=True)) > MAX_OWNER_BYTES:
+                told = f"what you registered would take over {MAX_OWNER_BYTES:,} bytes"
+                raise RequestError("too_large", told, hint="delete what is not used")
+            if self._database is not None:
+                rows.put(self._database, owner, kind, name, thing)
+            self._known[owner] = changed
 
     def drop(self, owner: str, kind: Kind, name: str) -> bool:
         """Forget a thing; says whether it was there."""
@@ -84,20 +78,10 @@ class Registrations:
             things = self._of(owner)
             if name not in things[kind]:
                 return False
-            self._replace(owner, {**things, kind: {known: thing for known, thing in things[kind].items() if known != name}})
+            if self._database is not None:
+                rows.drop(self._database, owner, kind, name)
+            self._known[owner] = {**things, kind: {known: thing for known, thing in things[kind].items() if known != name}}
             return True
-
-    def _replace(self, owner: str, things: _Things) -> None:
-        text = json.dumps(things, ensure_ascii=True)
-        if len(text) > MAX_OWNER_BYTES:
-            raise RequestError(
-                "too_large", f"what you registered would take over {MAX_OWNER_BYTES:,} bytes", hint="delete what is not used"
-            )
-        if self._folder is not None:
-            with atomic_file(self._path(owner)) as path:
-                path.write_text(text, encoding="utf-8")
-                path.chmod(0o600)
-        self._known[owner] = things
 
 
 def _copied(thing: Any) -> Any:

@@ -75,7 +75,7 @@ class _Finder:
                 raise RequestError("usage", message, hint="shields with one: " + ", ".join(WITH_THRESHOLD), param="params")
             return make_shield(kind, threshold=threshold)
         try:
-            served = self._service.models.find(kind)
+            served = self._service.find(kind, self.owner)
         except RequestError:
             hint = did_you_mean(kind, MAKERS, otherwise="GET /v1/shields lists the shields")
             raise RequestError("not_found", f"there is no shield {kind!r:.100}", hint=hint, param="shield_id") from None

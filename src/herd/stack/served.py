@@ -70,6 +70,10 @@ class ServedModels:
         """The engine's first."""
         return (self.local, *self.remotes)
 
+    def serves(self, name: str) -> bool:
+        """Whether a name is that of a model."""
+        return name in self._names
+
     def find(self, name: str) -> ServedModel:
         """A model by any of its names; the engine's for an empty one. Raises RequestError for one that is not served."""
         found = self._names.get(name)

@@ -31,6 +31,7 @@ from herd.stack.responses.equipment import Equipment
 from herd.stack.responses.stored_vectors import StoredVectors
 from herd.stack.service import Service
 from herd.stack.storage import Storage
+from herd.stack.takeover import take_over
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 from herd.tools.retrieval.indexer import Indexer
@@ -159,7 +160,10 @@ class Server:
     async def _serve(
         self, engine: EngineProcess, storage: Storage | None, sock: socket.socket, on_ready: Callable[[Server, EngineProcess], None] | None
     ) -> None:
-        service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format)
+        database = None if storage is None else storage.database
+        if database is not None and storage is not None:
+            take_over(database, storage.folder, ["", *(key.name for key in self.config.keys)])
+        service = self.service = Service(self.config, engine, self._tokenizer, self._prompt_format, database=database)
         batches = self._batches = None if storage is None else BatchRunner(service, storage)
         retrieval = None if storage is None else storage.retrieval(ServiceEmbedder(service))
         indexer = None if retrieval is None else Indexer(retrieval)

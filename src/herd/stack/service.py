@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from herd.base.errors import HerdError
@@ -18,6 +17,7 @@ from herd.engine.stream import TokenRequest
 from herd.inference.aio import AsyncModel, Stream, aside, size_of
 from herd.inference.embed import EmbedReader
 from herd.inference.port import AsyncAnswer, Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead, Usage
+from herd.inference.prepare import Prepared
 from herd.inference.reading import Reader
 from herd.inference.remote import AsyncRemoteModel, RemoteStream, Vectors
 from herd.stack.admission import Admission, Ticket
@@ -32,6 +32,7 @@ from herd.stack.served import ServedModel, ServedModels
 from herd.stack.shielding import RefusedAnswer, Shielding, Stopped, shields_of
 from herd.stack.toolkit import ServerTools, networks_of
 from herd.stack.tracing import Tracing
+from herd.store.database import Database
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -223,10 +224,16 @@ class Call:
 
 
 class Service:
-    """The engine's model, remote ones beside it, and the shields around them all."""
+    """The engine's model, remote ones beside it, and the shields around them all. What clients register is kept in the database, if any."""
 
     def __init__(
-        self, config: ServerConfig, engine: EngineProcess, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None
+        self,
+        config: ServerConfig,
+        engine: EngineProcess,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat | None = None,
+        *,
+        database: Database | None = None,
     ) -> None:
         self.config, self.engine, self.tokenizer = config, engine, tokenizer
         self.model = AsyncModel(engine, tokenizer, prompt_format=prompt_format)
@@ -236,9 +243,9 @@ class Service:
         self.admission = Admission(ttft_target_s=config.ttft_target_s, max_waiting=config.max_waiting, clock=time.monotonic)
         self.quotas = {key.name: Quota(key) for key in config.keys}
         self.shielding = Shielding(shields_of(config.shields), self.metrics) if config.shields else None
-        folder = None if config.state_dir is None else Path(config.state_dir) / "registered"
-        self.registrations = Registrations(folder)
-        self.tools = ServerTools(self.registrations, folder=folder, networks=networks_of(config.mcp_networks))
+        self.database = database
+        self.registrations = Registrations(database)
+        self.tools = ServerTools(self.registrations, networks=networks_of(config.mcp_networks))
         self.num_remote = 0
         """Requests that remotes are answering."""
         self.created = int(time.time())
@@ -247,6 +254,24 @@ class Service:
         """Let go of tools and of connections to remotes."""
         await self.tools.close()
         await self.models.close()
+
+    def find(self, name: str, owner: str) -> ServedModel:
+        """A model by a name of the server's, or by one that this key registered. Raises RequestError for one that is not served."""
+        if self.models.serves(name):
+            return self.models.find(name)
+        own = self.registrations.get(owner, "models", name)
+        if own is not None and not self.models.serves(own["target"]):
+            message = f"the model {name!r:.200} stands for {own['target']!r:.200}, which is not served"
+            raise RequestError("not_found", message, hint="unregister it, or put the model back into herd.toml", param="model")
+        return self.models.find(name if own is None else own["target"])
+
+    def find_for(self, name: str, context: Context) -> ServedModel:
+        """The same, for who asks."""
+        return self.find(name, "" if context.key is None else context.key.name)
+
+    def find_local(self, name: str, context: Context, what: str) -> ServedModel:
+        """The engine's model by any name. Raises RequestError for a remote one, of which `what` cannot be had."""
+        return self.models.find_local(self.find_for(name, context).id, what)
 
     def caller(self, context: Context, *, priority: int | None, salt: str | None) -> Caller:
         """Who asks. Each key has cached prefixes of its own; a request may ask for less priority than its key has, never for more."""
@@ -260,30 +285,47 @@ class Service:
     async def answer(self, request: ChatRequest | CompletionRequest, context: Context, model: str = "", *, guarded: bool = True) -> Job:
         """Answer a conversation, or go on with a text, by a model of any name. Raises HerdError before anything has begun.
 
+        What is no valid request is told so before a shield reads it: an error is the same with shields and without.
+
         `guarded` false is for what the shields themselves ask.
         """
-        served = self.models.find(model)
+        served = self.find_for(model, context)
         if served.type != "llm":
             raise RequestError("usage", f"the model {served.id!r} only makes vectors", hint="name another one", param="model")
         if served.remote is None:
             self._check_size(size_of(request))
         shielding = self.shielding if guarded else None
+        prepared: Prepared | None = None
         if shielding is not None:
+            prepared = await self._checked(served, request)
+            asked = request
             decode = self.tokenizer.decode if served.remote is None else None
             request, stopped = await shielding.incoming(request, decode=decode)
             if stopped is not None:
                 self._note(context, stopped)
                 refused = RefusedAnswer(stopped.message, request.n)
                 return Job(_stand_in(request), refused, served.id, local=False, stopped=dict.fromkeys(range(request.n), stopped))
+            if request is not asked:
+                prepared = None
         if served.remote is not None:
             return await self._ask_remote(served, served.remote, request, context, shielding)
-        prepared = await self.model.prepare(request)
+        if prepared is None:
+            prepared = await self.model.prepare(request)
         stream, call = await self._submit(prepared.tokens, self.model.reader(prepared), context)
         tokens = prepared.tokens
         job = Job(tokens, _Watched(call, stream), served.id, sure=tokens.grammar is not None)
         used = lambda: Usage(prompt_tokens=len(tokens.prompt), completion_tokens=stream.num_tokens)  # noqa: E731
         self._guard(job, request, shielding, used, context)
         return job
+
+    async def _checked(self, served: ServedModel, request: ChatRequest | CompletionRequest) -> Prepared | None:
+        """The request in token ids, where the engine has them. Raises HerdError for one that would be refused."""
+        if served.remote is not None:
+            served.remote.check(request)
+            return None
+        prepared = await self.model.prepare(request)
+        await self.engine.check(prepared.tokens)
+        return prepared
 
     async def _ask_remote(
         self,

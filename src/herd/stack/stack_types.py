@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
-from herd.stack.types import MAX_INT, ChatMessage, JsonSchema, Lenient, Text
+from herd.stack.types import MAX_INT, ChatMessage, JsonSchema, Lenient, Text, _few  # pyright: ignore[reportPrivateUsage]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """A name of something: no control characters."""
@@ -192,6 +192,18 @@ class InferenceBody(Lenient):
     sampling_params: StackSampling | None = Field(default=None, description="How tokens are chosen.")
     response_format: StackResponseFormat | None = Field(default=None, description="What the answer has to look like.")
     logprobs: StackLogprobs | None = Field(default=None, description="Tell log-probabilities.")
+
+
+class ModelBody(Lenient):
+    """POST /v1/models: another name for a model."""
+
+    model_id: str = Field(
+        min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@ -]*$", description="The name, which is yours alone."
+    )
+    provider_model_id: str | None = Field(default=None, max_length=512, description="The model, by any name of GET /v1/models.")
+    provider_id: str | None = Field(default=None, max_length=256, description="Whose it is, where that is to be sure of.")
+    model_type: Literal["llm", "embedding"] | None = Field(default=None, description="Has to be the model's.")
+    metadata: Annotated[dict[str, Any], BeforeValidator(_few)] | None = Field(default=None, description="Kept, and told with it.")
 
 
 class ChatCompletionBody(InferenceBody):

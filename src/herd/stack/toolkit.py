@@ -13,7 +13,6 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from herd.base.errors import ConfigError, HerdError, NotFoundError
@@ -21,7 +20,7 @@ from herd.stack.errors import RequestError
 from herd.stack.registrations import Registrations
 from herd.tools.mcp.client import McpConnection
 from herd.tools.mcp.config import McpServerConfig
-from herd.tools.mcp.pins import Pins, RemoteTool
+from herd.tools.mcp.pins import AgreedTools, RemoteTool
 from herd.tools.mcp.tools import mcp_group
 from herd.tools.registry import Registry, ToolGroup
 from herd.tools.tool import Tool, ToolContext, ToolResult
@@ -69,8 +68,7 @@ class ServerTools:
     """All tools of a server. For one event loop; close it there.
 
     Args:
-        registrations: where registered groups are kept.
-        folder: where it is kept what was agreed to; None keeps it nowhere.
+        registrations: where registered groups are kept, with what was agreed to of each.
         networks: private networks whose MCP servers may be registered.
         config: which tools the installation has; default: by its settings.
     """
@@ -79,11 +77,10 @@ class ServerTools:
         self,
         registrations: Registrations,
         *,
-        folder: Path | None,
         networks: Sequence[IPNetwork] = (),
         config: ToolboxConfig | None = None,
     ) -> None:
-        self._registrations, self._folder, self._config = registrations, folder, config
+        self._registrations, self._config = registrations, config
         ports = frozenset(range(1, 65536)) if networks else PORTS
         self._policy = WebPolicy(ports=ports, allowed_networks=tuple(networks))
         self._box: Toolbox | None = None
@@ -120,19 +117,21 @@ class ServerTools:
             for name, record in self._registrations.all(owner, "toolgroups").items():
                 if name not in own.connections:
                     try:
-                        await self._connect(owner, own, name, record["uri"], record["headers"], agree=False)
+                        await self._connect(own, name, record["uri"], record["headers"], record.get("agreed") or {})
                         own.missing.pop(name, None)
                     except HerdError as error:
                         own.missing[name] = error.message
         return own
 
-    async def _connect(self, owner: str, own: _Own, name: str, uri: str, headers: Mapping[str, str], *, agree: bool) -> None:
+    async def _connect(
+        self, own: _Own, name: str, uri: str, headers: Mapping[str, str], agreed: Mapping[str, str] | None
+    ) -> Mapping[str, str]:
+        """Add a server's group, of the tools that were agreed to; None agrees to them all as they are. What is agreed to then."""
         connection = await self._connection(_server_name(name), uri, headers)
-        pins = Pins(self._pins_path(owner, name))
         try:
-            if agree:
-                pins.agree(connection.config.name, await connection.list_tools())
-            group, left_out = await mcp_group(connection, pins)
+            if agreed is None:
+                agreed = {tool.name: tool.digest for tool in await connection.list_tools()}
+            group, left_out = await mcp_group(connection, AgreedTools(agreed))
             aliases = {tool.name.partition("__")[2]: tool.name for tool in group.tools}
             group = replace(group, name=name, aliases=aliases, provider="mcp", metadata={"server": uri})
             await self._check_free(group)
@@ -142,6 +141,7 @@ class ServerTools:
             raise
         own.connections[name] = connection
         own.missing |= left_out
+        return agreed
 
     async def _check_free(self, group: ToolGroup) -> None:
         """Raises RequestError if a tool of the group would shadow one of the installation."""
@@ -157,11 +157,6 @@ class ServerTools:
         await pinned(address.host, address.port, self._policy)
         config = McpServerConfig(name=server, url=str(address), headers=dict(headers), timeout_s=TIMEOUT_S)
         return McpConnection(config, policy=self._policy)
-
-    def _pins_path(self, owner: str, name: str) -> Path:
-        digest = hashlib.sha256(f"{owner}\0{name}".encode()).hexdigest()[:32]
-        assert self._folder is not None
-        return self._folder / f"agreed-{digest}.json"
 
     async def groups(self, owner: str) -> list[dict[str, Any]]:
         """All groups that a key can use, as the Llama Stack tells them. Asks no network."""
@@ -225,16 +220,16 @@ class ServerTools:
 
     async def register(self, owner: str, name: str, uri: str, args: Mapping[str, Any]) -> None:
         """Register an MCP server as a group, and agree to its tools as they are. Raises RequestError, DeniedAddressError, ToolError."""
-        if self._folder is None:
+        if not self._registrations.outlives_a_restart:
             raise RequestError("conflict", "this server keeps no state", hint="start it with a --state-dir")
         if any(group["identifier"] == name for group in await self.groups(owner)):
             raise RequestError("conflict", f"there is a tool group {name!r} already", hint="unregister it first", param="toolgroup_id")
         headers = _headers(args)
         own = await self._of(owner)
         async with own.lock:
-            await self._connect(owner, own, name, uri, headers, agree=True)
+            agreed = await self._connect(own, name, uri, headers, None)
             told = {key: value for key, value in args.items() if key != "headers"}
-            record = {"uri": uri, "headers": headers, "args": told}
+            record = {"uri": uri, "headers": headers, "args": told, "agreed": dict(agreed)}
             try:
                 await asyncio.to_thread(self._registrations.put, owner, "toolgroups", name, record)
             except BaseException:
@@ -251,8 +246,6 @@ class ServerTools:
         if own is not None:
             async with own.lock:
                 await self._forget(own, name)
-        if self._folder is not None:
-            await asyncio.to_thread(self._pins_path(owner, name).unlink, missing_ok=True)
 
     async def _forget(self, own: _Own, name: str) -> None:
         own.missing.pop(name, None)

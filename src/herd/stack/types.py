@@ -223,14 +223,20 @@ class ChatBody(Sampling):
     )
     parallel_tool_calls: bool | None = Field(default=None, description="Whether one answer may hold several calls. Default true.")
     response_format: ResponseFormat | None = Field(default=None, description="What the answer has to look like.")
-    metadata: Metadata | None = Field(default=None, max_length=16, description="Taken, and changes nothing.")
-    store: bool | None = Field(default=None, description="Taken, and changes nothing: nothing is stored.")
+    metadata: Metadata | None = Field(default=None, max_length=16, description="With `store`: kept, told, and lists are filtered by it.")
+    store: bool | None = Field(default=None, description="Keep the answer for 30 days; GET /v1/chat/completions/{id} tells it again.")
     service_tier: str | None = Field(default=None, max_length=64, description="Taken, and changes nothing.")
     reasoning_effort: str | None = Field(default=None, max_length=64, description="Taken, and changes nothing.")
     verbosity: str | None = Field(default=None, max_length=64, description="Taken, and changes nothing.")
     safety_identifier: str | None = Field(default=None, max_length=512, description="Taken, and changes nothing.")
     prompt_cache_key: str | None = Field(default=None, max_length=512, description="Taken, and changes nothing: prefixes are found anyway.")
     modalities: list[Literal["text"]] | None = Field(default=None, max_length=1, description="Only text.")
+
+
+class StoredCompletionBody(Wire):
+    """POST /v1/chat/completions/{completion_id}."""
+
+    metadata: Metadata | None = Field(max_length=16, description="In place of what was there.")
 
 
 Texts = Annotated[list[Text], Field(max_length=65_536, fail_fast=True)]

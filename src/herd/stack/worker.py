@@ -137,14 +137,16 @@ class Worker:
         """Do what a frame asks; False to stop."""
         kind = message["op"]
         if kind == "submit":
-            self._take_request(message["id"], message["request"])
+            self._take_request(message["id"], message["request"], self._submit)
+        elif kind == "check":
+            self._take_request(message["id"], message["request"], self._check)
         elif kind == "cancel":
             self._cancel(message["id"], message["index"])
         return kind != "stop"
 
-    def _take_request(self, number: int, data: Mapping[str, Any]) -> None:
+    def _take_request(self, number: int, data: Mapping[str, Any], take: Callable[[int, Mapping[str, Any]], TokenStream | None]) -> None:
         if data.get("grammar") is None:
-            self._submit(number, data)
+            take(number, data)
             return
         with self._lock:
             crowded = len(self._compiling) >= MAX_COMPILING
@@ -154,12 +156,12 @@ class Worker:
             self._outbox.event(number, ["f", OverloadedError("too many grammars wait to be compiled", hint="try again later").to_dict()])
             self._outbox.flush()
         else:
-            self._compilers.submit(self._submit_compiled, number, data)
+            self._compilers.submit(self._take_compiled, number, data, take)
 
-    def _submit_compiled(self, number: int, data: Mapping[str, Any]) -> None:
+    def _take_compiled(self, number: int, data: Mapping[str, Any], take: Callable[[int, Mapping[str, Any]], TokenStream | None]) -> None:
         with self._lock:
             left = number in self._cancelled
-        stream = None if left else self._submit(number, data)
+        stream = None if left else take(number, data)
         with self._lock:
             self._compiling.discard(number)
             left = number in self._cancelled
@@ -172,11 +174,22 @@ class Worker:
         try:
             return self._start(number, request_from_dict(data))
         except Exception as error:
-            if not isinstance(error, HerdError):
-                log.error("a request could not be begun", exc_info=error)
-            self._outbox.event(number, event_to_list(Failed(error=error)))
-            self._outbox.flush()
-            return None
+            return self._refuse(number, error)
+
+    def _check(self, number: int, data: Mapping[str, Any]) -> None:
+        """Say whether a request would be begun."""
+        try:
+            self._engine.check(request_from_dict(data))
+        except Exception as error:
+            return self._refuse(number, error)
+        self._outbox.event(number, ["ok"])
+        self._outbox.flush()
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        if not isinstance(error, HerdError):
+            log.error("a request could not be begun", exc_info=error)
+        self._outbox.event(number, event_to_list(Failed(error=error)))
+        self._outbox.flush()
 
     def _start(self, number: int, request: TokenRequest) -> TokenStream:
         # The acceptance has to go out before the first event, which another thread may send at once.

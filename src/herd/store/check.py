@@ -15,6 +15,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from herd.base.errors import NotFoundError
+from herd.store import check_sessions, registrations
 from herd.store.blobs import Blobs
 from herd.store.database import Database
 from herd.store.files import OPEN_STATES
@@ -61,11 +62,15 @@ def check(database: Database, blobs: Blobs, vectors: Vectors, *, deep: bool = Fa
         files = list(session.scalars(select(FileRow)))
         pending = _pending(session)
         problems += _vector_stores(session, vectors)
+        problems += [Problem(kind="registration", subject=one, message=told) for one, told in registrations.problems(session)]
+        problems += [Problem(kind="session", subject=one, message=told) for one, told in check_sessions.problems(session)]
         counts = {
             "files": len(files),
             "blobs": len(present),
             "vector_stores": session.scalar(select(func.count()).select_from(VectorStoreRow)) or 0,
             "chunks": session.scalar(select(func.count()).select_from(ChunkRow)) or 0,
+            "registrations": registrations.count(session),
+            "sessions": check_sessions.count(session),
         }
     for number, row in enumerate(files, start=1):
         problems += _file(row, blobs, deep)

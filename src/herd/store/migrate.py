@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from herd.base.log import get_logger
+from herd.store import pgvector
 from herd.store.database import Database
 from herd.store.errors import SchemaError
 
@@ -68,4 +69,6 @@ def upgrade(database: Database) -> tuple[str | None, str]:
             if database.is_sqlite:
                 connection.exec_driver_sql(f"PRAGMA user_version = {SQLITE_VERSION}")
             log.info("the database is brought from revision %s to %s", before or "none", known[-1])
+        if not database.is_sqlite:
+            pgvector.adopt(connection)  # an extension that came after revision 0007
     return before, known[-1]

@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from herd.base.errors import NotFoundError
+from herd.store import pgvector
 from herd.store.errors import ConflictError
 from herd.store.filters import check_attributes
 from herd.store.paging import Cursor, Page, owned, page_of
@@ -288,7 +289,7 @@ class VectorStores:
             store = _store(session, owner, store_id, lock=True)
             for name, found in chunks.items():
                 where = (ChunkRow.store_id == store_id, ChunkRow.file_id == name)
-                known = dict(session.execute(select(ChunkRow.text, ChunkRow.ordinal).where(*where)).tuples().all())
+                known = {text: ordinal for text, ordinal in session.execute(select(ChunkRow.text, ChunkRow.ordinal).where(*where))}  # noqa: C416
                 fresh = [chunk for chunk in {chunk.text: chunk for chunk in found}.values() if chunk.text not in known]
                 _insert(session, store, name, fresh, None, first=max(known.values(), default=-1) + 1)
             store.last_active = time.time()
@@ -362,7 +363,10 @@ def _insert(
             }
         )
     if rows:
+        last = session.scalar(select(func.max(ChunkRow.number)).where(ChunkRow.store_id == store.id))
         session.execute(ChunkRow.__table__.insert(), rows)  # pyright: ignore[reportAttributeAccessIssue]
+        if pgvector.serves(session):
+            pgvector.keep(session, store.id, -1 if last is None else last, store.dimensions or 0)
         store.num_chunks += len(rows)
         store.num_words += sum(row["num_words"] for row in rows)
     store.stamp = _stamp()

@@ -1,4 +1,4 @@
-"""Nearest vectors of a store: exact while it is small, usearch's HNSW above.
+"""Nearest vectors of a store: exact while it is small, usearch's HNSW above; where PostgreSQL has pgvector, that.
 
 Rows are the truth. What is held in memory, and the file that outlives a restart, follow them: before a search the store's `stamp` is
 compared, and where it moved, numbers that came are read and numbers that went are dropped. A file is used only if it is whole (its SHA-256
@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from herd.base.atomic import atomic_file
 from herd.base.log import get_logger
+from herd.store import pgvector
 from herd.store.errors import ConflictError
 from herd.store.tables.vector_stores import ChunkRow, VectorStoreRow
 
@@ -166,6 +167,8 @@ class Vectors:
                 f"the query's vector has {len(wanted):,} numbers, those of {store.id!r} have {store.dimensions:,}",
                 hint=f"ask with the model that the store was made with: {store.embedding_model}",
             )
+        if pgvector.serves(session):
+            return pgvector.nearest(session, store.id, wanted, limit, allowed, exact=store.num_chunks <= self._exact_rows)
         if allowed is not None and len(allowed) <= self._exact_rows:
             return self._among(session, store, wanted, limit, allowed)
         with self._lock(store.id):
@@ -176,7 +179,7 @@ class Vectors:
 
     def refresh(self, session: Session, store: VectorStoreRow) -> None:
         """Bring a store's index up to its rows now, so that no search has to."""
-        if store.dimensions is not None and store.num_chunks > self._exact_rows:
+        if store.dimensions is not None and store.num_chunks > self._exact_rows and not pgvector.serves(session):
             with self._lock(store.id):
                 self._current(session, store)
 

@@ -32,7 +32,7 @@ from herd.stack.responses.turns import Turns, needs_turn
 from herd.stack.responses.types import MAX_ITEMS, Asked, InputTokensBody, ResponseBody
 from herd.stack.responses.work import Answer, Asking, Ending, Telling, Work, last_kind
 from herd.stack.service import Service
-from herd.store import conversations, responses
+from herd.store import chat_completions, conversations, responses
 from herd.store.database import Database
 from herd.store.responses import StoredResponse
 from herd.store.tables.responses import ResponseRow
@@ -88,6 +88,7 @@ class Desk:
         while True:
             with contextlib.suppress(HerdError):
                 num = await asyncio.to_thread(responses.expire, self.database, time.time())
+                await asyncio.to_thread(chat_completions.expire, self.database, time.time())
                 if num:
                     log.info("%d responses were kept for their time and are gone", num)
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -222,7 +223,7 @@ class Desk:
         history = await asyncio.to_thread(self._history, owner, body)
         request = self._request(body, context, [*history, *items])
         request = replace(request, params=params_of(body, stop_at=body.max_output_tokens))
-        served = self.service.models.find(body.model)
+        served = self.service.find_for(body.model, context)
         if served.remote is None:
             request = await fitting(request, self._count, self.service.engine.context, auto=body.truncation == "auto")
         state = "queued" if body.background else "in_progress"
@@ -274,7 +275,7 @@ class Desk:
     async def count(self, body: InputTokensBody, context: Context) -> int:
         """Tokens that the model would read."""
         check_body(body, self.service.config.caps)
-        self.service.models.find_local(body.model, "how many tokens it would read")
+        self.service.find_local(body.model, context, "how many tokens it would read")
         owner = owner_of(context)
         items = await asyncio.to_thread(self.items_of, owner, body.input)
         history = await asyncio.to_thread(self._history, owner, body)

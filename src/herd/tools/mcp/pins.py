@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from herd.base.atomic import atomic_file
 from herd.base.errors import ConfigError
@@ -37,6 +37,30 @@ class RemoteTool:
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()
 
 
+@runtime_checkable
+class Agreements(Protocol):
+    """What was agreed to, wherever it is kept."""
+
+    def state(self, server: str, tool: RemoteTool) -> State:
+        """Whether a tool is as it was agreed to."""
+        ...
+
+
+class AgreedTools:
+    """The agreements about one server's tools, by name: in memory, and kept by whoever made it."""
+
+    def __init__(self, digests: Mapping[str, str]) -> None:
+        self._digests = dict(digests)
+
+    def state(self, server: str, tool: RemoteTool) -> State:
+        """Whether a tool is as it was agreed to."""
+        return _state(self._digests.get(tool.name), tool)
+
+
+def _state(pinned: str | None, tool: RemoteTool) -> State:
+    return "new" if pinned is None else "agreed" if pinned == tool.digest else "changed"
+
+
 class Pins:
     """The agreements, in a file. Each change is written at once and whole."""
 
@@ -58,8 +82,7 @@ class Pins:
 
     def state(self, server: str, tool: RemoteTool) -> State:
         """Whether a tool is as it was agreed to."""
-        pinned = self._read().get(server, {}).get(tool.name)
-        return "new" if pinned is None else "agreed" if pinned == tool.digest else "changed"
+        return _state(self._read().get(server, {}).get(tool.name), tool)
 
     def agree(self, server: str, tools: Iterable[RemoteTool]) -> None:
         """Take these tools as they are now, and forget those of the server that are not among them."""

@@ -14,7 +14,7 @@ from herd.base.errors import FormatError
 from herd.tools.arguments import check_schema
 from herd.tools.errors import ConsentError
 from herd.tools.mcp.client import McpConnection
-from herd.tools.mcp.pins import Pins, RemoteTool
+from herd.tools.mcp.pins import Agreements, RemoteTool
 from herd.tools.registry import ToolGroup
 from herd.tools.tool import NAME, Attachment, Taint, ToolContext, ToolLimits, ToolResult
 
@@ -26,7 +26,7 @@ _ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/
 class McpTool:
     """One tool of a server."""
 
-    def __init__(self, connection: McpConnection, pins: Pins, remote: RemoteTool) -> None:
+    def __init__(self, connection: McpConnection, pins: Agreements, remote: RemoteTool) -> None:
         self._connection, self._pins, self._remote = connection, pins, remote
         self.name = exposed_name(connection.config.name, remote.name)
         self.description = visible(remote.description)[:_MAX_DESCRIPTION_CHARS]
@@ -59,7 +59,7 @@ def visible(text: str) -> str:
     return "".join(kept)
 
 
-async def mcp_group(connection: McpConnection, pins: Pins) -> tuple[ToolGroup, dict[str, str]]:
+async def mcp_group(connection: McpConnection, pins: Agreements) -> tuple[ToolGroup, dict[str, str]]:
     """The group of a server's tools that were agreed to, and why each other one is not in it."""
     server = connection.config.name
     tools: list[McpTool] = []
