@@ -26,7 +26,7 @@ endif
 .PHONY: run chat test check bench clients docs clean setup
 
 run: $(VENV)/.run
-	@$(BIN)/herd serve
+	@$(BIN)/herd serve --no-access-log
 
 chat: $(VENV)/.run
 	@$(BIN)/herd chat
@@ -71,7 +71,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
-	@echo "installing herd into $(VENV)" >&2
+	@echo "installing herd into $(VENV): once, some minutes" >&2
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
