@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +166,9 @@ def served(guide: Guide, cria: Path, keys: Path) -> Iterator[str]:
 
 
 def test_a_team_is_served(guide: Guide, cria: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("curl") is None or shutil.which("bash") is None:
+        pytest.skip("needs curl and bash")
+    pytest.importorskip("openai")
     serves = {line for line, _ in commands("team.md") if line.startswith("herd serve")}
     assert len(serves) == 2
     # A server does not end by itself: both lines are read as a command line, and a server of the first one is asked all that follows.
