@@ -27,7 +27,7 @@ endif
 .PHONY: run chat test check bench clients peers docs clean setup
 
 run: $(VENV)/.run
-	@$(BIN)/herd serve
+	@$(BIN)/herd serve --no-access-log
 
 chat: $(VENV)/.run
 	@$(BIN)/herd chat
@@ -82,7 +82,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
-	@echo "installing herd into $(VENV)" >&2
+	@echo "installing herd into $(VENV): once, some minutes" >&2
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 

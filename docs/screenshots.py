@@ -8,6 +8,8 @@ server that runs already) and puts the words of the answers into its mouth
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +40,9 @@ CALLS: dict[str, Any] = {
 
 def serve(home: str) -> tuple[subprocess.Popen[str], str]:
     """A server on a free port, and its address."""
+    train(Path(home) / "runs")
     command = [sys.executable, "-m", "herd", "serve", "cria", "--port", "0", "--context", "1024", "--state-dir", home, "--no-access-log"]
+    command += ["--runs", str(Path(home) / "runs")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -46,6 +50,29 @@ def serve(home: str) -> tuple[subprocess.Popen[str], str]:
         if found:
             return process, found[0]
     raise SystemExit("the server did not start")
+
+
+def train(place: Path) -> None:
+    """Two runs for the picture of jobs, written by the trainer's own log: one at work, one done."""
+    from herd.train.run_log import RunLog
+
+    for name, steps, most in (("shop-lora", 120, 120), ("river", 640, 1000)):
+        folder = place / name / "pretrain"
+        folder.mkdir(parents=True)
+        (place / name / "config.toml").write_text(f'name = "{name}"\n\n[pretrain]\nnum_steps = {most}\n')
+        log = RunLog(folder)
+        log.event("start", step=0)
+        for step in range(1, steps + 1, 4):
+            loss = 2.1 + 4.2 * math.exp(-step / 160) + 0.06 * math.sin(step * 12.9898)
+            lr = 3e-4 * min(1.0, step / 60) * (0.55 + 0.45 * math.cos(math.pi * step / most))
+            found: dict[str, Any] = {"step": step, "loss": loss, "lr": lr, "grad_norm": 0.4 + 1.5 * math.exp(-step / 90)}
+            if step % 40 == 1:
+                found["heldout"] = {"en": 0.9 + loss / 5, "de": 1.1 + loss / 5, "hi": 0.7 + loss / 6}
+            log.write(found)
+        if steps == most:
+            log.event("end", step=steps, reason="done", seconds=1.0)
+        else:
+            os.utime(folder / "log.jsonl")
 
 
 def opened(browser: Browser, address: str, more: dict[str, Any], **options: Any) -> Page:
@@ -98,6 +125,11 @@ def main() -> None:
             page = opened(browser, address, SAYS, viewport={"width": 390, "height": 760}, has_touch=True)
             ask(page, "How can I tell whether a number is prime?")
             keep(page, "phone")
+            page = opened(browser, address, SAYS, viewport={"width": 1180, "height": 860})
+            page.get_by_role("button", name="Jobs").click()
+            page.locator(".run", has_text="river").get_by_role("button", name="Curves").wait_for()
+            page.get_by_role("img", name="heldout").first.wait_for()
+            keep(page, "jobs")
         finally:
             browser.close()
             if server is not None:

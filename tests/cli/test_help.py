@@ -151,12 +151,6 @@ def test_the_top_lists_commands_under_headings_with_their_whole_first_sentence(h
     assert "..." not in text.split("Use a model:")[1]
 
 
-def test_herd_alone_shows_the_help_and_where_to_begin(herd: HerdCommand) -> None:
-    result = herd()
-    assert (result.code, result.err) == (0, "")
-    assert result.out.startswith("Usage: herd ") and result.out.endswith("Begin with: herd chat\n")
-
-
 @pytest.mark.parametrize("group", ["tokenizer", "config"])
 def test_a_group_without_a_command_is_a_usage_error_that_shows_its_help(herd: HerdCommand, group: str) -> None:
     result = herd(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
 from tiny_model import tiny_config, tiny_tokenizer  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+sys.path.append(str(Path(__file__).parents[1] / "stack"))
 
 
 @pytest.fixture(scope="session")

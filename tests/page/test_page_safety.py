@@ -143,3 +143,20 @@ def test_types_are_told_rightly(site: ThreadServer, name: str) -> None:
     kinds = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
     with site.client() as client:
         assert client.get(f"/page/{name}").headers["content-type"] == kinds[name.rpartition(".")[2]]
+
+
+def test_everything_that_comes_later_comes_from_this_server(open_page: Open) -> None:
+    """Colours, formulas and another language are loaded when first needed, with every other host out of reach."""
+    reader = open_page(path="")
+    asked: list[str] = []
+    reader.page.on("request", lambda request: asked.append(request.url))
+    reader.page.context.route(lambda url: not url.startswith((reader.server.url, "data:", "blob:")), lambda route: route.abort())
+    reader.open()
+    reader.ask("Show me.", "Look: $x^2$\n\n```python\nreturn 1  # one\n```")
+    expect(reader.last.locator("math")).to_be_visible()
+    expect(reader.last.locator(".code code span").first).to_be_visible()
+    reader.page.get_by_role("button", name="Settings").click()
+    reader.page.get_by_label("Language").select_option("th")
+    expect(reader.page.locator("html")).to_have_attribute("lang", "th")
+    assert {url.rpartition("/")[2] for url in asked} >= {"maths.js", "highlight.js", "th.js"}
+    assert reader.foreign == []

@@ -84,10 +84,10 @@ def test_a_clock_that_jumps_back_gives_nothing() -> None:
 def test_a_key_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     key = new_key()
-    file.write_text(f"# who may ask\nanna {key} rpm=60 tpm=1000 # an aside\n\n0123456789abcdef concurrent=2 priority=-5\n")
+    file.write_text(f"# who may ask\nanna {key} rpm=60 tpm=1000 # an aside\n\n0123456789abcdef concurrent=2 priority=-5 admin=1\n")
     anna, other = read_keys(file)
     assert (anna.name, anna.rpm, anna.tpm, anna.concurrent) == ("anna", 60, 1000, None)
-    assert (other.concurrent, other.priority) == (2, -5) and other.name.startswith("key-")
+    assert (other.concurrent, other.priority, other.admin, anna.admin) == (2, -5, 1, 0) and other.name.startswith("key-")
     assert find_key((anna, other), key) is anna and find_key((anna, other), key[:-1]) is None
     assert key not in repr(anna) and anna.digest.hex() not in repr(anna) and digest_of(key) == anna.digest
 

@@ -16,6 +16,7 @@ import typer
 from herd.base.errors import DoesNotFitError, HerdError, UsageError
 from herd.base.paths import home
 from herd.cli.output import line, note
+from herd.cli.welcome import welcome
 
 # Typer keeps the parser's exceptions to itself (its own copy of click, or click, by version); their base is found through a public one.
 ParserError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -73,11 +74,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _usage(error: Any) -> int:
-    """The parser's refusal in the form of every other error; a group without a command shows its help (`herd` alone: no failure)."""
+    """The parser's refusal in the form of every other error; a group without a command shows its help; `herd` alone offers what to do."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         if context is None or context.parent is None:
-            line(f"{error.format_message()}\n\nBegin with: herd chat")
+            line(welcome())
             return 0
         error.show()
         return UsageError.exit_code

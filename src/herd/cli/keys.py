@@ -29,5 +29,8 @@ def check(file: Annotated[str, typer.Argument(help="A key file.")]) -> None:
     def told(value: int | None) -> str:
         return "no limit" if value is None else f"{value:,}"
 
-    rows = [[key.name, told(key.rpm), told(key.tpm), told(key.concurrent), str(key.priority)] for key in read_keys(Path(file))]
-    table(rows, ["name", "requests/min", "tokens/min", "at once", "priority"])
+    rows = [
+        [key.name, told(key.rpm), told(key.tpm), told(key.concurrent), str(key.priority), "yes" if key.admin else ""]
+        for key in read_keys(Path(file))
+    ]
+    table(rows, ["name", "requests/min", "tokens/min", "at once", "priority", "admin"])

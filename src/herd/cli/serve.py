@@ -47,7 +47,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [variable: HERD_HOST; default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one. [variable: HERD_PORT; default: 8321]")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model. [default: MODEL as given]")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="Keys, one a line: [NAME] KEY [rpm=] [tpm=] [concurrent=] [priority=].")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Keys, one a line: [NAME] KEY [rpm=] [tpm=] [concurrent=] [priority=] [admin=].")
+    ] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where files and batches are kept. [default: server in herd's home]")] = None,
     database: Annotated[
         str | None,
@@ -56,6 +58,7 @@ def serve(
     files: Annotated[
         str | None, typer.Option(help="Folder or fsspec URL of files. [variable: HERD_FILES; default: in the state directory]")
     ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of training runs whose curves the page shows.")] = Path("runs"),
     memory: MemoryOption = None,
     context: ContextOption = None,
     max_sequences: SequencesOption = 64,
@@ -122,6 +125,7 @@ def serve(
         mcp_networks=tuple(allow_mcp or ()),
         database_url=settings.value("database", database) or None,
         files_url=settings.value("files", files) or None,
+        runs_dir=str(runs.expanduser().absolute()),
     )
     shields_of(config.shields)
     networks_of(config.mcp_networks)

@@ -40,6 +40,7 @@ from herd.stack.service import Service
 from herd.stack.storage import Storage
 from herd.stack.stored_completions import stored_completion_routes
 from herd.stack.tool_routes import tool_routes
+from herd.stack.training_runs import training_routes
 from herd.stack.vector_files import file_batch_routes, vector_file_routes
 from herd.stack.vector_io import vector_db_routes, vector_io_routes
 from herd.stack.vector_stores import vector_store_routes
@@ -79,6 +80,7 @@ def create_app(
     app.include_router(tool_routes(service))
     app.include_router(prompt_routes(service))
     app.include_router(legacy_routes(service))
+    app.include_router(training_routes(service.config))
     app.include_router(page_routes())
     if storage is not None:
         app.include_router(file_routes(storage, service.config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -102,6 +102,26 @@ def fingerprint(service: Service) -> str:
     return "herd-" + str(service.engine.info["weights_digest"])[:16] + "-" + str(service.engine.info["dtype"])
 
 
+def timings_fields(answers: Iterable[Finished]) -> dict[str, Any]:
+    """How fast an answer was written, under llama.cpp's names: as tokens came from the model, before any shield held their text back.
+
+    Of several answers in one stream nothing is told: they share the time.
+    """
+    told = [answer for answer in answers if answer.timings.tokens_per_s > 0]
+    if len(told) != 1:
+        return {}
+    timings, count = told[0].timings, told[0].usage.completion_tokens
+    prompt_ms, predicted_ms = round(timings.prefill_s * 1000, 3), round(timings.decode_s * 1000, 3)
+    return {
+        "timings": {
+            "prompt_ms": prompt_ms,
+            "predicted_n": count,
+            "predicted_ms": predicted_ms,
+            "predicted_per_second": timings.tokens_per_s,
+        }
+    }
+
+
 def _extras(service: Service, job: Job, body: ChatBody, answers: Mapping[int, Finished]) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if body.return_token_ids:
@@ -178,6 +198,7 @@ class _ChunkWriter:
         if self._with_usage or extras:
             told: dict[str, Any] = {"choices": [], **extras}
             told["usage"] = usage([[answer.usage for answer in self._answers.values()]]) if self._with_usage else None
+            told |= timings_fields(self._answers.values())
             end = event(self._head + b"," + dumps(told)[1:])
         return end + (DONE if self._context.done_event else b"")
 

@@ -81,6 +81,7 @@ class ServerConfig:
         mcp_networks: private networks, such as 127.0.0.0/8, whose MCP servers clients may register.
         database_url: the database, where it is not a file of the state directory.
         files_url: a folder or an fsspec URL of files, where they are not in the state directory.
+        runs_dir: a folder of training runs whose curves are told; None tells of none.
     """
 
     model_name: str
@@ -105,6 +106,7 @@ class ServerConfig:
     mcp_networks: tuple[str, ...] = ()
     database_url: str | None = None
     files_url: str | None = None
+    runs_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not self.keys and not is_loopback(self.host):

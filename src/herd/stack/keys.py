@@ -1,7 +1,8 @@
 """API keys: read from a file, kept as digests, compared in constant time; what each may use, counted by the minute.
 
 A line of a key file is `KEY`, or `NAME KEY`, and then any of `rpm=60` (requests a minute), `tpm=100000` (tokens a minute, prompt and
-answer), `concurrent=10` (requests in flight) and `priority=0` (lower goes first). `#` begins a comment.
+answer), `concurrent=10` (requests in flight), `priority=0` (lower goes first) and `admin=1` (may see what the machine does besides:
+training runs). `#` begins a comment.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from herd.base.errors import ConfigError, NotFoundError, did_you_mean
 
 MIN_KEY_CHARS = 16
-_LIMITS = ("rpm", "tpm", "concurrent", "priority")
+_LIMITS = ("rpm", "tpm", "concurrent", "priority", "admin")
 
 
 def digest_of(key: str) -> bytes:
@@ -27,7 +28,7 @@ def digest_of(key: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """A key by its digest, whose it is, and its limits; None is no limit."""
+    """A key by its digest, whose it is, and its limits; None is no limit. `admin` over 0 may see training runs."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -35,6 +36,7 @@ class ApiKey:
     tpm: int | None = None
     concurrent: int | None = None
     priority: int = 0
+    admin: int = 0
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:

@@ -5,7 +5,7 @@ import { Store, newId, onceAFrame } from "./lib.js";
 /**
  * @typedef {{ id: string, name: string, arguments: string, state: "waiting" | "running" | "done" | "denied" | "failed", result?: string,
  *   server?: string, kind?: string }} Call
- * @typedef {{ prompt: number, answer: number, cached: number, first_ms: number, total_ms: number }} Stats
+ * @typedef {{ prompt: number, answer: number, cached: number, first_ms: number, total_ms: number, written?: number }} Stats
  * @typedef {{ text: string, file_id?: string, filename?: string, url?: string, title?: string, index?: number }} Citation
  * @typedef {{ at: number, name: string, detail?: string }} Step
  * @typedef {{ id: string, chat: string, parent: string | null, made: number, role: "user" | "assistant" | "tool", text: string,

@@ -130,10 +130,10 @@ function verdictText(verdict) {
 /** @param {{ node: Node }} props */
 function Statistics({ node }) {
   const stats = /** @type {import("./chats.js").Stats} */ (node.stats);
-  // Where a guard holds an answer back until its window is judged, most of it comes at once: then the whole time tells the speed.
+  // The server's own measure, where it tells one: a guard may hold an answer back and let it go at once, which says nothing of the model.
   const after = stats.total_ms - stats.first_ms;
   const seconds = (after < stats.total_ms / 4 ? stats.total_ms : after) / 1000;
-  const speed = stats.answer > 1 && seconds > 0 ? (stats.answer - 1) / seconds : 0;
+  const speed = stats.written || (stats.answer > 1 && seconds > 0 ? (stats.answer - 1) / seconds : 0);
   const parts = [
     t("tokens", { count: number(stats.answer) }),
     speed && t("speed", { count: number(speed, { maximumFractionDigits: speed < 10 ? 1 : 0 }) }),

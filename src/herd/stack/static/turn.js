@@ -124,7 +124,8 @@ async function complete(body, node, signal, seen) {
     const choice = chunk.choices?.[0];
     if (chunk.usage) {
       const { prompt_tokens: prompt, completion_tokens: count, prompt_tokens_details: details } = chunk.usage;
-      node.stats = { prompt, answer: count, cached: details?.cached_tokens ?? 0, first_ms: 0, total_ms: 0 };
+      const written = chunk.timings?.predicted_per_second ?? 0;
+      node.stats = { prompt, answer: count, cached: details?.cached_tokens ?? 0, first_ms: 0, total_ms: 0, written };
     }
     if (chunk.herd) node.verdict = chunk.herd;
     if (choice) {

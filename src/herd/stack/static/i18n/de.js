@@ -41,5 +41,6 @@ export default {
   storeName: "Name einer Sammlung", newStore: "Neue Sammlung", filesIn: "{count} Dateien", addFiles: "Dateien hinzufügen", deleteStore: "{name} löschen", uploading: "{name} wird gelesen …",
   jobs: "Aufträge", batches: "Stapel", noBatches: "Es gibt keine Stapel.", batchText: "Eine Datei mit Anfragen, eine je Zeile, im Hintergrund beantwortet.",
   newBatch: "Neuer Stapel", answers: "Antworten", errors: "Fehler", progress: "Fortschritt", batchCounts: "{done} von {total} fertig, {failed} fehlgeschlagen",
+  training: "Trainingsläufe", noRuns: "Im Ordner des Servers gibt es keinen Trainingslauf (herd serve --runs ORDNER).", curves: "Kurven", step: "Schritt {step}", stepOf: "Schritt {step} von {most}", curveIs: "{name}: {last} bei Schritt {step}",
   shortcuts: "Tastenkürzel",
 };

@@ -41,5 +41,6 @@ export default {
   storeName: "Name of a collection", newStore: "New collection", filesIn: "{count} files", addFiles: "Add files", deleteStore: "Delete {name}", uploading: "Reading {name}…",
   jobs: "Jobs", batches: "Batches", noBatches: "There are no batches.", batchText: "A file of requests, one a line, answered in the background.",
   newBatch: "New batch", answers: "Answers", errors: "Errors", progress: "Progress", batchCounts: "{done} of {total} done, {failed} failed",
+  training: "Training runs", noRuns: "There is no training run in the server's folder (herd serve --runs FOLDER).", curves: "Curves", step: "step {step}", stepOf: "step {step} of {most}", curveIs: "{name}: {last} at step {step}",
   shortcuts: "Keyboard shortcuts",
 };

@@ -41,5 +41,6 @@ export default {
   storeName: "Nombre de una colección", newStore: "Colección nueva", filesIn: "{count} archivos", addFiles: "Añadir archivos", deleteStore: "Eliminar {name}", uploading: "Leyendo {name}…",
   jobs: "Trabajos", batches: "Lotes", noBatches: "No hay lotes.", batchText: "Un archivo de peticiones, una por línea, respondidas en segundo plano.",
   newBatch: "Lote nuevo", answers: "Respuestas", errors: "Errores", progress: "Progreso", batchCounts: "{done} de {total} hechas, {failed} fallidas",
+  training: "Entrenamientos", noRuns: "No hay ningún entrenamiento en la carpeta del servidor (herd serve --runs CARPETA).", curves: "Curvas", step: "paso {step}", stepOf: "paso {step} de {most}", curveIs: "{name}: {last} en el paso {step}",
   shortcuts: "Atajos de teclado",
 };

@@ -41,5 +41,6 @@ export default {
   storeName: "Nom d’une collection", newStore: "Nouvelle collection", filesIn: "{count} fichiers", addFiles: "Ajouter des fichiers", deleteStore: "Supprimer {name}", uploading: "Lecture de {name}…",
   jobs: "Tâches", batches: "Lots", noBatches: "Il n’y a pas de lots.", batchText: "Un fichier de requêtes, une par ligne, traitées en arrière-plan.",
   newBatch: "Nouveau lot", answers: "Réponses", errors: "Erreurs", progress: "Avancement", batchCounts: "{done} sur {total} terminées, {failed} en échec",
+  training: "Entraînements", noRuns: "Il n'y a pas d'entraînement dans le dossier du serveur (herd serve --runs DOSSIER).", curves: "Courbes", step: "étape {step}", stepOf: "étape {step} sur {most}", curveIs: "{name} : {last} à l'étape {step}",
   shortcuts: "Raccourcis clavier",
 };

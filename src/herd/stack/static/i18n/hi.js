@@ -41,5 +41,6 @@ export default {
   storeName: "संग्रह का नाम", newStore: "नया संग्रह", filesIn: "{count} फ़ाइलें", addFiles: "फ़ाइलें जोड़ें", deleteStore: "{name} हटाएँ", uploading: "{name} पढ़ी जा रही है…",
   jobs: "कार्य", batches: "बैच", noBatches: "कोई बैच नहीं है।", batchText: "अनुरोधों की फ़ाइल, हर पंक्ति में एक, पीछे उत्तर मिलता है।",
   newBatch: "नया बैच", answers: "उत्तर", errors: "त्रुटियाँ", progress: "प्रगति", batchCounts: "{total} में से {done} पूरे, {failed} विफल",
+  training: "प्रशिक्षण", noRuns: "सर्वर के फ़ोल्डर में कोई प्रशिक्षण नहीं है (herd serve --runs FOLDER)।", curves: "वक्र", step: "चरण {step}", stepOf: "चरण {step}, कुल {most}", curveIs: "{name}: चरण {step} पर {last}",
   shortcuts: "कीबोर्ड शॉर्टकट",
 };

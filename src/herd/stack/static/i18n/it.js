@@ -41,5 +41,6 @@ export default {
   storeName: "Nome di una raccolta", newStore: "Nuova raccolta", filesIn: "{count} file", addFiles: "Aggiungi file", deleteStore: "Elimina {name}", uploading: "Lettura di {name}…",
   jobs: "Lavori", batches: "Lotti", noBatches: "Non ci sono lotti.", batchText: "Un file di richieste, una per riga, con risposta in secondo piano.",
   newBatch: "Nuovo lotto", answers: "Risposte", errors: "Errori", progress: "Avanzamento", batchCounts: "{done} di {total} fatte, {failed} fallite",
+  training: "Addestramenti", noRuns: "Nella cartella del server non c'è alcun addestramento (herd serve --runs CARTELLA).", curves: "Curve", step: "passo {step}", stepOf: "passo {step} di {most}", curveIs: "{name}: {last} al passo {step}",
   shortcuts: "Scorciatoie da tastiera",
 };

@@ -41,5 +41,6 @@ export default {
   storeName: "Nome de uma coleção", newStore: "Nova coleção", filesIn: "{count} ficheiros", addFiles: "Adicionar ficheiros", deleteStore: "Apagar {name}", uploading: "A ler {name}…",
   jobs: "Trabalhos", batches: "Lotes", noBatches: "Não há lotes.", batchText: "Um ficheiro de pedidos, um por linha, respondidos em segundo plano.",
   newBatch: "Novo lote", answers: "Respostas", errors: "Erros", progress: "Progresso", batchCounts: "{done} de {total} feitos, {failed} falhados",
+  training: "Treinos", noRuns: "Não há nenhum treino na pasta do servidor (herd serve --runs PASTA).", curves: "Curvas", step: "passo {step}", stepOf: "passo {step} de {most}", curveIs: "{name}: {last} no passo {step}",
   shortcuts: "Atalhos de teclado",
 };

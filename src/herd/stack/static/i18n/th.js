@@ -41,5 +41,6 @@ export default {
   storeName: "ชื่อชุดเอกสาร", newStore: "ชุดใหม่", filesIn: "{count} ไฟล์", addFiles: "เพิ่มไฟล์", deleteStore: "ลบ {name}", uploading: "กำลังอ่าน {name}…",
   jobs: "งาน", batches: "แบตช์", noBatches: "ไม่มีแบตช์", batchText: "ไฟล์คำขอ บรรทัดละหนึ่ง ตอบในเบื้องหลัง",
   newBatch: "แบตช์ใหม่", answers: "คำตอบ", errors: "ข้อผิดพลาด", progress: "ความคืบหน้า", batchCounts: "เสร็จ {done} จาก {total} ล้มเหลว {failed}",
+  training: "การฝึก", noRuns: "ไม่มีการฝึกในโฟลเดอร์ของเซิร์ฟเวอร์ (herd serve --runs FOLDER)", curves: "กราฟ", step: "ขั้นที่ {step}", stepOf: "ขั้นที่ {step} จาก {most}", curveIs: "{name}: {last} ที่ขั้น {step}",
   shortcuts: "แป้นพิมพ์ลัด",
 };
