@@ -35,6 +35,7 @@ SAYS: dict[str, Any] = {"structured_outputs": {"choice": [ANSWER]}}
 CALLS: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "calculate", "parameters": SCHEMA}}],
     "tool_choice": "required",
+    "parallel_tool_calls": False,
 }
 
 
