@@ -161,7 +161,7 @@ def test_turns_and_responses_outlive_kill(tmp_path: Path, kind: str) -> None:
                 wanted = told.num_events + rng.randint(30, 120)
                 for player in players:
                     player.start()
-                wait_for(partial(enough, told, wanted), within=60, what="enough events")
+                wait_for(partial(enough, told, wanted), within=180, what="enough events")
                 time.sleep(rng.random() * 0.02)
                 kill(server)
                 for player in players:
@@ -216,7 +216,7 @@ def hold_responses(client: httpx.Client, conversation: str, told: Told) -> None:
     for response_id, response in told.responses.items():
         assert client.get(f"/v1/responses/{response_id}").json() == response
     for response_id, question in told.background.items():
-        ended = wait_for(lambda name=response_id: ended_response(client, name), within=60, what="the end of a response")
+        ended = wait_for(lambda name=response_id: ended_response(client, name), within=180, what="the end of a response")
         texts = [part["text"] for item in ended["output"] if item["type"] == "message" for part in item["content"]]
         if ended["status"] == "completed":
             assert "".join(texts).strip() == answer_to(question)
