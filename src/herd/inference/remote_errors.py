@@ -62,7 +62,10 @@ def error_of(provider: str, status: int, body: Any, *, retry_after: str | None =
         return ContextOverflowError(f"the prompt does not fit the model of {provider!r}{said}", hint="shorten the prompt; nothing was cut")
     if status in (401, 403):
         # What it says may hold a piece of the key.
-        return RemoteError(f"the provider {provider!r} refused the key ({status})", hint="see that its key is valid: api_key_env in herd.toml, or HERD_API_KEY")
+        return RemoteError(
+            f"the provider {provider!r} refused the key ({status})",
+            hint="see that its key is valid: api_key_env in herd.toml, or HERD_API_KEY",
+        )
     if status == 404:
         return NotFoundError(f"the provider {provider!r} does not know the model{said}", hint="correct the models of herd.toml")
     if status in (408, 409, 425, 429):
