@@ -11,9 +11,9 @@ import openai
 import pytest
 from live_server import KEYS  # pyright: ignore[reportMissingImports]
 from scripted_app import App, Script, scripted  # pyright: ignore[reportMissingImports]
-from scripted_provider import ScriptedProvider, answer_to  # pyright: ignore[reportMissingImports]
 
 from herd.inference.providers import ProviderConfig, RemoteModelConfig
+from scripted_provider import ScriptedProvider, answer_to  # pyright: ignore[reportMissingImports]
 
 ASK: list[Any] = [{"role": "user", "content": "What is a river?"}]
 

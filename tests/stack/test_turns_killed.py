@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import pytest
 from live_server import FULL, CommandServer, wait_for  # pyright: ignore[reportMissingImports]
-from scripted_provider import ScriptedProvider, answer_to  # pyright: ignore[reportMissingImports]
 
 from herd.stack.responses.desk import INTERRUPTED
 from herd.store.check import check
@@ -25,6 +24,7 @@ from herd.store.state import State
 from herd.store.vectors import Vectors
 from herd.tools.files.index import build_index
 from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
+from scripted_provider import ScriptedProvider, answer_to  # pyright: ignore[reportMissingImports]
 
 LIVES = 8 if FULL else 2
 TOML = """
