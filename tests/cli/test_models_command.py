@@ -72,6 +72,7 @@ def install(tiny_folder: Path, herd_home: Path, name: str) -> Path:
 
 def test_nothing_installed_is_an_empty_list(herd: HerdCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("herd.checkpoint.resolve.bundled_model", lambda: tmp_path / "no-cria")
+    monkeypatch.setattr("herd.checkpoint.resolve.bundled_guard", lambda: tmp_path / "no-guard")
     assert herd("models", "--json").json == []
     plain = herd("models")
     assert plain.code == 0 and plain.out.split() == ["name", "size", "path"] and "herd pull" in plain.err
@@ -81,6 +82,7 @@ def test_installed_models_are_listed_with_bytes_and_path(
     herd: HerdCommand, tiny_folder: Path, herd_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("herd.checkpoint.resolve.bundled_model", lambda: tmp_path / "no-cria")
+    monkeypatch.setattr("herd.checkpoint.resolve.bundled_guard", lambda: tmp_path / "no-guard")
     first, second = install(tiny_folder, herd_home, "ORG/Model"), install(tiny_folder, herd_home, "mine")
     (herd_home / "models" / "quantised.gguf").write_bytes(b"12345")
     size = sum(file.stat().st_size for file in tiny_folder.iterdir())
@@ -94,7 +96,7 @@ def test_installed_models_are_listed_with_bytes_and_path(
 
 def test_the_bundled_model_is_listed_first(herd: HerdCommand, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("herd.checkpoint.resolve.bundled_model", lambda: tiny_folder)
-    assert herd("models", "--json").json[0]["name"] == "cria"
+    assert [model["name"] for model in herd("models", "--json").json[:2]] == ["cria", "cria-guard"]
 
 
 def test_a_listed_name_runs(herd: HerdCommand, tiny_folder: Path, herd_home: Path) -> None:

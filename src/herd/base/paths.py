@@ -25,3 +25,8 @@ def server_dir() -> Path:
 def bundled_model() -> Path:
     """The folder of cria, the model that ships with herd."""
     return Path(str(files("herd") / "cria"))
+
+
+def bundled_guard() -> Path:
+    """The folder of cria-guard, the guard model that ships with herd."""
+    return Path(str(files("herd") / "cria_guard"))

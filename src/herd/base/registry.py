@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 BUNDLED = "cria"
+BUNDLED_GUARD = "cria-guard"
+"""Ships too: cria tuned to write Llama Guard's verdicts."""
 
 ALIASES: dict[str, str] = {
     "llama3:8b": "meta-llama/Meta-Llama-3-8B-Instruct",

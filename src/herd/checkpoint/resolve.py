@@ -1,7 +1,7 @@
-"""What a model argument means, wherever one is taken: a path, the bundled model, a pulled name, an alias or a hub name.
+"""What a model argument means, wherever one is taken: a path, a bundled model, a pulled name, an alias or a hub name.
 
-Looks at this machine only; fetching is `hub.pull`'s. Order: an existing path; `cria`; a folder below herd's models; an alias; ORG/NAME as
-pulled by herd or as found in Hugging Face's own cache.
+Looks at this machine only; fetching is `hub.pull`'s. Order: an existing path; what ships (`cria`, `cria-guard`); a folder below herd's
+models; an alias; ORG/NAME as pulled by herd or as found in Hugging Face's own cache.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from herd.base.errors import NotFoundError, TokenizerError, UsageError, nearest
-from herd.base.paths import bundled_model, models_dir
-from herd.base.registry import ALIASES, BUNDLED
+from herd.base.paths import bundled_guard, bundled_model, models_dir
+from herd.base.registry import ALIASES, BUNDLED, BUNDLED_GUARD
 from herd.text.tokenizer import Tokenizer, load_tokenizer
 
+_SHIPPED = {BUNDLED: lambda: bundled_model(), BUNDLED_GUARD: lambda: bundled_guard()}
 _MARKERS = ("config.json", "params.json", "*.gguf")
 
 
@@ -55,10 +56,10 @@ def resolve_model(model: str | Path) -> Path:
     if not text.strip():
         raise UsageError("the model is empty", hint="give a path, a hub name (ORG/NAME) or an alias; `herd models` lists what is here")
     path = _existing(text)
-    if path is not None and (isinstance(model, Path) or text != BUNDLED):
+    if path is not None and (isinstance(model, Path) or text not in _SHIPPED):
         return path
-    if text == BUNDLED:
-        return bundled_model()
+    if text in _SHIPPED:
+        return _SHIPPED[text]()
     name = hub_name(text)
     for candidate in (str(models_dir() / text), *((str(pulled_path(name)),) if name else ())):
         found = _existing(candidate)
@@ -82,15 +83,15 @@ def _existing(text: str) -> Path | None:
 def _hint(text: str, name: str | None) -> str:
     if name is not None:
         return f"fetch it: herd pull {text}"
-    known = [BUNDLED, *ALIASES, *(model.name for model in installed_models())]
+    known = [*_SHIPPED, *ALIASES, *(model.name for model in installed_models())]
     close = nearest(text, known)
     return f"did you mean {close!r}?" if close else "give a path, a hub name (ORG/NAME) or one of: " + ", ".join(known[:6])
 
 
 def installed_models() -> list[InstalledModel]:
-    """The bundled model and everything below herd's models folder, by name. What is still being fetched or written is left out."""
-    bundled, root = bundled_model(), models_dir()
-    paths = {BUNDLED: bundled} if (bundled / "config.json").is_file() else {}
+    """What ships and everything below herd's models folder, by name. What is still being fetched or written is left out."""
+    root = models_dir()
+    paths = {name: place() for name, place in _SHIPPED.items() if (place() / "config.json").is_file()}
     markers = [path.relative_to(root) for pattern in _MARKERS for path in root.rglob(pattern)] if root.is_dir() else []
     paths |= {str(name): root / name for name in sorted({_model_of(path) for path in markers if not _hidden(path)})}
     return [InstalledModel(name=name, path=path, size_bytes=_size(path)) for name, path in paths.items()]
