@@ -22,6 +22,7 @@ from herd.stack.agents import agent_routes
 from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
 from herd.stack.guard import Context
 from herd.stack.keys import ApiKey, digest_of
+from herd.stack.served import ServedModel
 from herd.stack.service import Job, Service
 from herd.tools.tool import Taint
 from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
@@ -75,7 +76,7 @@ def served(script: Any, *tools: Any) -> Any:
         answer=answer,
         tools=Tools(*tools),
         shielding=None,
-        models=SimpleNamespace(find=lambda name: name, serves=lambda name: True),
+        models=SimpleNamespace(find=lambda name: ServedModel(id=name, provider="herd", resource=name), serves=lambda name: True),
         caller=lambda context, priority, salt: Caller(),
         config=SimpleNamespace(keep_alive_s=15.0, write_timeout_s=15.0),
     )
