@@ -119,7 +119,8 @@ def test_a_mesh_has_the_memory_of_its_fullest_rank_and_the_speed_of_all() -> Non
     assert isinstance(one, RecipeConfig) and isinstance(many, RecipeConfig)
     machines = [Machine(peak_flops=1e15, on_gpu=True, processes=count) for count in (1, 8)]
     first, shared = (estimate_stages(config, machine=place)[0] for config, place in zip((one, many), machines, strict=True))
-    assert shared.memory_bytes < first.memory_bytes / 2
+    states = 16 * one.model.num_parameters  # weights, gradients and two moments; what a rank computes with stays as it is
+    assert first.memory_bytes - states < shared.memory_bytes < first.memory_bytes - 0.8 * states
     assert first.seconds == pytest.approx(8 * (shared.seconds or 0)) and shared.watts == 8 * first.watts
     # Processes of one processor share what it has.
     here = _here(kind="cpu")
