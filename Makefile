@@ -53,7 +53,7 @@ bench: $(VENV)/.test
 
 # Clients that exclude each other, each in an environment of its own; tests of them skip where one is missing.
 clients:
-	@command -v python3.12 >/dev/null || { echo "the clients need Python 3.12, which is not found" >&2; exit 1; }
+	@python3.12 -c "" 2>/dev/null || { echo "the clients need Python 3.12, which is not found" >&2; exit 1; }
 	for client in llama-stack-client==0.3.5 llama-stack-client==0.7.5 ogx-client==1.5.0; do \
 		place=.venv-clients/$$(echo $$client | sed s/==/-/) && python3.12 -m venv $$place && $$place/bin/pip -q install $$client || exit 1; done
 
