@@ -109,7 +109,7 @@ def receipt(llm: LLM, folder: Path) -> dict[str, object]:
         tenant="anna",
         salt=b"secret",
     )
-    info = {"weights_digest": weights_digest(folder), "dtype": "float32", "device": "cpu", "kernels": kernels_in_use()}
+    info = {"weights_digest": weights_digest(folder), "dtype": "float32", "device": "cpu", "kernels": kernels_in_use("cpu")}
     return make_receipt(str(folder), info, tokens, answers.items())
 
 
@@ -147,3 +147,8 @@ def test_what_is_no_receipt_or_of_other_weights_is_refused(herd: HerdCommand, tm
     file.write_text(json.dumps({**receipt(tiny_llm, tiny_folder), "weights_sha256": "0" * 64}))
     message, hint = herd("replay", file).refusal(5)
     assert "the receipt's 0000000000000000" in message and "--model" in hint
+
+
+def test_a_receipt_names_the_kernels_of_its_device_alone() -> None:
+    assert all(name.endswith(" cpu") for name in kernels_in_use("cpu"))
+    assert list(kernels_in_use("cuda:0")) == ["all of the engine cuda"] and list(kernels_in_use("mps")) == ["all any other"]

@@ -74,7 +74,7 @@ def replay_receipt(receipt: Receipt, model: str | None = None) -> Replay:
     finally:
         engine.close()
     remarks = [f"herd was {receipt.herd} then, and is {__version__} now"] if receipt.herd != __version__ else []
-    if receipt.machine["kernels"] != kernels_in_use():
+    if receipt.machine["kernels"] != kernels_in_use(receipt.machine["device"]):
         remarks.append("other kernels compute here than did there")
     answers: list[Again] = []
     difference = None

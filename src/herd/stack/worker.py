@@ -300,7 +300,7 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
         "max_sequences": config.max_sequences,
         "total_bytes": sum(plan.total_bytes for plan in plans),
         "weights_digest": weights_digest(path),
-        "kernels": kernels_in_use(),
+        "kernels": kernels_in_use(device),
     }
     return engine, info
 
@@ -315,11 +315,13 @@ def weights_digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def kernels_in_use() -> dict[str, str]:
-    """What runs each op, by op and device."""
+def kernels_in_use(device: str) -> dict[str, str]:
+    """What runs each op on a device; what this machine could run elsewhere says nothing of an answer."""
     from herd.kernels.dispatch import table
 
-    return {f"{row.op} {row.device}": row.runs for row in table()}
+    rows, kind = table(), device.partition(":")[0]
+    own = [row for row in rows if row.device == kind] or [row for row in rows if row.device == "any other"]
+    return {f"{row.op} {row.device}": row.runs for row in own}
 
 
 def _receive(connection: socket.socket, buffer: bytearray) -> Any:
