@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,24 @@ def tokenizer(finished_folder: Path) -> Tokenizer:
     return load_tokenizer(finished_folder / "model")
 
 
-def test_needle_records_hold_their_fact_once_before_its_question() -> None:
+def test_needle_records_hold_each_fact_once_before_its_question() -> None:
     records = list(needle_records(3, 40, num_bytes=2000))
     assert records == list(needle_records(3, 40, num_bytes=2000)) != list(needle_records(4, 40, num_bytes=2000))
-    places = []
+    depths, counts = [], []
     for record in records:
         text = record["text"]
-        answer = text.rsplit(" ", 1)[1].rstrip(".")
-        question = text[text.rindex("Remember: ") + len("Remember: the ") : text.rindex(f" {answer}.")]
-        assert text.count(f"{question} {answer}.") == 2 and answer.isdecimal()
-        places.append(text.index(f"{question} {answer}.") / len(text))
+        hay, *questions = text.split(" Remember: ")
+        counts.append(len(questions))
+        for question in questions:
+            found = re.fullmatch(r"the secret number of [A-Z][A-Za-z ]+ is [1-9]\d{3}\.", question)
+            assert found is not None and hay.count(question.removeprefix("the")) == 1
+            depths.append(hay.index(question.removeprefix("the")) / len(hay))
+        assert len(set(questions)) == len(questions)
         assert 1900 < len(text.encode()) < 2700
-    assert min(places) < 0.15 and max(places) > 0.7
+    assert min(depths) < 0.1 and max(depths) > 0.8
+    assert min(counts) == 1 and max(counts) == 6
+    (one,) = needle_records(3, 1, num_bytes=300)
+    assert one["text"].count("Remember:") == 1
 
 
 def test_a_source_of_needles_has_the_length_and_number_asked_for() -> None:
