@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from herd.data.records import read_records
 from herd.inference.port import ChatRequest
+from herd.recipes.judged import read_choice
 from scripted_agent import Say, Scripted, call  # pyright: ignore[reportMissingImports]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -61,6 +63,8 @@ def test_an_example_runs_as_written(line: str, tmp_path: Path, monkeypatch: pyte
         needs_a_jail()
     if name in ("data_analyst.py", "fine_tune_and_chat.py"):
         line = f"{line.partition(' --output')[0]} --output {tmp_path / 'made'}"
+    if name == "own_mistakes.py":
+        line = line.replace("pairs.jsonl", str(tmp_path / "pairs.jsonl"))
     printed = run(line, monkeypatch, capsys)
     assert printed.strip()
     if name == "batch_translator.py":
@@ -74,6 +78,12 @@ def test_an_example_runs_as_written(line: str, tmp_path: Path, monkeypatch: pyte
         before, after = re.findall(r"^(?:before|after): +(.*)$", printed, re.MULTILINE)
         assert "nine" not in before and after == "We open at nine and close at six, from Monday to Saturday."
         assert (tmp_path / "made" / "adapter").is_dir() and (tmp_path / "made" / "model" / "model.safetensors").is_file()
+    elif name == "own_mistakes.py":
+        records = list(read_records(tmp_path / "pairs.jsonl"))
+        assert printed.startswith(f"{len(records)} pairs") and len(records) >= 3
+        for choice in map(read_choice, records):  # as `herd train dpo` reads them
+            (better, high), (worse, low) = choice.answers
+            assert better[-1] != worse[-1] and high > low
     elif name == "two_agents.py":
         assert [line.partition(":")[0] for line in printed.splitlines() if ":" in line][:1] == ["writer"] and "critic: " in printed
 
