@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 
+from herd.base.config_io import to_dict
+from herd.base.errors import FormatError
 from herd.checkpoint.load import load_model
+from herd.data.curate.report import CurateReport
+from herd.inference.output import Output
+from herd.inference.port import FinishReason, Timings, Usage
 from herd.model.transformer import Transformer
-from herd.recipes.card import UNKNOWN, StageReport, write_card
+from herd.recipes.abilities import Abilities
+from herd.recipes.card import UNKNOWN, Beside, StageReport, write_card
 from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.recipes.pipeline import RunResult
+from herd.text.messages import Message
 from herd.text.tokenizer import Tokenizer, load_tokenizer
 from herd.train.config import SourceConfig
 
@@ -173,7 +180,81 @@ def test_samples_are_the_recipes_prompts_in_their_order_once_each_and_the_same_e
 def test_an_empty_answer_is_shown_as_such(
     config: RecipeConfig, model: Transformer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("herd.recipes.card._samples", lambda *_: [("Hello!", "", "stop"), ("Bye!", "one\n\ntwo", "length")])
-    samples = section(card(config, model, tokenizer, tmp_path)[0], "Samples")
+    monkeypatch.setattr("herd.recipes.card._samples", lambda *_: [said(""), said("one\n\ntwo", "length")])
+    samples = section(card(replace(config, sample_prompts=("Hello!", "Bye!")), model, tokenizer, tmp_path)[0], "Samples")
     assert "**Hello!** (ended its turn)\n\n> (empty)\n" in samples
     assert "**Bye!** (length)\n\n> one\n> \n> two\n" in samples
+
+
+def said(text: str, reason: FinishReason = "stop") -> Output:
+    """An answer."""
+    used, took = Usage(prompt_tokens=1, completion_tokens=1), Timings(prefill_s=0.0, decode_s=0.0, tokens_per_s=0.0)
+    return Output(text=text, message=Message.assistant(text), token_ids=(), finish_reason=reason, usage=used, timings=took)
+
+
+ABLE = Abilities(
+    bits_per_byte={"de": 2.0, "en": 1.5}, needles={1024: 0.95, 8192: 0.8}, num_needles=20, tools_right=9, calls_right=8, num_calls=10,
+    turns_ended=2, num_turns=2,
+)  # fmt: skip
+
+
+def test_another_model_stands_beside_the_new_one(
+    config: RecipeConfig, model: Transformer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([[said("Good day.")], [said("Goo", "length")]])
+    monkeypatch.setattr("herd.recipes.card._samples", lambda *_: next(answers))
+    other = Abilities(bits_per_byte={"de": 3.0, "en": 2.5}, needles={1024: 0.0}, num_needles=20, num_calls=10, num_turns=2)
+    beside = Beside(name="cria", model=model, tokenizer=tokenizer, abilities=other)
+    config = replace(config, sample_prompts=("Hello!",))
+    write_card(config, REPORTS, model, tokenizer, tmp_path, abilities=ABLE, beside=beside)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert section(text, "What it can do").strip().splitlines()[2:] == [
+        "| | tiny | cria |",
+        "|---|---|---|",
+        "| held-out bits per byte, de | 2.000 | 3.000 |",
+        "| held-out bits per byte, en | 1.500 | 2.500 |",
+        "| facts found in 1,024 tokens, of 20 | 95% | 0% |",
+        "| facts found in 8,192 tokens, of 20 | 80% | no room |",
+        "| right tool, of 10 requests kept back | 9 | 0 |",
+        "| right tool and arguments | 8 | 0 |",
+        "| turns ended, of 2 | 2 | 0 |",
+    ]
+    assert "**Hello!**\n\ntiny (ended its turn):\n\n> Good day.\n\ncria (length):\n\n> Goo\n" in section(text, "Samples")
+    facts = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
+    assert facts["abilities"]["cria"]["needles"] == {"1024": 0.0} and facts["abilities"]["tiny"]["calls_right"] == 8
+
+
+def test_an_earlier_edition_of_the_same_name_is_told_apart(
+    config: RecipeConfig, model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config, beside = replace(config, sample_prompts=()), Beside(name=config.name, model=model, tokenizer=tokenizer, abilities=ABLE)
+    write_card(config, REPORTS, model, tokenizer, tmp_path, abilities=ABLE, beside=beside)
+    assert "| | tiny | tiny before |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_curation_is_told_by_its_own_report(config: RecipeConfig, model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config, data = replace(config, sample_prompts=()), tmp_path / "data"
+    data.mkdir()
+    stages: list[dict[str, Any]] = [{"stage": "read", "dropped": {}}, {"stage": "exact_dedup", "dropped": {"same text": [3, 40]}}]
+    report = CurateReport(
+        name="clean",
+        total={"documents_in": 1200, "bytes_in": 5_000_000, "documents_out": 1000, "bytes_out": 4_000_000},
+        stages=tuple(stages), searches={}, before={}, after={}, config={},
+    )  # fmt: skip
+
+    def told(report: CurateReport | None) -> str:
+        if report is not None:
+            (data / "report.json").write_text(json.dumps(to_dict(report)), encoding="utf-8")
+        write_card(config, REPORTS, model, tokenizer, tmp_path, data=data)
+        return section((tmp_path / "README.md").read_text(encoding="utf-8"), "Data")
+
+    assert "Overlap with public evaluation sets was not checked for this edition." in told(None)
+    assert (
+        "The text was curated by `herd data curate` (read, exact_dedup): of 1,200 documents (5.0 MB) 1,000 (4.0 MB) were kept.\n"
+        "Overlap with public evaluation sets was not checked."
+    ) in told(report)
+    checked = replace(report, stages=(*stages, {"stage": "decontaminate", "dropped": {"8-grams": [15, 1], "13-gram": [6, 2]}}))
+    assert "21 of those left out overlapped with public evaluation sets." in told(checked)
+    (data / "report.json").write_text('{"name": 1}', encoding="utf-8")
+    with pytest.raises(FormatError, match="is no report of a curation"):
+        told(None)

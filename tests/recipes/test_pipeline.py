@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from herd.base.config_io import apply_overrides
-from herd.base.errors import CheckpointError, ConfigError, UsageError
+from herd.base.errors import CheckpointError, ConfigError, NotFoundError, UsageError
 from herd.checkpoint.load import load_model
 from herd.inference.llm import LLM
 from herd.inference.params import SamplingParams
@@ -261,3 +261,15 @@ def test_an_annealing_stage_goes_on_from_pre_training_and_tuning_from_it(quick: 
     # Stages draw their samples from seeds of their own: the same sources do not come in the same order again.
     first, second = (log_of(tmp_path / stage)[0]["num_counted"] for stage in ("pretrain", "anneal"))
     assert first != second
+
+
+def test_another_model_is_put_to_the_same_questions(quick: RecipeConfig, finished: RunResult, tmp_path: Path) -> None:
+    config = dataclasses.replace(quick, sft=None, sample_prompts=("Hello!",))
+    result = run_recipe(config, data=None, output=tmp_path, beside=str(finished.model))
+    text = (result.model / "README.md").read_text(encoding="utf-8")
+    assert "| | tiny | model |" in text and "| held-out bits per byte, en |" in text and "\nmodel (" in text
+    with pytest.raises(NotFoundError, match="nowhere"):
+        run_recipe(config, data=None, output=tmp_path / "other", beside="nowhere")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(UsageError, match="sft tunes a model: its card tells it before and after"):
+        run_recipe(find_recipe("sft"), data=None, output=tmp_path / "tuned", beside="cria")

@@ -31,6 +31,12 @@ def train(
         typer.Option("--output", "-o", help="Folder of the run; of a report, its file. [default: runs/RECIPE, RUN/report.html]"),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in the folder instead of going on with it.")] = False,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Another model, put to the same questions: the card of a recipe from random weights shows both."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config with steps, tokens and time of each stage, and stop.")
     ] = False,
@@ -74,7 +80,7 @@ def train(
     elif inspect:
         _inspect(config, files, output or _place(config.name), json=json)
     else:
-        _train(config, files, output or _place(config.name), restart=restart, device=device, json=json)
+        _train(config, files, output or _place(config.name), restart=restart, device=device, beside=beside, json=json)
 
 
 def _list(*, json: bool) -> None:
@@ -89,13 +95,14 @@ def _list(*, json: bool) -> None:
         note("train one: herd train RECIPE; see all that can be set: herd train RECIPE --dry-run")
 
 
-def _train(config: AnyConfig, data: Path | None, place: Path, *, restart: bool, device: str | None, json: bool) -> None:
+def _train(config: AnyConfig, data: Path | None, place: Path, *, restart: bool, device: str | None, beside: str | None, json: bool) -> None:
     from herd.cli.output import note, print_json
     from herd.recipes.pipeline import run_recipe
     from herd.train.heartbeat import process_rank
 
     try:
-        result = run_recipe(config, data=data, output=place, restart=restart, device=choose_device(settings.value("device", device)))
+        where = choose_device(settings.value("device", device))
+        result = run_recipe(config, data=data, output=place, restart=restart, device=where, beside=beside)
     except KeyboardInterrupt:
         note(f"\nstopped; the same command goes on from the last state saved in {place}")
         raise

@@ -7,13 +7,17 @@ are named in the card. Samples are the recipe's prompts in their order, each ans
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from herd.data.curate.report import REPORT_JSON, CurateReport, read_report
 from herd.inference.llm import LLM
+from herd.inference.output import Output
 from herd.inference.params import SamplingParams
 from herd.model.transformer import Transformer
 from herd.plan.accounting import Power, account, account_energy
+from herd.recipes.abilities import Abilities, abilities_table
 from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
@@ -42,12 +46,40 @@ class StageReport:
     energy_method: str = "nameplate"
 
 
-def write_card(config: RecipeConfig, reports: tuple[StageReport, ...], model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write README.md and training.json (the same figures for programs) into the model's folder."""
-    facts = _facts(config, reports)
-    samples = _samples(config, model, tokenizer)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """Another model that the card shows beside the new one."""
+
+    name: str
+    model: Transformer
+    tokenizer: Tokenizer
+    abilities: Abilities
+
+
+def write_card(
+    config: RecipeConfig,
+    reports: tuple[StageReport, ...],
+    model: Transformer,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    abilities: Abilities | None = None,
+    beside: Beside | None = None,
+    data: Path | None = None,
+) -> None:
+    """Write README.md and training.json (the same figures for programs) into the model's folder.
+
+    `data` is the run's data folder, which may hold the report.json of the curation that made it.
+    """
+    found = {} if abilities is None else {config.name: abilities}
+    answers = {config.name: _samples(config, model, tokenizer)}
+    if beside is not None:
+        name = beside.name if beside.name != config.name else f"{beside.name} before"
+        found[name], answers[name] = beside.abilities, _samples(config, beside.model, beside.tokenizer)
+    facts = _facts(config, reports) | {"abilities": {name: asdict(each) for name, each in found.items()}}
+    curated = None if data is None or not (data / REPORT_JSON).exists() else read_report(data / REPORT_JSON)
     (folder / "training.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_render(config, facts, samples), encoding="utf-8")
+    (folder / "README.md").write_text(_render(config, facts, answers, found, curated), encoding="utf-8")
 
 
 def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
@@ -85,12 +117,12 @@ def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, 
     }
 
 
-def _samples(config: RecipeConfig, model: Transformer, tokenizer: Tokenizer) -> list[tuple[str, str, str]]:
+def _samples(config: RecipeConfig, model: Transformer, tokenizer: Tokenizer) -> list[Output]:
+    """An answer to each of the recipe's prompts."""
     llm = LLM(model, tokenizer=tokenizer)
-    samples: list[tuple[str, str, str]] = []
-    for prompt in config.sample_prompts:
-        output = llm.chat([Message.user(prompt)], params=SamplingParams(temperature=0.6, top_p=0.9, seed=0, max_tokens=160))
-        samples.append((prompt, output.text, output.finish_reason))
+    params = SamplingParams(temperature=0.6, top_p=0.9, seed=0, max_tokens=160)
+    samples = [llm.chat([Message.user(prompt)], params) for prompt in config.sample_prompts]
+    llm.close()
     return samples
 
 
@@ -100,7 +132,13 @@ def _licence(path: str) -> tuple[str, str]:
     return LICENCES.get(name, (path, UNKNOWN))
 
 
-def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[str, str, str]]) -> str:
+def _render(
+    config: RecipeConfig,
+    facts: dict[str, object],
+    answers: Mapping[str, Sequence[Output]],
+    abilities: Mapping[str, Abilities],
+    curated: CurateReport | None,
+) -> str:
     model, power = config.final_model, config.power
     lines = [
         f"# {config.name}",
@@ -133,13 +171,41 @@ def _render(config: RecipeConfig, facts: dict[str, object], samples: list[tuple[
         for s in stages
     ]
     lines += ["", "## Held-out bits per byte", "", *_heldout_table(stages), "", "## Data", "", *_data_table(config, stages), ""]
-    lines += ["Overlap with public evaluation sets was not checked for this edition.", ""]
+    lines += [*_curation(curated), ""]
+    if abilities and (table := abilities_table(abilities)):
+        lines += ["## What it can do", "", "Greedy answers; facts and requests stand in no training set.", "", *table, ""]
     lines += ["## Samples", "", "Temperature 0.6, top-p 0.9, seed 0, one try each, in the recipe's order.", ""]
-    for prompt, answer, reason in samples:
-        quoted = "\n".join(f"> {line}" for line in answer.splitlines()) or "> (empty)"
-        lines += [f"**{prompt}** ({'ended its turn' if reason == 'stop' else reason})", "", quoted, ""]
+    lines += _sample_lines(config.sample_prompts, answers)
     lines += ["## Licence", "", _weights_licence(config), ""]
     return "\n".join(lines)
+
+
+def _sample_lines(prompts: Sequence[str], answers: Mapping[str, Sequence[Output]]) -> list[str]:
+    """Each prompt with its answers; where there is but one model, its name goes without saying."""
+    lines: list[str] = []
+    for number, prompt in enumerate(prompts):
+        told: list[str] = []
+        for name, outputs in answers.items():
+            how = "ended its turn" if outputs[number].finish_reason == "stop" else outputs[number].finish_reason
+            quoted = "\n".join(f"> {line}" for line in outputs[number].text.splitlines()) or "> (empty)"
+            told += [f"**{prompt}** ({how})" if len(answers) == 1 else f"{name} ({how}):", "", quoted, ""]
+        lines += told if len(answers) == 1 else [f"**{prompt}**", "", *told]
+    return lines
+
+
+def _curation(curated: CurateReport | None) -> list[str]:
+    """What was done to the text before, and whether evaluation sets were looked for in it."""
+    if curated is None:
+        return ["Overlap with public evaluation sets was not checked for this edition."]
+    total, stages = curated.total, {str(tally["stage"]): tally for tally in curated.stages}
+    line = (
+        f"The text was curated by `herd data curate` ({', '.join(stages)}): of {total['documents_in']:,} documents "
+        f"({total['bytes_in'] / 1e6:,.1f} MB) {total['documents_out']:,} ({total['bytes_out'] / 1e6:,.1f} MB) were kept."
+    )
+    if "decontaminate" not in stages:
+        return [line, "Overlap with public evaluation sets was not checked."]
+    overlapping = sum(count for count, _ in stages["decontaminate"]["dropped"].values())
+    return [line, f"{overlapping:,} of those left out overlapped with public evaluation sets."]
 
 
 def _energy(facts: dict[str, object], power: PowerConfig) -> str:

@@ -22,11 +22,13 @@ from herd.base.config_io import to_toml
 from herd.base.errors import ConfigError, UsageError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
-from herd.checkpoint.load import save_model
+from herd.checkpoint.load import load_model, save_model
+from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
-from herd.recipes.card import StageReport, write_card
+from herd.recipes.abilities import measure_abilities
+from herd.recipes.card import Beside, StageReport, write_card
 from herd.recipes.config import RecipeConfig
 from herd.recipes.estimate import estimate_stages, this_machine
 from herd.recipes.inspect import check_stage
@@ -88,14 +90,21 @@ class _Run:
     scores: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False, device: str = "cpu") -> RunResult | TuneResult:
+def run_recipe(
+    config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False, device: str = "cpu", beside: str | None = None
+) -> RunResult | TuneResult:
     """Train `config`, from random weights or from a model, into `output` and return where the model is.
 
-    `device` is where the model trains.
+    `device` is where the model trains. The card of a recipe from random weights shows the model named `beside` with the new one.
 
     A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
-    UsageError if it holds another config and `restart` is false, PreemptedError after such a signal.
+    UsageError if it holds another config and `restart` is false, or for `beside` with a recipe that tunes, PreemptedError after such a
+    signal.
     """
+    if beside is not None:
+        if isinstance(config, TuneConfig):
+            raise UsageError(f"{config.name} tunes a model: its card tells it before and after", hint="leave --beside out")
+        beside = str(resolve_model(beside))  # before the hours of training
     parallel = ParallelConfig() if isinstance(config, TuneConfig) else config.parallel
     with joined(parallel, device), stop_on_signal() as stop, kept_memory():
         with first_rank_first():
@@ -104,10 +113,12 @@ def run_recipe(config: AnyConfig, *, data: Path | None, output: Path, restart: b
         if isinstance(config, TuneConfig):
             return run_tune(config, data=data, output=output, should_stop=lambda: stop, device=device)
         place = local_device(device) if parallel.world_size > 1 else device
-        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=place)
+        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=place, beside=beside)
 
 
-def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object], device: str) -> RunResult:
+def _pretrain(
+    config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object], device: str, beside: str | None
+) -> RunResult:
     """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -123,9 +134,18 @@ def _pretrain(config: RecipeConfig, *, data: Path | None, output: Path, should_s
     model = whole_copy(run.model, output / "model-pieces") if isinstance(run.model, ShardedTransformer) else run.model
     if is_first():
         exported = _export(model, tokenizer, target)
-        write_card(config, reports, exported, tokenizer, target)
+        abilities = measure_abilities(exported, tokenizer, config, heldout)
+        other = None if beside is None else _other(Path(beside), config, data)
+        write_card(config, reports, exported, tokenizer, target, abilities=abilities, beside=other, data=data)
     wait_for_all()
     return RunResult(model=target, stages=reports)
+
+
+def _other(folder: Path, config: RecipeConfig, data: Path | None) -> Beside:
+    """A model put to the same questions, on the same text in its own tokens."""
+    model, tokenizer = load_model(folder), load_checkpoint_tokenizer(folder)
+    abilities = measure_abilities(model, tokenizer, config, prepare_heldout(config, data, tokenizer))
+    return Beside(name=folder.name, model=model, tokenizer=tokenizer, abilities=abilities)
 
 
 def _predict(config: RecipeConfig, output: Path, device: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from herd.base.atomic import atomic_directory, atomic_file
 from herd.base.config_io import to_dict
-from herd.base.errors import NotFoundError
+from herd.base.errors import FormatError, NotFoundError
 from herd.data.curate.compile import pass_name
 from herd.data.curate.config import CurateConfig, from_toml, stage_to_dict, to_toml
 from herd.data.curate.page import render_page
@@ -99,6 +99,16 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def read_report(path: Path) -> CurateReport:
+    """A report.json. Raises NotFoundError, FormatError for a file that is none."""
+    try:
+        return CurateReport(**{**(data := json.loads(path.read_text(encoding="utf-8"))), "stages": tuple(data["stages"])})
+    except OSError as error:
+        raise NotFoundError(f"cannot read {path}: {error.strerror}", hint="`herd data curate` writes it into its output") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path} is no report of a curation: {error}", hint="`herd data curate` writes one into its output") from error
 
 
 def save_config(config: CurateConfig, folder: Path) -> None:
