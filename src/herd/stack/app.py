@@ -28,6 +28,7 @@ from herd.stack.model_routes import model_routes
 from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.page import page_routes
+from herd.stack.page_chats import page_chat_routes
 from herd.stack.paths import comes_later
 from herd.stack.prompt_routes import prompt_routes
 from herd.stack.provider_routes import provider_routes
@@ -70,6 +71,7 @@ def create_app(
     app.include_router(chat_routes(service))
     if service.database is not None:
         app.include_router(stored_completion_routes(service.database))
+        app.include_router(page_chat_routes(service.database, service.config))
     app.include_router(completion_routes(service))
     app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
