@@ -2,6 +2,7 @@
 import { ApiError, json, learn, saveKey, savedKey, server } from "./api.js";
 import { Icon, Store, html, sizeText, useEffect, useLayoutEffect, useRef, useState, useStore } from "./lib.js";
 import { number, t } from "./i18n.js";
+import { renew } from "./chats.js";
 import { modelName } from "./turn.js";
 import { settings, setSettings } from "./settings-store.js";
 import { Documents, Source } from "./documents.js";
@@ -109,6 +110,7 @@ function Key({ close }) {
     try {
       await json("/v1/models");
       await learn();
+      await renew();
       close();
     } catch (error) {
       setWrong(error instanceof ApiError ? error.message : String(error));

@@ -36,7 +36,7 @@ export default {
   keyIsKept: "มีคีย์เก็บในเบราว์เซอร์นี้", forgetKey: "ลืมคีย์",
   settings: "การตั้งค่า", language: "ภาษา", theme: "รูปลักษณ์", theme_system: "ตามระบบ", theme_light: "สว่าง", theme_dark: "มืด", enterSends: "Enter คือส่ง (ไม่เช่นนั้น Ctrl+Enter)",
   showStats: "แสดงโทเคนและความเร็วใต้คำตอบ", wide: "บทสนทนาแบบกว้าง", systemForNew: "พรอมต์ระบบของแชตใหม่",
-  yourChats: "แชตของคุณ", keptHere: "เก็บในเบราว์เซอร์นี้เท่านั้น", export: "ส่งออก", import: "นำเข้า", imported: "อ่านแล้ว {count} แชต", deleteAll: "ลบทุกอย่าง", deleteAllSure: "ใช่ ลบแชตและการตั้งค่าทั้งหมด", allDeleted: "ลบทุกอย่างแล้ว",
+  yourChats: "แชตของคุณ", keptHere: "เก็บในเบราว์เซอร์นี้เท่านั้น", export: "ส่งออก", import: "นำเข้า", imported: "อ่านแล้ว {count} แชต", deleteAll: "ลบทุกอย่าง", deleteAllSure: "ใช่ ลบแชตและการตั้งค่าทั้งหมด", allDeleted: "ลบทุกอย่างแล้ว", keepAt: "เก็บแชตไว้", inBrowser: "ในเบราว์เซอร์นี้", atServer: "บนเซิร์ฟเวอร์", keptServer: "แชตอยู่บนเซิร์ฟเวอร์ ซึ่งมีเพียงคีย์ของคุณที่หาพบ เบราว์เซอร์นี้เก็บสิ่งที่เซิร์ฟเวอร์ยังไม่ได้รับ", noHistory: "เซิร์ฟเวอร์นี้ไม่เก็บข้อมูล จึงเก็บแชตไม่ได้", copyBrowser: "คัดลอกแชตของเบราว์เซอร์นี้", copyServer: "คัดลอกแชตบนเซิร์ฟเวอร์", notKept: "การเปลี่ยนแปลง {count} รายการยังไม่อยู่บนเซิร์ฟเวอร์ เบราว์เซอร์นี้เก็บไว้ให้",
   documents: "เอกสาร", documentsText: "ชุดไฟล์ที่คำตอบอ้างอิงได้ เลือกชุดหนึ่งในเครื่องมือ แล้วคำตอบจะอ้างถึง", noStores: "เซิร์ฟเวอร์นี้ไม่มีคลังเวกเตอร์", storesEmpty: "ยังไม่มี",
   storeName: "ชื่อชุดเอกสาร", newStore: "ชุดใหม่", filesIn: "{count} ไฟล์", addFiles: "เพิ่มไฟล์", deleteStore: "ลบ {name}", uploading: "กำลังอ่าน {name}…",
   jobs: "งาน", batches: "แบตช์", noBatches: "ไม่มีแบตช์", batchText: "ไฟล์คำขอ บรรทัดละหนึ่ง ตอบในเบื้องหลัง",
