@@ -85,7 +85,7 @@ def unused_words() -> list[str]:
     """English texts that no file of the page asks for."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in sorted(STATIC.glob("*.js")))
     asked = set(re.findall(r'"(\w+)"', code))
-    return [name for name in words_of(STATIC / "i18n" / "en.js") if name not in asked and not name.startswith(("hint_", "theme_"))]
+    return [name for name in words_of(STATIC / "i18n" / "en.js") if name not in asked and not name.startswith(("hint_", "theme_", "fit_"))]
 
 
 def type_errors() -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Chats kept on the server: the same in every browser of a key, and of no other; what the server refuses stays in the browser until it has it."""
+"""Chats kept on the server: the same in every browser of a key, and of no other; what the server refuses stays here until it has it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def test_what_the_server_refuses_is_told_and_stays_in_the_browser_until_it_has_i
     expect(note).to_have_count(0)
     wait_kept(reader, site, "Tell me of llamas", ["Tell me of llamas", "They hum."])
     left = """async () => {
-        const db = await new Promise((done) => { const asked = indexedDB.open("herd-outbox"); asked.onsuccess = () => done(asked.result); });
+        const opening = indexedDB.open("herd-outbox");
+        const db = await new Promise((done) => (opening.onsuccess = () => done(opening.result)));
         const asked = db.transaction("outbox").objectStore("outbox").count();
         return new Promise((done) => (asked.onsuccess = () => done(asked.result)));
     }"""

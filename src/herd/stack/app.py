@@ -18,6 +18,7 @@ from herd.stack.batch_runner import BatchRunner
 from herd.stack.batches import batch_routes
 from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
+from herd.stack.disk_models import disk_model_routes
 from herd.stack.embeddings import embedding_routes
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.files import file_routes
@@ -83,6 +84,7 @@ def create_app(
     app.include_router(prompt_routes(service))
     app.include_router(legacy_routes(service))
     app.include_router(training_routes(service.config))
+    app.include_router(disk_model_routes(service))
     app.include_router(page_routes())
     if storage is not None:
         app.include_router(file_routes(storage, service.config))
