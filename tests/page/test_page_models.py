@@ -41,7 +41,7 @@ def test_the_picker_lists_what_lies_on_disk_with_the_command_that_serves_it(
     mine = rows.filter(has_text="lab/mine")
     expect(mine).to_contain_text("on disk")
     expect(mine).to_contain_text(re.compile(r"parameters · float32 · context 16,384 · needs \d+ MiB: fits beside this server"))
-    expect(mine.locator("code")).to_have_text(re.compile(r"^herd serve lab/mine --port \d+ --state-dir \S+$"))
+    expect(mine.locator("code")).to_have_text(re.compile(rf"^herd serve lab/mine --port {reader.server.port + 1} --state-dir \S+$"))
     mine.get_by_role("button", name="Copy").click()
     expect(mine).to_contain_text("Copied")
     # What cannot be served says why, and offers no command.

@@ -82,7 +82,8 @@ def disk_model_routes(service: Service) -> APIRouter:
         found = await disk.all()
         served = await asyncio.to_thread(_served_path, service)
         free, own = _memory(service)
-        told = [model_row(model, free=free, own=own, port=service.config.port, loaded=model.path == served) for model in found]
+        port = (request.scope.get("server") or (None, service.config.port))[1] or service.config.port
+        told = [model_row(model, free=free, own=own, port=port, loaded=model.path == served) for model in found]
         return json_response({"object": "list", "data": told, "free_bytes": free, "served_bytes": own})
 
     return router

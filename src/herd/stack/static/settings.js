@@ -139,7 +139,7 @@ export function Settings() {
   };
   /** @param {"enterSends" | "stats" | "wide"} name @param {import("./i18n.js").Word} word */
   const check = (name, word) => html`<label class="check"><input type="checkbox" name=${name} checked=${values[name]} onChange=${(/** @type {any} */ event) => setSettings({ [name]: event.target.checked })} />${t(word)}</label>`;
-  return html`<div class="grid two"><label>${t("language")}<select name="language" value=${values.language} onChange=${(/** @type {any} */ event) => (setSettings({ language: event.target.value }), speak(event.target.value))}>
+  return html`<div class="grid two"><label>${t("language")}<select name="language" value=${values.language || document.documentElement.lang} onChange=${(/** @type {any} */ event) => (setSettings({ language: event.target.value }), speak(event.target.value))}>
       ${Object.entries(LANGUAGES).map(([code, name]) => html`<option value=${code} selected=${code === document.documentElement.lang}>${name}</option>`)}</select></label>
     <label>${t("theme")}<select name="theme" value=${values.theme} onChange=${(/** @type {any} */ event) => setSettings({ theme: event.target.value })}>
       ${["system", "light", "dark"].map((name) => html`<option value=${name} selected=${name === values.theme}>${t(/** @type {any} */ (`theme_${name}`))}</option>`)}</select></label></div>
