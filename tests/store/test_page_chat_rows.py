@@ -23,7 +23,7 @@ def message(name: str, text: str, *, made: float = 0, parent: str | None = None,
 
 
 def test_a_chat_is_written_in_pieces_and_comes_back_whole(state: State) -> None:
-    first, answer = message("a", "Hi \0 สวัสดี"), message("b", "Hel", made=2, parent="a", busy=True)
+    first, answer = message("a", "Hi \0 สวัสดี"), message("b", "Hello", made=2, parent="a", busy=True)
     page_chats.put(state.database, "ann", chat("c", "Old", leaf="b"), [answer, first], room_bytes=ROOM)
     whole = message("b", "Hello.", made=2, parent="a", stats={"prompt": 3})
     other = message("d", "Another answer.", made=3, parent="a")

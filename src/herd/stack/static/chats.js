@@ -49,7 +49,9 @@ export async function loadChats() {
     // Where another key was given, what was open is not this reader's.
     whose = kept.onServer() ? kept.owner() : null;
     if (before !== null && whose !== null && before !== whose) newChat({ system: settings.value.system });
-    chats.set({ list, loaded: true });
+    // The open chat stays the object that it is: what is written in it goes on.
+    const { open } = chats.value;
+    chats.set({ list: list.map((one) => (open && one.id === open.id ? open : one)), loaded: true });
   } catch (error) {
     chats.set({ loaded: false });
     kept.report(error);
