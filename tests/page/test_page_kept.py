@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import Reader  # pyright: ignore[reportMissingImports]
-from live_server import KEYS, ThreadServer, bearer, keys  # pyright: ignore[reportMissingImports]
+from live_server import KEYS, ThreadServer, bearer, keys, thread_server  # pyright: ignore[reportMissingImports]
 from playwright.sync_api import Route, expect
 
 Open = Callable[..., Reader]
@@ -229,3 +229,47 @@ def test_chats_of_one_key_are_never_seen_by_another(open_page: Open) -> None:
         assert told == {"Tell me of llamas": ["Tell me of llamas", "They hum.", "And of alpacas?", "They are smaller."]}
     finally:
         server.stop()
+
+
+def test_a_long_chat_goes_to_the_server_in_parts_and_comes_back_whole(open_page: Open, site: ThreadServer, tmp_path: Path) -> None:
+    nodes = [
+        {
+            "id": f"n{number}",
+            "chat": "long",
+            "parent": f"n{number - 1}" if number else None,
+            "made": number,
+            "role": "user",
+            "text": f"No. {number}",
+        }
+        for number in range(1200)
+    ]
+    # Half a character, as a text may end that was cut by someone, is no reason to refuse the rest.
+    nodes[7]["text"] = "half \ud83d"
+    chat = {"id": "long", "title": "A long one", "made": 1, "changed": 1, "leaf": "n2"}
+    (tmp_path / "long.json").write_text(
+        json.dumps({"format": "herd-chats", "version": 1, "chats": [chat], "nodes": nodes}), encoding="utf-8"
+    )
+    reader = keep_at_server(open_page())
+    page = reader.page
+    sent: list[int] = []
+    page.on(
+        "request", lambda request: sent.append(len(json.loads(request.post_data or "")["messages"])) if request.method == "PUT" else None
+    )
+    page.get_by_role("button", name="Settings").click()
+    page.locator("input[type=file][accept*=json]").set_input_files(tmp_path / "long.json")
+    expect(page.get_by_role("dialog").get_by_role("status")).to_have_text("1 chats were read.")
+    assert sum(sent) == 1200 and max(sent) <= 500
+    texts = kept(site)["A long one"]
+    assert len(texts) == 1200 and texts[7] == "half \ufffd" and texts[1199] == "No. 1199"
+    page.reload()
+    rows(reader).click()
+    expect(page.locator(".message")).to_have_count(3)
+
+
+def test_a_server_that_keeps_no_state_offers_no_place_for_chats(open_page: Open) -> None:
+    with thread_server(state_dir=None) as bare:
+        reader = open_page(server=bare)
+        reader.page.get_by_role("button", name="Settings").click()
+        expect(reader.page.locator("select[name=keep] option[value=server]")).to_be_disabled()
+        expect(reader.page.get_by_role("dialog")).to_contain_text("This server keeps no state, so it cannot keep them.")
+        expect(reader.page.get_by_role("button", name="Copy those on the server")).to_have_count(0)
