@@ -99,6 +99,20 @@ def test_the_bundled_model_is_listed_first(herd: HerdCommand, tiny_folder: Path,
     assert [model["name"] for model in herd("models", "--json").json[:2]] == ["cria", "cria-guard"]
 
 
+def test_what_fits_is_told_with_what_it_takes(
+    herd: HerdCommand, tiny_folder: Path, herd_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    install(tiny_folder, herd_home, "mine")
+    monkeypatch.setattr("herd.base.memory.available_memory", lambda: 2**40)
+    told = {model["name"]: model for model in herd("models", "--fits", "--json").json}
+    assert told["mine"]["fits"] and told["mine"]["options"] == [] and told["mine"]["needs_bytes"] > told["mine"]["size_bytes"]
+    monkeypatch.setattr("herd.base.memory.available_memory", lambda: 2**20)
+    lines = herd("models", "--fits").out.splitlines()
+    assert lines[0].split() == ["name", "on", "disk", "to", "serve", "fits", "now"]
+    assert all("no: 1.0 MiB are free" in line for line in lines[1:]) and any(line.startswith("mine") for line in lines)
+
+
 def test_a_listed_name_runs(herd: HerdCommand, tiny_folder: Path, herd_home: Path) -> None:
     install(tiny_folder, herd_home, "ORG/Model")
     assert herd("run", "-m", "ORG/Model", "--max-tokens", "1", "x").code == 0

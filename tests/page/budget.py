@@ -1,7 +1,7 @@
 """What the page weighs: our lines, and everything's bytes as they go over the wire. `make check` prints it and fails over the budget.
 
-Also checks the vendored libraries against their checksums, that every language has the same words, and, where TypeScript's compiler is
-installed, the types. `python tests/page/budget.py --vendor FOLDER` compares with packages unpacked from npm.
+Also checks the vendored libraries against their checksums, that every language has the same words, and the types, by TypeScript's
+compiler: the one on the PATH, or one that npm fetches once into the environment. Where neither is to be had, it says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STATIC = Path(__file__).resolve().parents[2] / "src" / "herd" / "stack" / "static"
 VENDOR = STATIC / "vendor"
@@ -23,6 +24,8 @@ MAX_BYTES = 150_000
 LATER = ("maths.js", "highlight.js")
 """Fetched when an answer first needs them."""
 OURS = (".js", ".css", ".html", ".svg")
+TYPESCRIPT = "7.0.2"
+FETCHED = Path(sys.prefix) / "share" / f"typescript-{TYPESCRIPT}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,16 +88,44 @@ def unused_words() -> list[str]:
     """English texts that no file of the page asks for."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in sorted(STATIC.glob("*.js")))
     asked = set(re.findall(r'"(\w+)"', code))
-    return [name for name in words_of(STATIC / "i18n" / "en.js") if name not in asked and not name.startswith(("hint_", "theme_"))]
+    return [name for name in words_of(STATIC / "i18n" / "en.js") if name not in asked and not name.startswith(("hint_", "theme_", "fit_"))]
 
 
-def type_errors() -> list[str] | None:
-    """What TypeScript says of the JSDoc types; None where its compiler is not installed."""
+def type_errors(*, fetch: bool = False) -> list[str] | None:
+    """What TypeScript says of the JSDoc types; None where its compiler is not there and could not be fetched."""
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+    project = ["-p", str(STATIC / "tsconfig.json")]
     compiler = shutil.which("tsc")
-    if compiler is None:
+    if compiler is not None:
+        done = subprocess.run([compiler, *project], **options)
+    else:
+        program = FETCHED / "node_modules" / "typescript" / "bin" / "tsc"
+        if not program.is_file() and not (fetch and _fetched(options)):
+            return None
+        done = _node("node", str(program), *project, **options)
+        if done is None:
+            return None
+    told = done.stdout.splitlines()
+    return told or ([] if done.returncode == 0 else [f"tsc failed: {done.stderr.strip()[:500]}"])
+
+
+def _fetched(options: dict[str, Any]) -> bool:
+    """Let npm fetch the compiler, as pyright's package lets it fetch pyright; npm holds it to the registry's checksum."""
+    FETCHED.mkdir(parents=True, exist_ok=True)
+    command = ("install", "--prefix", str(FETCHED), "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", f"typescript@{TYPESCRIPT}")
+    done = _node("npm", *command, **options)
+    return done is not None and done.returncode == 0
+
+
+def _node(program: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str] | None:
+    """Run node or npm: those that pyright's package uses, which are the PATH's, or its own. None where there is none."""
+    try:
+        from pyright import node
+
+        return node.run(program, *arguments, **options)  # pyright: ignore[reportArgumentType, reportReturnType]
+    except Exception as error:  # whatever keeps Node.js from being had here, the types were not checked, and the reader is told
+        print(f"page: {program} could not be run: {error}"[:300], file=sys.stderr)
         return None
-    done = subprocess.run([compiler, "-p", str(STATIC / "tsconfig.json")], capture_output=True, text=True, timeout=120, check=False)
-    return done.stdout.splitlines()
 
 
 def main() -> int:
@@ -106,9 +137,11 @@ def main() -> int:
     print(f"page: {lines:,} lines of {MAX_LINES:,}, {packed:,} bytes packed of {MAX_BYTES:,} ({vendored:,} of them vendored)")
     print(f"page: {sum(one.packed_bytes for one in first):,} bytes before the first formula, code or other language")
     wrong = wrong_checksums() + wrong_words() + [f"no one asks for the text {name}" for name in unused_words()]
-    types = type_errors()
+    types = type_errors(fetch=True)
     if types is None:
-        print("page: types not checked, since tsc is not installed (npm install --global typescript)")
+        print(f"page: types NOT checked: no tsc on the PATH, and npm could not fetch typescript {TYPESCRIPT}")
+    else:
+        print("page: types checked")
     wrong += types or []
     if lines > MAX_LINES:
         wrong.append(f"{lines:,} lines are over the budget of {MAX_LINES:,}")

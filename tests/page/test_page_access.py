@@ -68,6 +68,7 @@ def test_axe_finds_nothing(open_page: Open, screen: str) -> None:
     assert faults(reader) == []
     page.keyboard.press("Escape")
     page.locator(".bar .model").click()
+    expect(page.locator(".rows.disk li").first).to_be_visible()
     assert faults(reader) == []
 
 

@@ -271,14 +271,3 @@ def test_a_key_is_asked_for_where_the_server_wants_one(open_page: Open) -> None:
         reader.last.locator(".retry").click()
         expect(reader.last.locator(".markdown")).to_have_text("Here again.")
         expect(reader.last.locator(".branches")).to_have_text("2/2")
-
-
-def test_the_model_picker_tells_state_size_and_memory(open_page: Open) -> None:
-    reader = open_page()
-    reader.page.locator(".bar .model").click()
-    card = reader.page.get_by_role("radio", name="tiny")
-    expect(card).to_be_checked()
-    expect(card).to_contain_text(re.compile(r"Ready|ready"))
-    expect(card).to_contain_text("parameters")
-    expect(card).to_contain_text("context 16,384")
-    expect(card).to_contain_text(re.compile(r"takes .* more are free"))

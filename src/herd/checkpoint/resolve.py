@@ -97,6 +97,16 @@ def installed_models() -> list[InstalledModel]:
     return [InstalledModel(name=name, path=path, size_bytes=_size(path)) for name, path in paths.items()]
 
 
+def cached_models() -> list[InstalledModel]:
+    """What Hugging Face's own cache holds with a config.json, under its hub name, whatever its architecture."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = sorted(Path(HF_HUB_CACHE).glob("models--*--*")) if Path(HF_HUB_CACHE).is_dir() else []
+    names = [folder.name.removeprefix("models--").replace("--", "/") for folder in folders]
+    found = [(name, _hub_cache(name)) for name in names if hub_name(name) == name]
+    return [InstalledModel(name=name, path=path, size_bytes=_size(path)) for name, path in found if path is not None]
+
+
 def _model_of(marker: Path) -> Path:
     """The model that a marker file stands for: a GGUF file itself, else its folder; Meta's files lie one folder further down."""
     if marker.suffix == ".gguf":

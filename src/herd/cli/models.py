@@ -11,6 +11,9 @@ from herd.cli.load import JsonOption
 
 def models(
     aliases: Annotated[bool, typer.Option("--aliases", help="List the short names and the hub names they stand for.")] = False,
+    fits: Annotated[
+        bool, typer.Option("--fits", help="Tell what `herd serve` of each takes, and whether so much is free; Hugging Face's cache too.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """List the models on this machine."""
@@ -25,12 +28,37 @@ def models(
         else:
             table(list(ALIASES.items()), ("alias", "hub name"))
         return
+    if fits:
+        _fitting(json=json)
+        return
     found = installed_models()
     if json:
         print_json([{"name": model.name, "path": str(model.path), "size_bytes": model.size_bytes} for model in found])
         return
     table([(model.name, gib(model.size_bytes), str(model.path)) for model in found], ("name", "size", "path"))
     note("more: herd pull ORG/NAME; herd models --aliases")
+
+
+def _fitting(*, json: bool) -> None:
+    """What serving takes, for each."""
+    from dataclasses import asdict
+
+    from herd.base.memory import available_memory, gib
+    from herd.cli.output import print_json, table
+    from herd.inference.on_disk import fit_text, models_on_disk, offer
+
+    free = available_memory()
+    found = models_on_disk()
+    if json:
+        offers = [None if free is None else offer(model, free) for model in found]
+        told = [{"fits": one is not None, "options": list(one.options) if one else []} for one in offers]
+        print_json([{**asdict(model), "free_bytes": free, **more} for model, more in zip(found, told, strict=True)])
+        return
+    rows = [
+        (model.name, gib(model.size_bytes), "-" if model.needs_bytes is None else gib(model.needs_bytes), fit_text(model, free))
+        for model in found
+    ]
+    table(rows, ("name", "on disk", "to serve", "fits now"))
 
 
 def pull(

@@ -5,19 +5,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
-from herd.base.memory import available_memory, gib
 from herd.engine.blocks import BlockPool
 from herd.engine.disk.build import open_folder, open_secret
 from herd.engine.disk.cache import DiskCache
 from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
 from herd.engine.grammar.compiler import GrammarCompiler
-from herd.engine.memory import DEFAULT_CACHE_BYTES, EngineConfig, MemoryPlan, affordable_context, plan_memory
+from herd.engine.memory import EngineConfig, MemoryPlan, plan_memory, with_context
 from herd.engine.packed.weights import PackedModel, weights_bytes
 from herd.engine.runner import CpuRunner, runs_in_c
 from herd.engine.scheduler import Scheduler
@@ -119,16 +117,13 @@ def _guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, 
 
 def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
     """The config, its context set to what is affordable where no size was asked for."""
-    if config.context is not None or config.memory_bytes is not None or config.num_blocks is not None:
-        return config
-    budget = max(DEFAULT_CACHE_BYTES, (available_memory() or 0) // 2)
-    context = affordable_context(model.config, config, dtype=_DTYPES[str(model.dtype)], cache_bytes=budget)
-    if context < model.config.max_position_embeddings:
+    found = with_context(model.config, config, dtype=_DTYPES[str(model.dtype)])
+    if config.context is None and found.context is not None and found.context < model.config.max_position_embeddings:
         log.info(
-            "the context is %s of the model's %s tokens, what %s of cache hold; ask for more with EngineConfig(context=...)",
-            f"{context:,}", f"{model.config.max_position_embeddings:,}", gib(budget),
+            "the context is %s of the model's %s tokens, what half of the free memory holds; ask for more with EngineConfig(context=...)",
+            f"{found.context:,}", f"{model.config.max_position_embeddings:,}",
         )  # fmt: skip
-    return replace(config, context=context)
+    return found
 
 
 def _gpu_bytes(model: Transformer, config: EngineConfig) -> int:

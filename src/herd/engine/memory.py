@@ -6,10 +6,10 @@ grows with load afterwards. Bytes are exact for what herd allocates; torch and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from herd.base.errors import ConfigError, DoesNotFitError
-from herd.base.memory import gib
+from herd.base.memory import available_memory, gib
 from herd.engine.disk.cache import READ_BYTES, WRITE_BYTES
 from herd.model.config import ModelConfig
 
@@ -200,3 +200,11 @@ def affordable_context(config: ModelConfig, engine: EngineConfig, *, dtype: str,
     per_token = cache_bytes_per_token(config, engine.cache_dtype or dtype)
     blocks = max(1, cache_bytes // (per_token * engine.block_size) - 1)
     return min(config.max_position_embeddings, blocks * engine.block_size)
+
+
+def with_context(config: ModelConfig, engine: EngineConfig, *, dtype: str) -> EngineConfig:
+    """The sizes, their context set to what is affordable now where no size was asked for: what half of the free memory holds."""
+    if engine.context is not None or engine.memory_bytes is not None or engine.num_blocks is not None:
+        return engine
+    budget = max(DEFAULT_CACHE_BYTES, (available_memory() or 0) // 2)
+    return replace(engine, context=affordable_context(config, engine, dtype=dtype, cache_bytes=budget))

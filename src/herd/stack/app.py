@@ -18,6 +18,7 @@ from herd.stack.batch_runner import BatchRunner
 from herd.stack.batches import batch_routes
 from herd.stack.chat import chat_routes
 from herd.stack.completions import completion_routes
+from herd.stack.disk_models import disk_model_routes
 from herd.stack.embeddings import embedding_routes
 from herd.stack.errors import RequestError, body_of, headers_of, note_internal, status_of
 from herd.stack.files import file_routes
@@ -28,6 +29,7 @@ from herd.stack.model_routes import model_routes
 from herd.stack.openapi import document
 from herd.stack.operations import operation_routes, tokenizer_routes
 from herd.stack.page import page_routes
+from herd.stack.page_chats import page_chat_routes
 from herd.stack.paths import comes_later
 from herd.stack.prompt_routes import prompt_routes
 from herd.stack.provider_routes import provider_routes
@@ -70,6 +72,7 @@ def create_app(
     app.include_router(chat_routes(service))
     if service.database is not None:
         app.include_router(stored_completion_routes(service.database))
+        app.include_router(page_chat_routes(service.database, service.config))
     app.include_router(completion_routes(service))
     app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
@@ -81,6 +84,7 @@ def create_app(
     app.include_router(prompt_routes(service))
     app.include_router(legacy_routes(service))
     app.include_router(training_routes(service.config))
+    app.include_router(disk_model_routes(service))
     app.include_router(page_routes())
     if storage is not None:
         app.include_router(file_routes(storage, service.config))

@@ -38,6 +38,7 @@ class Caps:
         stored_bytes: of all files of one key.
         open_batches: of one key.
         vector_stores: of one key.
+        chat_bytes: of all chats that the page keeps for one key.
     """
 
     body_bytes: int = 16 * MIB
@@ -53,6 +54,7 @@ class Caps:
     stored_bytes: int = 8192 * MIB
     open_batches: int = 100
     vector_stores: int = 1000
+    chat_bytes: int = 1024 * MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

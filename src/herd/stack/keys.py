@@ -1,8 +1,8 @@
 """API keys: read from a file, kept as digests, compared in constant time; what each may use, counted by the minute.
 
 A line of a key file is `KEY`, or `NAME KEY`, and then any of `rpm=60` (requests a minute), `tpm=100000` (tokens a minute, prompt and
-answer), `concurrent=10` (requests in flight), `priority=0` (lower goes first) and `admin=1` (may see what the machine does besides:
-training runs). `#` begins a comment.
+answer), `concurrent=10` (requests in flight), `priority=0` (lower goes first) and `admin=1` (may see what the machine has besides:
+training runs, and models on its disk). `#` begins a comment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest_of(key: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """A key by its digest, whose it is, and its limits; None is no limit. `admin` over 0 may see training runs."""
+    """A key by its digest, whose it is, and its limits; None is no limit. `admin` over 0 may see training runs and models on disk."""
 
     name: str
     digest: bytes = field(repr=False)

@@ -18,11 +18,7 @@ export const server = new Store({
 
 /** An error that the server told, or that the way to it made. */
 export class ApiError extends Error {
-  /**
-   * @param {string} message
-   * @param {number} status
-   * @param {string} code
-   */
+  /** @param {string} message @param {number} status @param {string} code */
   constructor(message, status, code) {
     super(message);
     this.status = status;
@@ -36,20 +32,14 @@ export function savedKey() {
   return sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "";
 }
 
-/**
- * @param {string} key
- * @param {boolean} remember  also after the browser is closed
- */
+/** @param {string} key @param {boolean} remember  also after the browser is closed */
 export function saveKey(key, remember) {
   sessionStorage.removeItem(KEY);
   localStorage.removeItem(KEY);
   if (key) (remember ? localStorage : sessionStorage).setItem(KEY, key);
 }
 
-/**
- * @param {string} path
- * @param {{ method?: string, body?: unknown, form?: FormData, signal?: AbortSignal }} [options]
- */
+/** @param {string} path @param {{ method?: string, body?: unknown, form?: FormData, signal?: AbortSignal }} [options] */
 async function ask(path, { method, body, form, signal } = {}) {
   /** @type {Record<string, string>} */
   const headers = {};
@@ -81,19 +71,12 @@ async function errorOf(response) {
   return new ApiError(told?.message ?? (text || response.statusText), response.status, told?.code ?? String(response.status));
 }
 
-/**
- * @param {string} path
- * @param {Parameters<typeof ask>[1]} [options]
- * @returns {Promise<any>}
- */
+/** @param {string} path @param {Parameters<typeof ask>[1]} [options] @returns {Promise<any>} */
 export async function json(path, options) {
   return (await ask(path, options)).json();
 }
 
-/**
- * @param {string} path
- * @returns {Promise<Blob>}
- */
+/** @param {string} path @returns {Promise<Blob>} */
 export async function blob(path) {
   return (await ask(path)).blob();
 }

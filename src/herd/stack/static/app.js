@@ -1,7 +1,8 @@
 // The page: chats at the side, the conversation, the composer under it, and the keys that work everywhere.
 import { learn, server } from "./api.js";
-import { chats, current, flush, loadChats, newChat, openChat, path } from "./chats.js";
+import { chats, current, flush, loadChats, newChat, openChat, path, renew } from "./chats.js";
 import { Composer } from "./composer.js";
+import { keeping, send } from "./history.js";
 import { Icon, copyText, html, onceAFrame, render, useEffect, useLayoutEffect, useRef, useState, useStore } from "./lib.js";
 import { guess, language, speak, t } from "./i18n.js";
 import { Message, versionOf } from "./message.js";
@@ -23,6 +24,7 @@ function App() {
   const log = useRef(/** @type {HTMLElement | null} */ (null));
   const { away, follow, jump } = useFollow(log);
   const { node: busy, said } = useStore(turn);
+  const { waiting, error } = useStore(keeping);
   useEffect(() => void (document.documentElement.dataset.theme = theme), [theme]);
   useEffect(() => void (document.title = open?.title ? `${open.title} · herd` : "herd"), [open?.title]);
   useLayoutEffect(() => jump(), [open?.id]);
@@ -46,6 +48,8 @@ function App() {
       <div class="under"><div class="column">
         ${away && html`<button type="button" class="jump" onClick=${jump}><${Icon} name="down" />${t("jump")}</button>`}
         ${state === "down" && html`<div class="note error" role="alert">${t("serverDown")} <button type="button" onClick=${learn}>${t("retry")}</button></div>`}
+        ${error && state !== "down" && state !== "locked" && html`<div class="note error kept" role="alert"><span>${waiting ? t("notKept", { count: waiting }) : t("failed")} ${error}</span>
+          <button type="button" onClick=${() => (waiting ? send() : (keeping.set({ error: "" }), renew()))}>${t("retry")}</button></div>`}
         ${open && html`<${Composer} onSent=${() => onceAFrame(follow)} />`}
         <p class="fine">${t("fine")}</p>
       </div></div>
@@ -153,8 +157,14 @@ async function start() {
     const id = /^#chat=(\w+)$/.exec(location.hash)?.[1];
     if (id && id !== current()?.id) void openChat(id);
   });
-  addEventListener("visibilitychange", () => void (document.hidden && flush()));
+  addEventListener("visibilitychange", () => void (document.hidden ? flush() : renew()));
   addEventListener("pagehide", () => void flush());
+  let before = "";
+  server.watch(() => {
+    const { state } = server.value;
+    if (state === "ready" && before !== "ready") void renew();
+    before = state;
+  });
   await learn();
   // The engine may start, fall and come back while the page is open.
   setInterval(() => void (server.value.state !== "locked" && !document.hidden && server.value.state !== "ready" && learn()), 2000);

@@ -1,6 +1,7 @@
 // Conversations as trees: an edit or another answer makes a branch, and none is ever lost. `path` is what is shown and what is sent.
-import * as db from "./db.js";
+import * as kept from "./history.js";
 import { Store, newId, onceAFrame } from "./lib.js";
+import { setSettings, settings } from "./settings-store.js";
 
 /**
  * @typedef {{ id: string, name: string, arguments: string, state: "waiting" | "running" | "done" | "denied" | "failed", result?: string,
@@ -37,16 +38,54 @@ const changed = new Set();
 const unsaved = new Set();
 let saving = 0;
 
+/** Whose chats are listed, where they are the server's. @type {string | null} */
+let whose = null;
+
 export async function loadChats() {
-  const list = /** @type {Chat[]} */ (await db.allChats());
-  list.sort((a, b) => b.changed - a.changed);
-  chats.set({ list, loaded: true });
+  try {
+    const list = await kept.allChats();
+    list.sort((a, b) => b.changed - a.changed);
+    const before = whose;
+    // Where another key was given, what was open is not this reader's.
+    whose = kept.onServer() ? kept.owner() : null;
+    if (before !== null && whose !== null && before !== whose) newChat({ system: settings.value.system });
+    // The open chat stays the object that it is: what is written in it goes on.
+    const { open } = chats.value;
+    chats.set({ list: list.map((one) => (open && one.id === open.id ? open : one)), loaded: true });
+  } catch (error) {
+    chats.set({ loaded: false });
+    kept.report(error);
+  }
+}
+
+/** Read again what another browser may have changed on the server, and send what it has not yet. */
+export async function renew() {
+  if (!kept.onServer()) return;
+  await loadChats();
+  if (chats.value.loaded) await kept.send();
 }
 
 /**
- * A chat that is not stored before something is said in it.
- * @param {Partial<Chat>} [given]
+ * Keep chats somewhere else from now on; those of the other place stay there. Throws where they cannot be read.
+ * @param {"browser" | "server"} place
  */
+export async function keepAt(place) {
+  await flush();
+  const list = await kept.allChats(place);
+  setSettings({ keep: place });
+  list.sort((a, b) => b.changed - a.changed);
+  chats.set({ list, loaded: true });
+  newChat({ system: settings.value.system });
+}
+
+/** Copy the chats of the place where they are not kept now. */
+export async function copyOthers() {
+  const place = kept.onServer() ? "browser" : "server";
+  const [list, rows] = await Promise.all([kept.allChats(place), kept.allNodes(place)]);
+  return importAll({ format: "herd-chats", chats: list, nodes: rows });
+}
+
+/** A chat that is not stored before something is said in it. @param {Partial<Chat>} [given] */
 export function newChat(given = {}) {
   nodes = new Map();
   children = new Map();
@@ -60,7 +99,14 @@ export async function openChat(id) {
   const chat = chats.value.list.find((one) => one.id === id);
   if (!chat) return;
   await flush();
-  const rows = /** @type {Node[]} */ (await db.nodesOf(id));
+  let found;
+  try {
+    found = await kept.readChat(id);
+  } catch (error) {
+    return kept.report(error);
+  }
+  const rows = found.nodes;
+  Object.assign(chat, found.chat);
   rows.sort((a, b) => a.made - b.made);
   nodes = new Map();
   children = new Map();
@@ -86,18 +132,14 @@ function index(node) {
 
 let last = 0;
 
-/**
- * A node under another, which becomes the end of what is shown.
- * @param {Pick<Node, "role" | "parent"> & Partial<Node>} given
- * @returns {Node}
- */
+/** A node under another, which becomes the end of what is shown. @param {Pick<Node, "role" | "parent"> & Partial<Node>} given @returns {Node} */
 export function addNode(given) {
   const chat = /** @type {Chat} */ (chats.value.open);
   last = Math.max(last + 1, Date.now());
   const node = { id: newId(), chat: chat.id, made: last, text: "", ...given };
   index(node);
   // Kept before the chat points to it: a page that is closed now must not lead to a message that is not there.
-  void db.putAll("nodes", [node]);
+  void kept.putAll("nodes", [node]);
   if (!chat.title && node.role === "user") chat.title = titleOf(node);
   setChat(chat, { leaf: node.id });
   return node;
@@ -109,15 +151,11 @@ function titleOf(node) {
   return line.length > 60 ? line.slice(0, 58).replace(/\s+\S*$/, "") + "…" : line;
 }
 
-/**
- * Change a chat, put it first in the list, keep it.
- * @param {Chat} chat
- * @param {Partial<Chat>} patch
- */
+/** Change a chat, put it first in the list, keep it. @param {Chat} chat @param {Partial<Chat>} patch */
 export function setChat(chat, patch) {
   Object.assign(chat, patch, { changed: Date.now() });
   if (!chat.leaf) return chats.tell();
-  void db.putAll("chats", [chat]);
+  void kept.putAll("chats", [chat]);
   saveSoon();
   chats.set({ list: [chat, ...chats.value.list.filter((one) => one.id !== chat.id)] });
 }
@@ -141,10 +179,7 @@ export function path() {
 /** @param {Node} node */
 export const siblings = (node) => children.get(node.parent) ?? [node.id];
 
-/**
- * Show the branch that a node is on, to the end where it was left.
- * @param {string} id
- */
+/** Show the branch that a node is on, to the end where it was left. @param {string} id */
 export function showBranch(id) {
   chosen.set(nodes.get(id)?.parent ?? null, id);
   let at = id;
@@ -152,10 +187,7 @@ export function showBranch(id) {
   setChat(current(), { leaf: at });
 }
 
-/**
- * Tell that a node has changed: whoever shows it is told once a frame, and it is kept within a second.
- * @param {Node} node
- */
+/** Tell that a node has changed: whoever shows it is told once a frame, and it is kept within a second. @param {Node} node */
 export function touch(node) {
   changed.add(node);
   unsaved.add(node);
@@ -168,10 +200,7 @@ function tell() {
   changed.clear();
 }
 
-/**
- * @param {string} id
- * @param {() => void} reader
- */
+/** @param {string} id @param {() => void} reader */
 export function watchNode(id, reader) {
   const found = readers.get(id) ?? new Set();
   readers.set(id, found.add(reader));
@@ -190,20 +219,24 @@ export async function flush() {
   saving = 0;
   const rows = [...unsaved];
   unsaved.clear();
-  if (rows.length) await db.putAll("nodes", rows);
+  if (rows.length) await kept.putAll("nodes", rows);
 }
 
 /** @param {string} id */
 export async function deleteChat(id) {
+  try {
+    await kept.deleteChat(id);
+  } catch (error) {
+    return kept.report(error);
+  }
   for (const node of [...unsaved]) if (node.chat === id) unsaved.delete(node);
-  await db.deleteChat(id);
   chats.set({ list: chats.value.list.filter((one) => one.id !== id) });
   if (chats.value.open?.id === id) newChat();
 }
 
 export async function deleteEverything() {
+  await kept.deleteAll();
   unsaved.clear();
-  await db.deleteAll();
   localStorage.clear();
   sessionStorage.clear();
   chats.set({ list: [] });
@@ -213,37 +246,34 @@ export async function deleteEverything() {
 /** Everything that is kept, as a file. */
 export async function exportAll() {
   await flush();
-  const [list, rows] = await Promise.all([db.allChats(), db.allNodes()]);
+  const [list, rows] = await Promise.all([kept.allChats(), kept.allNodes()]);
   return { format: "herd-chats", version: 1, chats: list, nodes: rows };
 }
 
-/**
- * Take chats from a file; those that are here already are taken anew.
- * @param {any} data
- */
+/** Take chats from a file; those that are here already are taken anew. @param {any} data */
 export async function importAll(data) {
   if (data?.format !== "herd-chats" || !Array.isArray(data.chats) || !Array.isArray(data.nodes)) {
     throw new Error('not a file of chats: it has no "format": "herd-chats"');
   }
+  /** @type {Set<string>} */
   const known = new Set(data.chats.map((/** @type {Chat} */ chat) => chat.id));
   for (const row of [...data.chats, ...data.nodes]) if (typeof row?.id !== "string") throw new Error("a row has no id");
   for (const row of data.nodes) if (!known.has(row.chat)) throw new Error(`the message ${row.id} belongs to no chat of the file`);
-  await db.putAll("chats", data.chats.map((/** @type {Partial<Chat>} */ chat) => ({ system: "", params: {}, tools: [], ...chat })));
-  await db.putAll("nodes", data.nodes);
+  kept.welcome([...known]);
+  await kept.putAll("chats", data.chats.map((/** @type {Partial<Chat>} */ chat) => ({ system: "", params: {}, tools: [], ...chat })));
+  await kept.putAll("nodes", data.nodes);
+  if (kept.onServer()) await kept.send();
   await loadChats();
   return data.chats.length;
 }
 
-/**
- * Chats whose title or messages hold every word.
- * @param {string} words
- * @returns {Promise<Set<string>>}
- */
+/** Chats whose title or messages hold every word. @param {string} words @returns {Promise<Set<string>>} */
 export async function search(words) {
   await flush();
+  if (kept.onServer()) return kept.search(words).catch((error) => (kept.report(error), new Set()));
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
   /** @type {Map<string, string>} */
   const texts = new Map(chats.value.list.map((chat) => [chat.id, chat.title.toLowerCase()]));
-  for (const node of /** @type {Node[]} */ (await db.allNodes())) texts.set(node.chat, `${texts.get(node.chat) ?? ""}\n${node.text.toLowerCase()}`);
+  for (const node of await kept.allNodes()) texts.set(node.chat, `${texts.get(node.chat) ?? ""}\n${node.text.toLowerCase()}`);
   return new Set([...texts].filter(([, text]) => wanted.every((word) => text.includes(word))).map(([id]) => id));
 }

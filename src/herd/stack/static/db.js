@@ -1,13 +1,17 @@
-// What is kept in this browser: chats, their nodes, and settings, in IndexedDB. Nothing of it leaves the machine by itself.
+// What is kept in this browser: chats, their nodes, and settings, in IndexedDB, and what is on its way to the server. Nothing of it leaves
+// the machine by itself.
 
-/** @type {Promise<IDBDatabase> | null} */
-let opening = null;
+/** @type {Map<string, Promise<IDBDatabase>>} */
+const opened = new Map();
 
-function open() {
-  opening ??= new Promise((resolve, reject) => {
-    const request = indexedDB.open("herd", 1);
+/** A database of its own for the outbox: one that pages had opened before cannot be given another store. @param {"herd" | "herd-outbox"} name */
+function open(name = "herd") {
+  /** @type {Promise<IDBDatabase>} */
+  const opening = opened.get(name) ?? new Promise((resolve, reject) => {
+    const request = indexedDB.open(name, 1);
     request.onupgradeneeded = () => {
       const db = request.result;
+      if (name === "herd-outbox") return void db.createObjectStore("outbox", { keyPath: "key" });
       db.createObjectStore("chats", { keyPath: "id" });
       db.createObjectStore("nodes", { keyPath: "id" }).createIndex("chat", "chat");
       db.createObjectStore("settings");
@@ -15,17 +19,18 @@ function open() {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
+  opened.set(name, opening);
   return opening;
 }
 
 /**
- * @param {"chats" | "nodes" | "settings"} name
+ * @param {"chats" | "nodes" | "settings" | "outbox"} name
  * @param {IDBTransactionMode} mode
  * @param {(store: IDBObjectStore) => IDBRequest | void} work
  * @returns {Promise<any>}
  */
 async function within(name, mode, work) {
-  const db = await open();
+  const db = await open(name === "outbox" ? "herd-outbox" : "herd");
   return new Promise((resolve, reject) => {
     const transaction = db.transaction(name, mode);
     const request = work(transaction.objectStore(name));
@@ -34,10 +39,7 @@ async function within(name, mode, work) {
   });
 }
 
-/**
- * @param {"chats" | "nodes"} name
- * @param {object[]} rows
- */
+/** @param {"chats" | "nodes"} name @param {object[]} rows */
 export const putAll = (name, rows) => within(name, "readwrite", (store) => rows.forEach((row) => store.put(row)));
 
 export const allChats = () => within("chats", "readonly", (store) => store.getAll());
@@ -63,8 +65,27 @@ export async function deleteChat(chat) {
   });
 }
 
+/** @returns {Promise<import("./history.js").Unsent[]>} */
+export const outbox = () => within("outbox", "readonly", (store) => store.getAll());
+
+/** @param {import("./history.js").Unsent[]} rows */
+export const post = (rows) => within("outbox", "readwrite", (store) => rows.forEach((row) => store.put(row)));
+
+/** @param {import("./history.js").Unsent[]} rows */
+export const forget = (rows) => within("outbox", "readwrite", (store) => rows.forEach((row) => store.delete(row.key)));
+
+/** Take out what was sent, but nothing that was changed meanwhile. @param {import("./history.js").Unsent[]} rows */
+export const sent = (rows) =>
+  within("outbox", "readwrite", (store) => {
+    for (const row of rows) {
+      const found = store.get(row.key);
+      found.onsuccess = () => void (found.result?.stamp === row.stamp && store.delete(row.key));
+    }
+  });
+
 /** Everything, settings too. */
 export async function deleteAll() {
+  await within("outbox", "readwrite", (store) => void store.clear());
   const db = await open();
   const transaction = db.transaction(["chats", "nodes", "settings"], "readwrite");
   for (const name of ["chats", "nodes", "settings"]) transaction.objectStore(name).clear();
@@ -74,8 +95,5 @@ export async function deleteAll() {
 /** @param {string} name */
 export const setting = (name) => within("settings", "readonly", (store) => store.get(name));
 
-/**
- * @param {string} name
- * @param {unknown} value
- */
+/** @param {string} name @param {unknown} value */
 export const keep = (name, value) => within("settings", "readwrite", (store) => store.put(value, name));

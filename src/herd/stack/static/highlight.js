@@ -67,10 +67,7 @@ function ruleOf(name) {
 /** Longer texts stay plain: colours are not worth a frame. */
 const MOST = 60_000;
 
-/**
- * @param {HTMLElement} code
- * @param {string} language
- */
+/** @param {HTMLElement} code @param {string} language */
 export function highlight(code, language) {
   const rule = ruleOf(language.toLowerCase());
   const text = code.textContent ?? "";

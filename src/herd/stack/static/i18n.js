@@ -8,11 +8,7 @@ export const LANGUAGES = { en: "English", de: "Deutsch", fr: "Français", it: "I
 
 export const language = new Store({ code: "en", words: /** @type {Record<string, string>} */ (en) });
 
-/**
- * A text of the page, with its {values}.
- * @param {Word} word
- * @param {Record<string, string | number>} [values]
- */
+/** A text of the page, with its {values}. @param {Word} word @param {Record<string, string | number>} [values] */
 export function t(word, values) {
   const text = language.value.words[word] ?? en[word] ?? word;
   return values ? text.replace(/\{(\w+)\}/g, (all, name) => String(values[name] ?? all)) : text;

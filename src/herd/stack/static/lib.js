@@ -3,10 +3,7 @@ import { Component, h, html, render, useEffect, useLayoutEffect, useMemo, useRef
 
 export { Component, h, html, render, useEffect, useLayoutEffect, useMemo, useRef, useState };
 
-/**
- * A value that is watched.
- * @template T
- */
+/** A value that is watched. @template T */
 export class Store {
   /** @param {T} value */
   constructor(value) {
@@ -32,12 +29,7 @@ export class Store {
   }
 }
 
-/**
- * The store's value; the component is drawn again whenever it changes.
- * @template T
- * @param {Store<T>} store
- * @returns {T}
- */
+/** The store's value; the component is drawn again whenever it changes. @template T @param {Store<T>} store @returns {T} */
 export function useStore(store) {
   const [, draw] = useState(0);
   useLayoutEffect(() => {
@@ -70,10 +62,7 @@ export function onceAFrame(work) {
   else requestAnimationFrame(run);
 }
 
-/**
- * @param {string} text
- * @returns {Promise<boolean>}
- */
+/** @param {string} text @returns {Promise<boolean>} */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -89,11 +78,7 @@ export async function copyText(text) {
   }
 }
 
-/**
- * Hand a file to the reader.
- * @param {string} name
- * @param {Blob} blob
- */
+/** Hand a file to the reader. @param {string} name @param {Blob} blob */
 export function download(name, blob) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

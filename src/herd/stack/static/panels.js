@@ -1,7 +1,8 @@
 // What opens over the conversation: one dialog at a time, closed by Escape, with the focus kept inside and given back.
-import { ApiError, json, learn, saveKey, savedKey, server } from "./api.js";
-import { Icon, Store, html, sizeText, useEffect, useLayoutEffect, useRef, useState, useStore } from "./lib.js";
+import { ApiError, has, json, learn, saveKey, savedKey, server } from "./api.js";
+import { Icon, Store, copyText, html, sizeText, useEffect, useLayoutEffect, useRef, useState, useStore } from "./lib.js";
 import { number, t } from "./i18n.js";
+import { renew } from "./chats.js";
 import { modelName } from "./turn.js";
 import { settings, setSettings } from "./settings-store.js";
 import { Documents, Source } from "./documents.js";
@@ -70,19 +71,41 @@ function Models({ close }) {
     <div class="cards" role="radiogroup" aria-label=${t("models")}>${answering.map((model) => {
       const { herd } = model;
       const chosen = modelName() === model.id;
-      const facts = [
-        model.num_parameters && t("parameters", { count: number(model.num_parameters, { notation: "compact", maximumFractionDigits: 1 }) }),
-        model.dtype,
-        herd?.device,
-        model.max_model_len && t("contextOf", { count: number(model.max_model_len) }),
-      ];
       return html`<button type="button" class=${`card${chosen ? " chosen" : ""}`} role="radio" aria-checked=${chosen}
           onClick=${() => (setSettings({ model: model.id }), close())}>
         <span class="row"><strong>${model.id}</strong><span class="grow"></span><${State} state=${herd?.state ?? state} /></span>
-        <span class="muted">${facts.filter(Boolean).join(" · ")}</span>
+        <span class="muted">${factsOf(model, model.max_model_len, herd?.device)}</span>
         ${herd?.memory_bytes && html`<${Fit} used=${herd.memory_bytes} free=${herd.free_bytes} />`}
       </button>`;
-    })}</div>`;
+    })}</div>
+    ${has("/v1/herd/models") && html`<${OnDisk} />`}`;
+}
+
+/** What else lies on the server's machine. A key that may not know is told nothing. */
+function OnDisk() {
+  const [found, setFound] = useState(/** @type {any} */ (null));
+  const [wrong, setWrong] = useState("");
+  const [copied, setCopied] = useState("");
+  useEffect(() => void json("/v1/herd/models").then(setFound, (error) => setWrong(error.status === 403 ? "-" : error.message)), []);
+  if (wrong) return wrong !== "-" && html`<div class="note error" role="alert">${wrong}</div>`;
+  if (!found) return html`<p class="muted" role="status">${t("lookingAtDisk")}</p>`;
+  const others = found.data.filter((/** @type {any} */ one) => one.state !== "loaded");
+  const room = (found.free_bytes ?? 0) + (found.served_bytes ?? 0);
+  /** @param {any} one */
+  const fit = (one) => one.problem ?? t(/** @type {any} */ (`fit_${one.fit ?? "unknown"}`), { need: sizeText(one.needs_bytes), room: sizeText(room) });
+  return html`<h3>${t("onDisk")}</h3><p class="muted">${t("onDiskText")}</p>
+    <ul class="rows disk" aria-label=${t("onDisk")}>${others.map((/** @type {any} */ one) => html`<li><div class="row wrap"><strong>${one.name}</strong><span class="grow"></span>
+        <span class=${`state-dot ${one.problem || one.fit === "no" ? "down" : "idle"}`}><i></i>${t("diskSize", { size: sizeText(one.size_bytes) })}</span></div>
+      <span class="muted">${[factsOf(one, one.context), fit(one)].filter(Boolean).join(" · ")}</span>
+      ${one.command && html`<div class="row"><code class="grow">${one.command}</code><button type="button" class="quiet" aria-label=${`${t("copy")}: ${one.command}`}
+        onClick=${async () => setCopied((await copyText(one.command)) ? one.name : "")}>${copied === one.name ? t("copied") : t("copy")}</button></div>`}</li>`)}
+      ${!others.length && html`<li class="muted">${t("noOthers")}</li>`}</ul>`;
+}
+
+/** @param {{ num_parameters?: number, dtype?: string }} model @param {number} [context] @param {string} [device] */
+function factsOf(model, context, device) {
+  const count = model.num_parameters && t("parameters", { count: number(model.num_parameters, { notation: "compact", maximumFractionDigits: 1 }) });
+  return [count, model.dtype, device, context && t("contextOf", { count: number(context) })].filter(Boolean).join(" · ");
 }
 
 /** @param {{ state: string }} props */
@@ -109,6 +132,7 @@ function Key({ close }) {
     try {
       await json("/v1/models");
       await learn();
+      await renew();
       close();
     } catch (error) {
       setWrong(error instanceof ApiError ? error.message : String(error));

@@ -12,6 +12,7 @@ export const settings = new Store({
   stats: true,
   params: /** @type {Record<string, any>} */ ({}),
   wide: false,
+  keep: /** @type {"browser" | "server"} */ ("browser"),
 });
 
 export async function loadSettings() {

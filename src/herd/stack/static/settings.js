@@ -1,9 +1,10 @@
 // Settings of the page, and what a chat is answered with: its system prompt, its sampling, its tools. The server's defaults stand beside them.
 import { has, json, savedKey, saveKey, server } from "./api.js";
-import { chats, current, deleteEverything, exportAll, importAll, setChat } from "./chats.js";
+import { chats, copyOthers, current, deleteEverything, exportAll, importAll, keepAt, setChat } from "./chats.js";
+import { ROUTE } from "./history.js";
 import { download, html, useEffect, useRef, useState, useStore } from "./lib.js";
 import { LANGUAGES, speak, t } from "./i18n.js";
-import { modelName } from "./turn.js";
+import { modelName, turn } from "./turn.js";
 import { BUILTIN, readTool, setTools, tools } from "./tools.js";
 import { setSettings, settings } from "./settings-store.js";
 
@@ -124,31 +125,39 @@ export function Settings() {
   const [told, setTold] = useState("");
   const [asked, setAsked] = useState(false);
   const file = useRef(/** @type {HTMLInputElement | null} */ (null));
-  const save = async () => download(`herd-chats-${new Date().toISOString().slice(0, 10)}.json`, new Blob([JSON.stringify(await exportAll())], { type: "application/json" }));
+  const { node: busy } = useStore(turn);
+  const offered = has(ROUTE);
+  /** Do what may fail, and tell how it went. @param {() => Promise<string>} work */
+  const tell = (work) => work().then(setTold, (error) => setTold(`${t("failed")} ${error instanceof Error ? error.message : error}`));
+  const save = () => tell(async () => (download(`herd-chats-${new Date().toISOString().slice(0, 10)}.json`, new Blob([JSON.stringify(await exportAll())], { type: "application/json" })), ""));
   /** @param {any} event */
   const read = async (event) => {
     const [given] = event.target.files;
     event.target.value = "";
     if (!given) return;
-    try {
-      setTold(t("imported", { count: await importAll(JSON.parse(await given.text())) }));
-    } catch (error) {
-      setTold(`${t("failed")} ${error instanceof Error ? error.message : error}`);
-    }
+    await tell(async () => t("imported", { count: await importAll(JSON.parse(await given.text())) }));
   };
   /** @param {"enterSends" | "stats" | "wide"} name @param {import("./i18n.js").Word} word */
   const check = (name, word) => html`<label class="check"><input type="checkbox" name=${name} checked=${values[name]} onChange=${(/** @type {any} */ event) => setSettings({ [name]: event.target.checked })} />${t(word)}</label>`;
-  return html`<div class="grid two"><label>${t("language")}<select name="language" value=${values.language} onChange=${(/** @type {any} */ event) => (setSettings({ language: event.target.value }), speak(event.target.value))}>
+  return html`<div class="grid two"><label>${t("language")}<select name="language" value=${values.language || document.documentElement.lang} onChange=${(/** @type {any} */ event) => (setSettings({ language: event.target.value }), speak(event.target.value))}>
       ${Object.entries(LANGUAGES).map(([code, name]) => html`<option value=${code} selected=${code === document.documentElement.lang}>${name}</option>`)}</select></label>
     <label>${t("theme")}<select name="theme" value=${values.theme} onChange=${(/** @type {any} */ event) => setSettings({ theme: event.target.value })}>
       ${["system", "light", "dark"].map((name) => html`<option value=${name} selected=${name === values.theme}>${t(/** @type {any} */ (`theme_${name}`))}</option>`)}</select></label></div>
     ${check("enterSends", "enterSends")}${check("stats", "showStats")}${check("wide", "wide")}
     <label>${t("systemForNew")}<textarea rows="3" name="system" value=${values.system} onInput=${(/** @type {any} */ event) => setSettings({ system: event.target.value })}></textarea></label>
     ${savedKey() && html`<div class="row"><span class="grow">${t("keyIsKept")}</span><button type="button" onClick=${() => (saveKey("", false), location.reload())}>${t("forgetKey")}</button></div>`}
-    <h3>${t("yourChats")}</h3><p class="muted">${t("keptHere")}</p>
+    <h3>${t("yourChats")}</h3>
+    <label>${t("keepAt")}<select name="keep" value=${values.keep} disabled=${Boolean(busy)} onChange=${(/** @type {any} */ event) => {
+      const { value } = event.target;
+      event.target.value = values.keep; // until it is so
+      void tell(async () => (await keepAt(value), ""));
+    }}><option value="browser" selected=${values.keep === "browser"}>${t("inBrowser")}</option>
+      <option value="server" selected=${values.keep === "server"} disabled=${!offered && values.keep !== "server"}>${t("atServer")}</option></select>
+      <span class="muted">${values.keep === "server" ? t("keptServer") : `${t("keptHere")} ${offered ? "" : t("noHistory")}`}</span></label>
     <div class="row wrap"><button type="button" onClick=${save}>${t("export")}</button><button type="button" onClick=${() => file.current?.click()}>${t("import")}</button>
-      <input ref=${file} type="file" accept="application/json,.json" hidden aria-label=${t("import")} onChange=${read} /><span class="grow"></span>
-      ${asked ? html`<button type="button" class="danger" onClick=${async () => (await deleteEverything(), setAsked(false), setTold(t("allDeleted")))}>${t("deleteAllSure")}</button><button type="button" onClick=${() => setAsked(false)}>${t("cancel")}</button>`
+      <input ref=${file} type="file" accept="application/json,.json" hidden aria-label=${t("import")} onChange=${read} />
+      ${offered && html`<button type="button" onClick=${() => tell(async () => t("imported", { count: await copyOthers() }))}>${t(values.keep === "server" ? "copyBrowser" : "copyServer")}</button>`}<span class="grow"></span>
+      ${asked ? html`<button type="button" class="danger" onClick=${() => tell(async () => (await deleteEverything(), setAsked(false), t("allDeleted")))}>${t("deleteAllSure")}</button><button type="button" onClick=${() => setAsked(false)}>${t("cancel")}</button>`
         : html`<button type="button" class="danger" onClick=${() => setAsked(true)}>${t("deleteAll")}</button>`}</div>
     <div role="status">${told}</div>
     <p class="muted version">herd ${server.value.version}</p>`;

@@ -14,8 +14,9 @@ export function Sidebar({ shown, onClose }) {
   const [found, setFound] = useState(/** @type {Set<string> | null} */ (null));
   useEffect(() => {
     if (!words.trim()) return setFound(null);
-    const timer = setTimeout(() => search(words).then(setFound), 120);
-    return () => clearTimeout(timer);
+    let late = false;
+    const timer = setTimeout(() => search(words).then((ids) => late || setFound(ids)), 120);
+    return () => ((late = true), clearTimeout(timer));
   }, [words, list]);
   const kept = found ? list.filter((chat) => found.has(chat.id)) : list;
   const groups = byDay(kept);

@@ -11,10 +11,7 @@ export class SseReader {
     this.lines = [];
   }
 
-  /**
-   * @param {Uint8Array} bytes
-   * @returns {ServerEvent[]} those that became whole
-   */
+  /** @param {Uint8Array} bytes @returns {ServerEvent[]} those that became whole */
   push(bytes) {
     /** @type {ServerEvent[]} */
     const out = [];
@@ -32,10 +29,7 @@ export class SseReader {
     return out;
   }
 
-  /**
-   * @param {string} line
-   * @param {ServerEvent[]} out
-   */
+  /** @param {string} line @param {ServerEvent[]} out */
   line(line, out) {
     if (line === "") {
       if (this.lines.length) out.push({ event: this.event, data: this.lines.join("\n") });

@@ -35,10 +35,7 @@ export function setTools(patch) {
 
 export const allTools = () => [...BUILTIN, ...tools.value.own];
 
-/**
- * @param {string} text  a function as OpenAI writes it, with or without the outer {"type": "function"}
- * @returns {PageTool}
- */
+/** @param {string} text  a function as OpenAI writes it, with or without the outer {"type": "function"} @returns {PageTool} */
 export function readTool(text) {
   const given = JSON.parse(text);
   const tool = given.function ?? given;
@@ -48,11 +45,7 @@ export function readTool(text) {
   return { name: tool.name, description: String(tool.description ?? ""), parameters: tool.parameters ?? { type: "object", properties: {} } };
 }
 
-/**
- * What a built-in gives; null for a tool whose result only the reader knows.
- * @param {string} name
- * @param {string} given  its arguments as JSON
- */
+/** What a built-in gives; null for a tool whose result only the reader knows. @param {string} name @param {string} given  its arguments as JSON */
 export function runTool(name, given) {
   if (!BUILTIN.some((one) => one.name === name)) return null;
   const args = JSON.parse(given || "{}");
@@ -66,10 +59,7 @@ const FUNCTIONS = /** @type {Record<string, (x: number) => number>} */ ({
 });
 const CONSTANTS = /** @type {Record<string, number>} */ ({ pi: Math.PI, e: Math.E });
 
-/**
- * Arithmetic by descent through the grammar: sum, product, sign, power, atom. Code is never run.
- * @param {string} text
- */
+/** Arithmetic by descent through the grammar: sum, product, sign, power, atom. Code is never run. @param {string} text */
 export function calculate(text) {
   const parts = text.replaceAll("**", "^").match(/\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|[A-Za-z]+|[^\s]/g) ?? [];
   let at = 0;
