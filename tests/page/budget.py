@@ -112,7 +112,8 @@ def type_errors(*, fetch: bool = False) -> list[str] | None:
 def _fetched(options: dict[str, Any]) -> bool:
     """Let npm fetch the compiler, as pyright's package lets it fetch pyright; npm holds it to the registry's checksum."""
     FETCHED.mkdir(parents=True, exist_ok=True)
-    command = ("install", "--prefix", str(FETCHED), "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", f"typescript@{TYPESCRIPT}")
+    quiet = ("--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-timeout=30000")
+    command = ("install", "--prefix", str(FETCHED), *quiet, f"typescript@{TYPESCRIPT}")
     done = _node("npm", *command, **options)
     return done is not None and done.returncode == 0
 
