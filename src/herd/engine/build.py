@@ -24,6 +24,7 @@ from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
+DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
 
 
 def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
     """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
-    common: dict[str, Any] = {"dtype": _DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
+    common: dict[str, Any] = {"dtype": DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
     if _on_gpu(model):
         common["buffer_bytes"] = _gpu_bytes(model, config) + (_gpu_bytes(draft, config) if draft is not None else 0)
     if draft is None:
         return plan_memory(model.config, config, **common)
-    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
+    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=DTYPES[str(draft.dtype)])
 
 
 def build_engine(
@@ -71,7 +72,7 @@ def build_engine(
     """
     config = _with_context(model, config or EngineConfig())
     if draft is not None:
-        _check_vocabularies(model, draft, vocab_size)
+        check_vocabularies(model.config, draft, vocab_size)
     plan = plan_for(model, config, draft)
     runner = _runner(model, config, plan, vocab_size)
     secret = None if config.prefix_dir is None else open_secret(config.prefix_dir)
@@ -88,16 +89,16 @@ def build_engine(
         max_context=plan.context,
         clock=clock,
     )
-    guesser = _guesser(draft, config, plan, vocab_size, key)
+    guesser = make_guesser(draft, config, plan, vocab_size, key)
     common: dict[str, Any] = {"guesser": guesser, "grammars": grammars, "clock": clock, "disk": disk}
     engine = Engine(runner, scheduler, context=plan.context, threaded=threaded, **common)
     engine.plans = [plan]
     return engine
 
 
-def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int | None) -> None:
+def check_vocabularies(model: ModelConfig, draft: Transformer, vocab_size: int | None) -> None:
     """Raises ConfigError where the draft model has other token ids. Rows beyond `vocab_size` stand for no token."""
-    sizes = [min(vocab_size or one.config.vocab_size, one.config.vocab_size) for one in (model, draft)]
+    sizes = [min(vocab_size or one.vocab_size, one.vocab_size) for one in (model, draft.config)]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"the draft model has {sizes[1]:,} token ids, the model {sizes[0]:,}",
@@ -105,7 +106,8 @@ def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int 
         )
 
 
-def _guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None, key: bytes) -> Guesser | None:
+def make_guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None, key: bytes) -> Guesser | None:
+    """A draft model in this process, prompt lookup, or nothing, as the sizes say. `key` is that of the engine's own blocks."""
     if draft is None:
         return PromptLookup(config.num_draft) if config.num_draft else None
     return DraftModel(
@@ -122,7 +124,7 @@ def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
     if config.context is not None or config.memory_bytes is not None or config.num_blocks is not None:
         return config
     budget = max(DEFAULT_CACHE_BYTES, (available_memory() or 0) // 2)
-    context = affordable_context(model.config, config, dtype=_DTYPES[str(model.dtype)], cache_bytes=budget)
+    context = affordable_context(model.config, config, dtype=DTYPES[str(model.dtype)], cache_bytes=budget)
     if context < model.config.max_position_embeddings:
         log.info(
             "the context is %s of the model's %s tokens, what %s of cache hold; ask for more with EngineConfig(context=...)",
