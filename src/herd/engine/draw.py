@@ -29,9 +29,11 @@ class RowDrawer(Protocol):
 
 
 class RowNumbers(NamedTuple):
-    """Of each row of a step: its temperature (0 takes the likeliest), its min-p and its number in [0, 1)."""
+    """Of each row of a step: its temperature (0 takes the likeliest), its top-k (0 is none), top-p and min-p, and its number in [0, 1)."""
 
     temperatures: list[float]
+    top_k: list[int]
+    top_p: list[float]
     min_p: list[float]
     uniforms: list[float]
 
@@ -46,7 +48,7 @@ class ThereDrawer(Protocol):
 
 
 def _drawn_there(params: TokenParams) -> bool:
-    return params.temperature == 0.0 or (params.top_k == 0 and params.top_p == 1.0 and params.typical_p == 1.0)
+    return params.temperature == 0.0 or params.typical_p == 1.0
 
 
 class Drawer:
@@ -68,7 +70,14 @@ class Drawer:
         if self._there is None or not all(map(_drawn_there, params)):
             return None
         uniforms = [uniform(one.seed, at) if one.temperature else 0.0 for one, at in zip(params, positions, strict=True)]
-        return self._there.draw_there(RowNumbers([one.temperature for one in params], [one.min_p for one in params], uniforms))
+        numbers = RowNumbers(
+            temperatures=[one.temperature for one in params],
+            top_k=[one.top_k for one in params],
+            top_p=[one.top_p for one in params],
+            min_p=[one.min_p for one in params],
+            uniforms=uniforms,
+        )
+        return self._there.draw_there(numbers)
 
     def one(self, scores_V: Scores, params: TokenParams, number: float) -> int:
         """The id at a number in [0, 1) of a row's distribution; a `sampler.Draw`."""

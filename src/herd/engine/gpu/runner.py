@@ -181,13 +181,16 @@ class GpuRunner:
     def draw_there(self, numbers: RowNumbers) -> list[int]:
         """The ids of all rows of the step that was run last, drawn on the device; -1 where scores are no finite numbers."""
         found = torch.empty(len(numbers.uniforms), dtype=torch.int64, device=self.device)
-        floats = [torch.tensor(values, dtype=torch.float32).to(self.device) for values in (numbers.temperatures, numbers.min_p)]
-        uniforms = torch.tensor(numbers.uniforms, dtype=torch.float64).to(self.device)
+        kinds = (torch.float32, torch.int32, torch.float64, torch.float32, torch.float64)
+        told = {
+            name: torch.tensor(values, dtype=kind).to(self.device)
+            for name, values, kind in zip(numbers._fields, numbers, kinds, strict=True)
+        }
         for first in range(0, len(found), len(self._scores)):
             some = slice(first, min(first + len(self._scores), len(found)))
             with place.current(self.device):
                 scores = self._score(first, some.stop - first)
-                device_draw.draw(scores, temperatures=floats[0][some], min_p=floats[1][some], uniforms=uniforms[some], ids=found[some])
+                device_draw.draw(scores, **{name: values[some] for name, values in told.items()}, ids=found[some])
         return found.tolist()
 
     def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
