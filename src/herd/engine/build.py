@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
@@ -24,6 +27,7 @@ from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
+from herd.kernels.triton import runtime
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -35,10 +39,14 @@ log = get_logger(__name__)
 DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
 
 
-def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
-    """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
+def plan_for(
+    model: Transformer, config: EngineConfig, draft: Transformer | None = None, *, device: torch.device | None = None
+) -> MemoryPlan:
+    """What serving a loaded model takes, with a draft model if there is one; or of a model on the meta device, what it would take on
+    `device`. Raises as `plan_memory`, ConfigError where the GPU's kernels cannot be asked.
+    """
     common: dict[str, Any] = {"dtype": DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
-    if _on_gpu(model):
+    if _on_gpu(model) if device is None else _would_run_in_triton(model, device):
         common["buffer_bytes"] = _gpu_bytes(model, config) + (_gpu_bytes(draft, config) if draft is not None else 0)
     if draft is None:
         return plan_memory(model.config, config, **common)
@@ -144,6 +152,20 @@ def _on_gpu(model: Transformer) -> bool:
     """Whether the GPU runner takes a model. Raises ConfigError where that is asked for and cannot be."""
     if type(model) is not Transformer or not dispatch.runs_triton(model.device):
         return False
+    from herd.engine.gpu.weights import runs_in_triton
+
+    return runs_in_triton(model)
+
+
+def _would_run_in_triton(model: Transformer, device: torch.device) -> bool:
+    """Whether the GPU runner would take a model that is not there yet, on a device that need not be here."""
+    if device.type != "cuda" or os.environ.get("HERD_KERNELS") == "reference":
+        return False
+    if not runtime.installed():
+        raise ConfigError(
+            "what a GPU's kernels need beside the model is told by Triton, which is not installed",
+            hint="plan on Linux, where torch's CUDA builds have it, or pip install triton; --device cpu plans without",
+        )
     from herd.engine.gpu.weights import runs_in_triton
 
     return runs_in_triton(model)
