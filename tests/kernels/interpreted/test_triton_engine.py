@@ -129,15 +129,17 @@ def test_what_is_drawn_on_the_device_is_what_is_drawn_here(triton: None, changes
     there, here = engine(model), engine(model)
     runner = there.stepper.runner
     assert isinstance(runner, GpuRunner)
-    run = runner.draw_there
-    runner.draw_there = lambda numbers: (calls.append(numbers), run(numbers))[1]  # type: ignore[method-assign]
+    run = runner.draw_later
+    runner.draw_later = lambda numbers: (calls.append(numbers), run(numbers))[1]  # type: ignore[method-assign]
     for one in (there, here):
         one.stepper._drawer._kernel = in_numpy
-    here.stepper._drawer._there = None
-    asked = [replace(one, params=replace(one.params, max_tokens=3)) for one in requests(logprobs=None, **changes)[:2]]
+    here.stepper._drawer._there = here.stepper._drawer._ahead = None
+    asked = [replace(one, params=replace(one.params, max_tokens=4)) for one in requests(logprobs=None, **changes)[:2]]
     found = answers(there, asked, at_once=2)
-    assert calls and [len(one) for one in found] == [3, 3]
+    assert calls and [len(one) for one in found] == [4, 4]
+    assert there.stepper.ahead.num_taken > 0, "its second token was launched before the first was read"
     assert answers(here, asked, at_once=2) == found
+    assert here.stepper.ahead.num_taken == 0
 
 
 def scores(runner: CpuRunner | GpuRunner | TorchRunner, tokens: list[int], cuts: Sequence[int]) -> torch.Tensor:
