@@ -80,7 +80,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_of(model: Transformer, *, ahead: bool, **changes: object) -> Engine:
-    made = small_engine(model, **changes)
+    made = small_engine(model, **changes)  # pyright: ignore[reportArgumentType]
     assert isinstance(made.stepper.runner, AheadRunner)
     made.stepper.runner.runs_ahead = ahead
     return made
