@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from herd.base.errors import CheckpointError, HerdError
-from herd.checkpoint.load import load_model, save_model
+from herd.checkpoint.load import load_model, outline_of, save_model
 from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.quant_hf import QuantHfSource
 from herd.checkpoint.quant_parts import AWQ_ORDER, decode, encode, written_parts
@@ -252,6 +252,34 @@ def _uneven(tensors: dict[str, Tensor]) -> None:
 
 def _plain(tensors: dict[str, Tensor]) -> None:
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        None,
+        Settings(scheme="int4", group=32),
+        Settings(scheme="int4", group=32, symmetric=False),
+        Settings(scheme="int8"),
+        Settings(scheme="fp8"),
+    ],
+    ids=["plain", "int4", "int4-asymmetric", "int8", "fp8"],
+)
+def test_an_outline_has_every_tensor_of_the_loaded_model_but_its_numbers(
+    plain_folder: Path, tmp_path: Path, wanted: Settings | None
+) -> None:
+    folder = plain_folder
+    if wanted is not None:
+        folder = tmp_path / "out"
+        quantise_checkpoint(plain_folder, folder, wanted)
+    with open_checkpoint(folder) as source:
+        outline = outline_of(source, torch.bfloat16)
+
+    def tensors(model: Transformer) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        return {name: (part.dtype, part.shape) for name, part in (*model.named_parameters(), *model.named_buffers())}
+
+    assert tensors(outline) == tensors(load_model(folder, dtype="bfloat16"))
+    assert all(part.device.type == "meta" for part in (*outline.parameters(), *outline.buffers()))
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,17 @@ def test_the_engines_own_plan_stays_what_it_was(herd: HerdCommand, tiny_folder: 
     assert "the limit is 1.0 MiB" in message
 
 
+def test_a_gpu_that_is_not_here_is_planned_for_with_what_its_kernels_need(herd: HerdCommand) -> None:
+    pytest.importorskip("triton", reason="needs triton, which is for Linux on x86_64")
+    words = ("plan", "serve", "llama3.1:8b", "--memory", "24GiB", "--context", "16384", "--json")
+    there, here = herd(*words, "--device", "cuda").json, herd(*words, "--device", "cpu").json
+    scratch = there["activation_bytes"] - here["activation_bytes"]
+    assert 50 * 2**20 < scratch < 2**30 and there["num_blocks"] < here["num_blocks"]
+    assert there["weights_bytes"] == here["weights_bytes"]
+    assert "unknown device 'gpu'" in herd(*words, "--device", "gpu").refusal(2)[0]
+    assert "--device is of herd's own engine" in herd("plan", "serve", "8b", "--hardware", "h200", "--device", "cuda").refusal(2)[0]
+
+
 def test_a_published_shape_needs_no_files(herd: HerdCommand) -> None:
     data = herd("plan", "serve", "llama3.1:8b", "--memory", "24GiB", "--context", "16384", "--json").json
     assert data["weights_bytes"] == 2 * 8_030_261_248 and data["dtype"] == "bfloat16"

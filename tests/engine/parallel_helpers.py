@@ -30,10 +30,18 @@ def checkpoint(folder: Path, **changes: object) -> Path:
 
 
 def parallel_engine(
-    model: Path | Transformer, *, tp: int = 1, pp: int = 1, dtype: str | None = None, timeout_s: float = 30.0, **changes: object
+    model: Path | Transformer,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    dtype: str | None = None,
+    draft: Transformer | None = None,
+    timeout_s: float = 30.0,
+    **changes: object,
 ) -> ParallelEngine:
     """An engine that answers; close it."""
-    return build_parallel_engine(model, replace(SIZES, **changes), tp=tp, pp=pp, dtype=dtype, timeout_s=timeout_s)  # pyright: ignore[reportArgumentType]
+    config = replace(SIZES, **changes)  # pyright: ignore[reportArgumentType]
+    return build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, draft=draft, timeout_s=timeout_s)
 
 
 def token_ids(found: list[Answer]) -> list[list[int]]:

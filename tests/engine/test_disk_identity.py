@@ -48,6 +48,6 @@ def test_a_state_is_named_the_same_every_time_and_otherwise_when_something_diffe
     ]
     model.config = replace(model.config, rope_theta=1e6)
     others.append(state_name(model, runner="CpuRunner", layout="x"))
-    monkeypatch.setattr(identity, "_kernels", lambda model: {"level": "another"})
+    monkeypatch.setattr(identity, "_kernels", lambda device, dtype: {"level": "another"})
     others.append(state_name(small_model(), runner="CpuRunner", layout="x"))
     assert len({name, *others}) == 6

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from parallel_helpers import SIZES, checkpoint, parallel_engine, token_ids  # pyright: ignore[reportMissingImports]
-from small_model import VOCAB, Answer, answers, mixed_requests, small_model  # pyright: ignore[reportMissingImports]
+from small_model import VOCAB, Answer, answers, mixed_requests, perturbed, small_model  # pyright: ignore[reportMissingImports]
 
 from herd.checkpoint.load import load_model
 from herd.engine.build import build_engine
+from herd.engine.draft_model import DraftModel
 from herd.engine.parallel.engine import ParallelEngine
 from herd.engine.params import TokenParams
 from herd.engine.sampler import TokenLogprobs
@@ -91,6 +92,22 @@ def test_drafts_are_shared_with_every_rank(path: Path) -> None:
     assert answers(engine, requests, at_once=10) == expected
     assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
     engine.close()
+
+
+def test_a_draft_model_changes_no_bit_and_saves_steps(engine: ParallelEngine, layout: tuple[int, int], path: Path) -> None:
+    """It lies whole on rank 0, and is often of one mind with the model; the others verify what it guesses."""
+    requests = mixed_requests(8, seed=9, max_tokens=24)
+    before = engine.stepper.num_steps
+    expected = answers(engine, requests, at_once=8)
+    plain_steps = engine.stepper.num_steps - before
+    drafted = parallel_engine(path, tp=layout[0], pp=layout[1], draft=perturbed(load_model(path), 0.02), num_draft=3)
+    assert answers(drafted, requests, at_once=8) == expected
+    assert drafted.stepper.num_guessed > drafted.stepper.num_guesses_accepted > drafted.stepper.num_guessed // 4
+    assert drafted.stepper.num_steps < plain_steps
+    assert isinstance(drafted.stepper.guesser, DraftModel)
+    assert drafted.stepper.guesser.pool.num_references == drafted.scheduler.pool.num_references == 0
+    assert drafted.plans[0].draft_bytes > 0 and not any(plan.draft_bytes for plan in drafted.plans[1:])
+    drafted.close()
 
 
 def test_preemption_takes_the_same_way_on_every_rank(path: Path) -> None:

@@ -8,17 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from parallel_helpers import all_gone, checkpoint, is_gone, parallel_engine  # pyright: ignore[reportMissingImports]
+from small_model import CONFIG  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import CheckpointError, ConfigError, DoesNotFitError
 from herd.engine.engine import EngineError
 from herd.engine.parallel.engine import ParallelEngine
 from herd.engine.params import TokenParams
 from herd.engine.stream import TokenRequest, Tokens, TokenStream
+from herd.model.transformer import Transformer
 
 LONG = TokenRequest(prompt=(1, 2, 3), params=TokenParams(max_tokens=500, temperature=1.0))
 
@@ -121,7 +125,11 @@ def damaged(path: Path, folder: Path) -> Path:
         ({"tp": 4}, ConfigError, "tp 4 does not divide num_key_value_heads 2"),
         ({"pp": 5}, ConfigError, "pp 5 is over the model's 4 layers"),
         ({"tp": 0}, ConfigError, "tp is 0, it must be at least 1"),
-        ({"tp": 2, "prefix_dir": "prefixes"}, ConfigError, "keeps no prefixes on disk"),
+        (
+            {"tp": 2, "prefix_dir": "none", "prefix_dir_bytes": 1000},
+            ConfigError,
+            "prefix_dir_bytes is 1,000, and a block of this model takes 16,808",
+        ),
         ({"pp": 2, "num_blocks": None, "memory_bytes": 400 * 2**20}, DoesNotFitError, "rank 0 of 2 does not fit: one sequence of 640"),
     ],
 )
@@ -134,6 +142,23 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     monkeypatch.setattr(subprocess, "Popen", no_process)
     with pytest.raises(kind, match=match):
         parallel_engine(path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "match"),
+    [
+        ({"vocab_size": 300}, "cpu", "the draft model has 300 token ids, the model 320"),
+        ({}, "meta", "the draft model is on meta, and a model over several processes runs on the CPU"),
+    ],
+)
+def test_a_draft_model_that_cannot_guess_is_refused_before_anything_starts(
+    path: Path, changes: dict[str, int], device: str, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail("a process was started"))
+    with torch.device(device):
+        draft = Transformer(replace(CONFIG, **changes))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=match):
+        parallel_engine(path, tp=2, draft=draft)
 
 
 def test_a_damaged_checkpoint_is_refused_by_its_own_error(path: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from herd.engine.batch import RaggedBatch
 from herd.engine.memory import EngineConfig, plan_memory
 from herd.engine.parallel.layout import Layout, span
 from herd.engine.parallel.microbatch import num_pieces, pieces
-from herd.engine.parallel.plan import plan_ranks, weight_count
+from herd.engine.parallel.plan import DraftSize, plan_ranks, weight_count
 from herd.model.presets import preset
 
 GIB = 2**30
@@ -65,6 +65,25 @@ def test_all_ranks_have_the_blocks_of_the_one_with_the_least_room() -> None:
     assert len({plan.num_blocks for plan in plans}) == 1
     assert all(plan.total_bytes <= 12 * GIB for plan in plans)
     assert 12 * GIB - max(plan.total_bytes for plan in plans) < 16 * 131_072 // 2
+
+
+def test_a_draft_model_counts_against_rank_0_alone_which_then_has_the_least_room() -> None:
+    sizes, small = EngineConfig(context=8192, memory_bytes=12 * GIB), preset("llama-3.2-1b")
+    plain = plan_ranks(LLAMA, sizes, dtype="bfloat16", layout=Layout(pp=2))
+    first, second = plan_ranks(LLAMA, sizes, dtype="bfloat16", layout=Layout(pp=2), draft=DraftSize(config=small, dtype="bfloat16"))
+    assert first.num_blocks == second.num_blocks < plain[0].num_blocks
+    block = 16 * small.kv_bytes_per_token(2)
+    assert second.draft_bytes == 0 < first.draft_bytes - 2 * small.num_parameters - first.num_blocks * block < GIB
+    # A block takes the rank's half of the model's, and the draft's whole one.
+    assert 0 <= 12 * GIB - first.total_bytes < 16 * 131_072 // 2 + block
+    with pytest.raises(DoesNotFitError, match="rank 0 of 4 does not fit"):
+        plan_ranks(
+            LLAMA,
+            replace(sizes, memory_bytes=6 * GIB),
+            dtype="bfloat16",
+            layout=Layout(pp=4),
+            draft=DraftSize(config=LLAMA, dtype="bfloat16"),
+        )
 
 
 def test_what_does_not_fit_is_told_with_the_ranks_figures() -> None:

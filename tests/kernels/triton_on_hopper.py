@@ -115,7 +115,8 @@ def main(*, full: bool) -> None:
     _cache(torch.bfloat16, FP8_DTYPE)
     _products(torch.bfloat16, some)
     one = torch.zeros(4)
-    draw.draw(torch.zeros(4, 2000), temperatures=one, min_p=one, uniforms=one.double(), ids=torch.zeros(4, dtype=torch.int64))
+    doubles, ids = {"top_p": one.double(), "uniforms": one.double()}, torch.zeros(4, dtype=torch.int64)
+    draw.draw(torch.zeros(4, 2000), temperatures=one, top_k=one.int(), min_p=one, **doubles, ids=ids)
     if full:
         _cache(torch.bfloat16, torch.int8)
         _products(torch.bfloat16, more)

@@ -104,6 +104,17 @@ def model_from_source(source: TensorSource, dtype: torch.dtype, device: torch.de
     return model.eval()
 
 
+def outline_of(source: TensorSource, dtype: torch.dtype) -> Transformer:
+    """The source's model without its numbers, on the meta device: what planning asks shapes and kinds of."""
+    with torch.device("meta"):
+        model = Transformer(source.config).to(dtype)
+    if isinstance(source, QuantHfSource):
+        for name in source.quantised:
+            parent, _, place = name.removesuffix(".weight").rpartition(".")
+            setattr(model.get_submodule(parent), place, QuantLinear(source.outline(name), dtype))
+    return model.eval()
+
+
 def _quantised_model(source: QuantHfSource, model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
     """A model some of whose matrices keep their codes."""
     for name, shape in source.config.parameter_shapes().items():

@@ -20,7 +20,7 @@ from herd.checkpoint.quant_cache import CacheKind, cache_kind, cache_names, scal
 from herd.checkpoint.quant_parts import decode, part_names
 from herd.checkpoint.quant_scheme import MatrixScheme, schemes_from_json
 from herd.checkpoint.source import TensorInfo
-from herd.kernels.quantised import QuantWeight
+from herd.kernels.quantised import FP8_DTYPE, QuantWeight
 
 _DTYPE = torch.bfloat16
 
@@ -108,6 +108,20 @@ class QuantHfSource(HfSource):
         """One matrix as it is stored, in memory of its own."""
         parts = {suffix: self._where[part].read(part) for suffix, part in self._parts[name].items()}
         return decode(parts, self.quantised[name], self.config.parameter_shapes()[name], name.removesuffix(".weight"))
+
+    def outline(self, name: str) -> QuantWeight:
+        """One matrix on the meta device, from headers alone: as `read_quantised` gives it, but for an order of columns."""
+        scheme, (n, k) = self.quantised[name], self.config.parameter_shapes()[name]
+        width, kind = {"int4": (k // 2, torch.uint8), "int8": (k, torch.int8), "fp8": (k, FP8_DTYPE)}[scheme.kind]
+        scales = torch.empty(n, scheme.groups(k), device="meta")
+        return QuantWeight(
+            kind=scheme.kind,
+            values=torch.empty(n, width, dtype=kind, device="meta"),
+            scales=scales,
+            zeros=None if scheme.symmetric or scheme.kind != "int4" else torch.empty_like(scales, dtype=torch.uint8),
+            activation=scheme.activation,
+            bound=scheme.bound,
+        )
 
     def read(self, name: str) -> Tensor:
         """One tensor, dequantised where it is quantised."""

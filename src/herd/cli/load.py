@@ -77,13 +77,19 @@ def set_threads(flag: int | None) -> int:
     return count
 
 
+def check_device(place: str) -> str:
+    """The device, which need not be here. Raises UsageError for one that is none."""
+    kind, colon, index = place.partition(":")
+    if kind not in _DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device {place!r}", hint=did_you_mean(kind, _DEVICES, otherwise="devices: auto, cpu, cuda, cuda:1"))
+    return place
+
+
 def choose_device(place: str) -> str:
     """The device that a setting names; `auto` takes a GPU where there is one. Raises UsageError for one that is unknown or not there."""
     import torch
 
-    kind, colon, index = place.partition(":")
-    if kind not in _DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise UsageError(f"unknown device {place!r}", hint=did_you_mean(kind, _DEVICES, otherwise="devices: auto, cpu, cuda, cuda:1"))
+    kind, _, index = check_device(place).partition(":")
     if kind == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():

@@ -28,6 +28,10 @@ AssumeOption = Annotated[
 PueOption = Annotated[float, typer.Option(help="What the building adds to the devices' energy.")]
 GridOption = Annotated[float, typer.Option(help="Carbon intensity of the grid, kg CO2eq a kWh.")]
 PriceOption = Annotated[float | None, typer.Option(help="USD a device and hour. [default: the catalogue's]")]
+PlanDeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, or cuda, also where there is none: what its kernels need too. [default: what herd serve takes]"),
+]
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([KMBT]?|[KM]i)", re.IGNORECASE)
 _POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20}
 
@@ -187,18 +191,19 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="Of the weights in herd's own engine. [default: as stored]")] = None,
     kv_dtype: CacheOption = None,
     prefix_dir: PrefixDirOption = None,
+    device: PlanDeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """The memory that `herd serve` with the same options allocates, item by item; exit code 4 if it does not fit.
 
     With --hardware: the same question for hardware that need not be here. Weights and cache by format, sequences at once, tokens a second
-    and time to the first token at best, and what bounds them. --memory, --dtype and --prefix-dir are of herd's own engine alone.
+    and time to the first token at best, and what bounds them. --memory, --dtype, --prefix-dir and --device are of herd's own engine alone.
     """
     if hardware is None:
         _refuse("--hardware", gpus=gpus, tp=tp, pp=pp, weights=weights, assume=assume)
-        _serve_here(model, memory, context, max_sequences, token_budget, dtype, kv_dtype, prefix_dir, json=json)
+        _serve_here(model, memory, context, max_sequences, token_budget, dtype, kv_dtype, prefix_dir, device, json=json)
         return
-    _refuse(None, memory=memory, dtype=dtype, prefix_dir=prefix_dir)
+    _refuse(None, memory=memory, dtype=dtype, prefix_dir=prefix_dir, device=device)
     _serve_there(model, hardware, gpus, tp, pp, weights, prompt_tokens, assume, context, max_sequences, token_budget, kv_dtype, json=json)
 
 
@@ -264,23 +269,6 @@ def _serve_there(
     plan.require_fit()
 
 
-def _stored(model: str) -> tuple[ModelConfig, str]:
-    """A model's config and the dtype that it is stored in; a published shape that is not here counts as bfloat16."""
-    from herd.base.errors import NotFoundError
-    from herd.checkpoint.open import open_checkpoint
-    from herd.checkpoint.resolve import resolve_model
-    from herd.plan.models import find_shape, preset_name
-
-    try:
-        path = resolve_model(model)
-    except NotFoundError:
-        if preset_name(model) is None:
-            raise
-        return find_shape(model)[1], "bfloat16"
-    with open_checkpoint(path) as source:
-        return source.config, str(next(iter(source.tensors.values())).dtype).removeprefix("torch.")
-
-
 def _serve_here(
     model: str,
     memory: str | None,
@@ -290,6 +278,7 @@ def _serve_here(
     dtype: str | None,
     kv_dtype: str | None,
     prefix_dir: Path | None,
+    device: str | None,
     *,
     json: bool,
 ) -> None:
@@ -298,7 +287,8 @@ def _serve_here(
 
     from herd.base.memory import gib, parse_size
     from herd.cli.output import facts, print_json
-    from herd.engine.memory import EngineConfig, plan_memory
+    from herd.cli.plan_here import plan_here
+    from herd.engine.memory import EngineConfig
 
     engine = EngineConfig(
         context=context,
@@ -308,9 +298,7 @@ def _serve_here(
         prefix_dir=None if prefix_dir is None else str(prefix_dir),
         memory_bytes=None if memory is None else parse_size(memory),
     )
-    config, stored = _stored(model)
-    kind = dtype or stored
-    plan = plan_memory(config, engine, dtype=kind)
+    plan, kind = plan_here(model, engine, dtype=dtype, device=device)
     if json:
         print_json({**asdict(plan), "total_bytes": plan.total_bytes, "dtype": kind})
         return

@@ -145,7 +145,7 @@ def serve(
     spec = EngineSpec(
         model=chosen,
         dtype=None if kind == "auto" else kind,
-        device=_device(settings.value("device", device)),
+        device=device_here(settings.value("device", device)),
         threads=settings.value("threads", threads),
         engine=engine,
         draft=draft,
@@ -169,7 +169,7 @@ def _shields(flag: str | None, *, none: bool) -> tuple[str, ...]:
     return tuple(name.strip() for name in chosen.split(",") if name.strip()) or DEFAULT_SHIELDS
 
 
-def _device(chosen: str) -> str:
+def device_here(chosen: str) -> str:
     """The device by name. torch, which knows whether there is a GPU, is imported only where one may be."""
     if chosen == "cpu" or (chosen == "auto" and not Path("/dev/nvidiactl").exists()):
         return "cpu"

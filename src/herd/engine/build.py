@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
@@ -22,6 +25,8 @@ from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser, PromptLookup
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
+from herd.kernels.triton import runtime
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -29,17 +34,21 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
+DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
 
 
-def plan_for(model: Transformer, config: EngineConfig, draft: Transformer | None = None) -> MemoryPlan:
-    """What serving a loaded model takes, with a draft model if there is one. Raises as `plan_memory`."""
-    common: dict[str, Any] = {"dtype": _DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
-    if _on_gpu(model):
+def plan_for(
+    model: Transformer, config: EngineConfig, draft: Transformer | None = None, *, device: torch.device | None = None
+) -> MemoryPlan:
+    """What serving a loaded model takes, with a draft model if there is one; or of a model on the meta device, what it would take on
+    `device`. Raises as `plan_memory`, ConfigError where the GPU's kernels cannot be asked.
+    """
+    common: dict[str, Any] = {"dtype": DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
+    if _on_gpu(model) if device is None else _would_run_in_triton(model, device):
         common["buffer_bytes"] = _gpu_bytes(model, config) + (_gpu_bytes(draft, config) if draft is not None else 0)
     if draft is None:
         return plan_memory(model.config, config, **common)
-    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=_DTYPES[str(draft.dtype)])
+    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=DTYPES[str(draft.dtype)])
 
 
 def build_engine(
@@ -69,7 +78,7 @@ def build_engine(
     """
     config = _with_context(model, config or EngineConfig())
     if draft is not None:
-        _check_vocabularies(model, draft, vocab_size)
+        check_vocabularies(model.config, draft, vocab_size)
     plan = plan_for(model, config, draft)
     runner = _runner(model, config, plan, vocab_size)
     secret = None if config.prefix_dir is None else open_secret(config.prefix_dir)
@@ -86,16 +95,16 @@ def build_engine(
         max_context=plan.context,
         clock=clock,
     )
-    guesser = _guesser(draft, config, plan, vocab_size, key)
+    guesser = make_guesser(draft, config, plan, vocab_size, key)
     common: dict[str, Any] = {"guesser": guesser, "grammars": grammars, "clock": clock, "disk": disk}
     engine = Engine(runner, scheduler, context=plan.context, threaded=threaded, **common)
     engine.plans = [plan]
     return engine
 
 
-def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int | None) -> None:
+def check_vocabularies(model: ModelConfig, draft: Transformer, vocab_size: int | None) -> None:
     """Raises ConfigError where the draft model has other token ids. Rows beyond `vocab_size` stand for no token."""
-    sizes = [min(vocab_size or one.config.vocab_size, one.config.vocab_size) for one in (model, draft)]
+    sizes = [min(vocab_size or one.vocab_size, one.vocab_size) for one in (model, draft.config)]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"the draft model has {sizes[1]:,} token ids, the model {sizes[0]:,}",
@@ -103,7 +112,8 @@ def _check_vocabularies(model: Transformer, draft: Transformer, vocab_size: int 
         )
 
 
-def _guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None, key: bytes) -> Guesser | None:
+def make_guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None, key: bytes) -> Guesser | None:
+    """A draft model in this process, prompt lookup, or nothing, as the sizes say. `key` is that of the engine's own blocks."""
     if draft is None:
         return PromptLookup(config.num_draft) if config.num_draft else None
     return DraftModel(
@@ -117,7 +127,7 @@ def _guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPlan, 
 
 def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
     """The config, its context set to what is affordable where no size was asked for."""
-    found = with_context(model.config, config, dtype=_DTYPES[str(model.dtype)])
+    found = with_context(model.config, config, dtype=DTYPES[str(model.dtype)])
     if config.context is None and found.context is not None and found.context < model.config.max_position_embeddings:
         log.info(
             "the context is %s of the model's %s tokens, what half of the free memory holds; ask for more with EngineConfig(context=...)",
@@ -137,6 +147,20 @@ def _on_gpu(model: Transformer) -> bool:
     """Whether the GPU runner takes a model. Raises ConfigError where that is asked for and cannot be."""
     if type(model) is not Transformer or not dispatch.runs_triton(model.device):
         return False
+    from herd.engine.gpu.weights import runs_in_triton
+
+    return runs_in_triton(model)
+
+
+def _would_run_in_triton(model: Transformer, device: torch.device) -> bool:
+    """Whether the GPU runner would take a model that is not there yet, on a device that need not be here."""
+    if device.type != "cuda" or os.environ.get("HERD_KERNELS") == "reference":
+        return False
+    if not runtime.installed():
+        raise ConfigError(
+            "what a GPU's kernels need beside the model is told by Triton, which is not installed",
+            hint="plan on Linux, where torch's CUDA builds have it, or pip install triton; --device cpu plans without",
+        )
     from herd.engine.gpu.weights import runs_in_triton
 
     return runs_in_triton(model)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from herd.engine.batch import RaggedBatch
 from herd.engine.params import TokenParams
 from herd.engine.sampler import Scores, draw_in_numpy, uniform
 from herd.kernels.draw_numbers import NUMBERS
@@ -29,9 +30,11 @@ class RowDrawer(Protocol):
 
 
 class RowNumbers(NamedTuple):
-    """Of each row of a step: its temperature (0 takes the likeliest), its min-p and its number in [0, 1)."""
+    """Of each row of a step: its temperature (0 takes the likeliest), its top-k (0 is none), top-p and min-p, and its number in [0, 1)."""
 
     temperatures: list[float]
+    top_k: list[int]
+    top_p: list[float]
     min_p: list[float]
     uniforms: list[float]
 
@@ -45,8 +48,32 @@ class ThereDrawer(Protocol):
         ...
 
 
+@runtime_checkable
+class Drawn(Protocol):
+    """Ids that were drawn where the scores lie, or will be."""
+
+    def read(self) -> list[int]:
+        """They, waited for; -1 where scores are no finite numbers."""
+        ...
+
+
+@runtime_checkable
+class AheadRunner(Protocol):
+    """A runner that takes the ids of one step into the next without the host's having read them. `runs_ahead` tells whether it shall."""
+
+    runs_ahead: bool
+
+    def draw_later(self, numbers: RowNumbers) -> Drawn:
+        """As `ThereDrawer.draw_there`, to be read when they are needed."""
+        ...
+
+    def run_ahead(self, batch: RaggedBatch, drawn: Drawn, rows: list[int]) -> None:
+        """As `Runner.run`, of next tokens alone: the ids drawn of these rows, whatever the batch's tokens say."""
+        ...
+
+
 def _drawn_there(params: TokenParams) -> bool:
-    return params.temperature == 0.0 or (params.top_k == 0 and params.top_p == 1.0 and params.typical_p == 1.0)
+    return params.temperature == 0.0 or params.typical_p == 1.0
 
 
 class Drawer:
@@ -55,6 +82,7 @@ class Drawer:
     def __init__(self, runner: object) -> None:
         self._kernel = runner.draw_rows if isinstance(runner, RowDrawer) and runner.draws_rows else None
         self._there = runner if isinstance(runner, ThereDrawer) else None
+        self._ahead = runner if isinstance(runner, AheadRunner) else None
         self._params: list[TokenParams] = []
         self._numbers = _numbers([])
         self._drawn: list[int] = []
@@ -67,8 +95,13 @@ class Drawer:
         """The next ids of all rows of the batch that was run last, for `positions`; None where they are to be drawn here."""
         if self._there is None or not all(map(_drawn_there, params)):
             return None
-        uniforms = [uniform(one.seed, at) if one.temperature else 0.0 for one, at in zip(params, positions, strict=True)]
-        return self._there.draw_there(RowNumbers([one.temperature for one in params], [one.min_p for one in params], uniforms))
+        return self._there.draw_there(row_numbers(params, positions))
+
+    def later(self, params: list[TokenParams], positions: list[int]) -> Drawn | None:
+        """As `there`, to be read later, where the runner takes ids into the next step by itself."""
+        if self._ahead is None or not self._ahead.runs_ahead or not all(map(_drawn_there, params)):
+            return None
+        return self._ahead.draw_later(row_numbers(params, positions))
 
     def one(self, scores_V: Scores, params: TokenParams, number: float) -> int:
         """The id at a number in [0, 1) of a row's distribution; a `sampler.Draw`."""
@@ -100,6 +133,17 @@ class Drawer:
         for row, token_id in zip(drawn, kernel(scores_RV[drawn], self._numbers), strict=True):
             ids[row] = token_id
         return ids
+
+
+def row_numbers(params: Sequence[TokenParams], positions: Sequence[int]) -> RowNumbers:
+    """What a device is told of rows whose tokens will stand at `positions`."""
+    return RowNumbers(
+        temperatures=[one.temperature for one in params],
+        top_k=[one.top_k for one in params],
+        top_p=[one.top_p for one in params],
+        min_p=[one.min_p for one in params],
+        uniforms=[uniform(one.seed, at) if one.temperature else 0.0 for one, at in zip(params, positions, strict=True)],
+    )
 
 
 def _numbers(params: Sequence[TokenParams]) -> NDArray[Any]:

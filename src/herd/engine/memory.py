@@ -129,7 +129,8 @@ def plan_memory(
         dtype: of weights and activations.
         weights_bytes: what the weights take, where that is not their count times their width.
         score_bytes: what scores take, where those are not of the whole vocabulary once.
-        buffer_bytes: what is allocated for exchange with other processes; counted as activations.
+        buffer_bytes: what is allocated for exchange with other processes, or by a GPU's runner beyond a step's arenas (or less than
+            these, where it is negative); counted as activations.
         draft: a model that guesses for this one, of `draft_dtype` or else `dtype`.
 
     Raises:

@@ -117,6 +117,24 @@ class Scheduler:
         self._step = step if step.items else None
         return step
 
+    def look_ahead(self) -> list[StepItem]:
+        """Of the step in work, the next tokens after its next tokens: with a block for each, asked for a step before its time.
+
+        None where it has other work than next tokens, where someone waits, or where blocks are short. Who ends with this step by its length
+        is left out; who ends otherwise was asked for in vain, and no answer depends on it. The next `schedule` decides all the same.
+        """
+        assert self._step is not None, "there is no step to look beyond"
+        step, roster, pool = self._step, self._roster, self.pool
+        if step.num_next != len(step.items) or len(roster.sequences) != len(roster.running):
+            return []
+        going = [item for item in step.items if len(item.sequence.output) + 1 < item.sequence.max_new_tokens]
+        growing = [item for item in going if (item.first_position + 1) // pool.block_size == len(item.sequence.blocks)]
+        if pool.num_free < len(growing) + len(roster.running):
+            return []
+        for item in growing:
+            item.sequence.blocks += pool.allocate(1)
+        return [StepItem(sequence, 1, first + 1, 1) for sequence, _, first, _ in going]
+
     def update(self, results: Mapping[int, StepResult]) -> list[Sequence]:
         """Book what came of the step, by sequence id; returns the sequences that ended. The middle of a prompt needs no result."""
         assert self._step is not None, "there is no step to book"

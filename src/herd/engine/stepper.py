@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
+from herd.engine.ahead import Ahead
 from herd.engine.batch import RaggedBatch, RowReader, Runner
 from herd.engine.disk.cache import DiskCache
-from herd.engine.draw import Drawer
+from herd.engine.draw import AheadRunner, Drawer, Drawn
 from herd.engine.grammar.compiler import CompiledGrammar
 from herd.engine.grammar.pool import MaskPool
 from herd.engine.grammar.state import GrammarState, Mask
@@ -74,6 +75,7 @@ class Stepper:
         self._mask_pool: MaskPool | None = None
         self._tables = BlockTables()
         self._drawer = Drawer(runner)
+        self.ahead = Ahead(scheduler, self._tables)
         self._num_grammars = self._num_poolers = 0
         self._counting = np.arange(1, dtype=np.int64)
         self.num_steps = self.num_tokens = self.num_guessed = self.num_guesses_accepted = 0
@@ -154,6 +156,7 @@ class Stepper:
     def fail_all(self, error: HerdError) -> None:
         """Tell every request in flight that it failed, and forget them. Safe in the middle of a step that was broken off."""
         self.scheduler.abandon()
+        self.ahead.forget()
         self._outbox.clear()
         for number, ids in list(self._members.items()):
             members = [self._live[sequence_id] for sequence_id in ids if sequence_id in self._live]
@@ -192,11 +195,13 @@ class Stepper:
 
     def _results(self, step: Step) -> dict[int, StepResult]:
         """Run the step; what came of each item. Next tokens come first, and all at once."""
+        if (under_way := self.ahead.take(step)) is not None:
+            return self._drawn_ahead(step, *under_way)
         masks = self._start_masks(step)
         num_next = 0 if self._num_poolers else step.num_next  # what is pooled wants no scores, also of its last token
         batch, wanted = self._batch(step, num_next)
         chunks = self.runner.run(batch)
-        if not wanted and (drawn := self._drawn_there(step.items)) is not None:
+        if not wanted and (drawn := self._drawn_there(step)) is not None:
             return drawn
         scores = ScoreReader(chunks, self.runner.vocab_size)
         results = self._next_tokens(step.items[:num_next], scores, masks)
@@ -232,14 +237,25 @@ class Stepper:
         ids = self._drawer.rows(chosen, [rows.best[place] for place in places], [live.params for live in lives], positions)
         return results | self._drawn(lives, ids, positions)
 
-    def _drawn_there(self, items: list[StepItem]) -> dict[int, StepResult] | None:
+    def _drawn_there(self, step: Step) -> dict[int, StepResult] | None:
         """Results of a step of next tokens alone, where the runner draws all of them; else None."""
-        lives = [self._live[item.sequence.id] for item in items]
+        lives = [self._live[item.sequence.id] for item in step.items]
         if not all(live.plain for live in lives):
             return None
         positions = [live.sequence.num_tokens for live in lives]
+        later = self._drawer.later([live.params for live in lives], positions)
+        if later is not None:
+            return self._drawn_ahead(step, later, list(range(len(lives))))
         ids = self._drawer.there([live.params for live in lives], positions)
         return None if ids is None else self._drawn(lives, ids, positions)
+
+    def _drawn_ahead(self, step: Step, drawn: Drawn, rows: list[int]) -> dict[int, StepResult]:
+        """Results of a step whose ids are drawn in these rows. Before they are read, the step after it is launched."""
+        lives = [self._live[item.sequence.id] for item in step.items]
+        if isinstance(self.runner, AheadRunner):
+            self.ahead.launch(self.runner, step, drawn, rows, {live.sequence.id: live.params for live in lives})
+        ids = drawn.read()
+        return self._drawn(lives, [ids[row] for row in rows], [live.sequence.num_tokens for live in lives])
 
     def _drawn(self, lives: list[_Live], ids: list[int], positions: list[int]) -> dict[int, StepResult]:
         """Results of plain sequences whose next ids are known; -1 fails its own."""

@@ -51,8 +51,8 @@ class LLM:
             processes on the CPU, this one among them.
 
     Raises:
-        ConfigError: a draft of another vocabulary; a model that cannot be split so.
-        UsageError: a draft model together with tp or pp, which takes "ngram" alone.
+        ConfigError: a draft of another vocabulary or device; a model that cannot be split so.
+        UsageError: tp or pp on another device than the CPU.
         DoesNotFitError: the engine's memory limit leaves no room for one sequence of the context.
     """
 

@@ -69,10 +69,12 @@ def load(
         config, draft = replace(config, num_draft=config.num_draft or DEFAULT_NUM_DRAFT), None
     grammars = partial(grammar_compiler, tokenizer, size)
     if (tp, pp) != (1, 1):
-        _check_spread(device, draft)
+        _check_spread(device)
         from herd.engine.parallel.build import build_parallel_engine
 
-        spread = build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, vocab_size=size, grammars=grammars)
+        if isinstance(draft, str | Path):
+            draft = _load_draft(draft, tokenizer, dtype=dtype, device=torch.device("cpu"))
+        spread = build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, vocab_size=size, draft=draft, grammars=grammars)
         return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread)
     if isinstance(model, Path):
         model = load_for_engine(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -82,12 +84,10 @@ def load(
     return Loaded(name=name, weights=model, config=model.config, tokenizer=tokenizer, engine=built)
 
 
-def _check_spread(device: torch.device | str | None, draft: object) -> None:
-    """Raises UsageError for what a model over several processes cannot have."""
+def _check_spread(device: torch.device | str | None) -> None:
+    """Raises UsageError for a device that a model over several processes cannot have."""
     if device is not None and torch.device(device).type != "cpu":
         raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
-    if draft is not None:
-        raise UsageError("a draft model needs tp=1 and pp=1", hint="leave out tp and pp, or pass draft='ngram', which needs no model")
 
 
 def _load_draft(draft: str | Path, tokenizer: Tokenizer, *, dtype: torch.dtype | str | None, device: torch.device) -> Transformer:

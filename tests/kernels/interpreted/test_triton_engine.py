@@ -116,25 +116,30 @@ def test_an_engine_answers_as_by_the_reference_and_the_same_however_it_is_run(
 
 def in_numpy(scores_RV: NDArray[np.float32], numbers_R: NDArray[Any]) -> list[int]:
     """Stands in for the draw in C."""
-    params = [TokenParams(max_tokens=1, temperature=float(one["temperature"]), min_p=float(one["min_p"])) for one in numbers_R]
+    names = ("temperature", "top_p", "min_p")
+    params = [TokenParams(max_tokens=1, top_k=int(one["top_k"]), **{name: float(one[name]) for name in names}) for one in numbers_R]
     return [draw_in_numpy(*row) for row in zip(scores_RV, params, numbers_R["uniform"].tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"temperature": 1.0, "min_p": 0.02}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 0.0}, {"temperature": 1.0, "top_k": 40, "top_p": 0.9, "min_p": 0.02}], ids=["greedy", "drawn"]
+)
 def test_what_is_drawn_on_the_device_is_what_is_drawn_here(triton: None, changes: dict[str, float]) -> None:
     model, calls = tiny(), list[RowNumbers]()
     there, here = engine(model), engine(model)
     runner = there.stepper.runner
     assert isinstance(runner, GpuRunner)
-    run = runner.draw_there
-    runner.draw_there = lambda numbers: (calls.append(numbers), run(numbers))[1]  # type: ignore[method-assign]
+    run = runner.draw_later
+    runner.draw_later = lambda numbers: (calls.append(numbers), run(numbers))[1]  # type: ignore[method-assign]
     for one in (there, here):
         one.stepper._drawer._kernel = in_numpy
-    here.stepper._drawer._there = None
-    asked = [replace(one, params=replace(one.params, max_tokens=3)) for one in requests(logprobs=None, **changes)[:2]]
+    here.stepper._drawer._there = here.stepper._drawer._ahead = None
+    asked = [replace(one, params=replace(one.params, max_tokens=4)) for one in requests(logprobs=None, **changes)[:2]]
     found = answers(there, asked, at_once=2)
-    assert calls and [len(one) for one in found] == [3, 3]
+    assert calls and [len(one) for one in found] == [4, 4]
+    assert there.stepper.ahead.num_taken > 0, "its second token was launched before the first was read"
     assert answers(here, asked, at_once=2) == found
+    assert here.stepper.ahead.num_taken == 0
 
 
 def scores(runner: CpuRunner | GpuRunner | TorchRunner, tokens: list[int], cuts: Sequence[int]) -> torch.Tensor:
@@ -177,6 +182,25 @@ def weight_of(weight: torch.Tensor, kind: str) -> QuantWeight:
     values, scales = (fp8_rows if kind == "fp8" else int8_rows)(weight.detach())
     activation = "fp8" if kind == "fp8" else "int8"
     return QuantWeight(kind=kind, values=values, scales=scales[:, None].contiguous(), activation=activation)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["float32", "fp8", "int8", "mixed"])
+def test_the_runner_allocates_what_was_planned(triton: None, kind: str) -> None:
+    """To the byte: arenas and scratch, scores and states, cache; and so from the shapes alone, before there is a model."""
+    model = tiny()
+    quantise(model, kind)
+    outline = tiny()
+    quantise(outline, kind)
+    outline = outline.to("meta")
+    sizes = EngineConfig(context=48, token_budget=24, max_sequences=4, num_blocks=40, block_size=4, score_rows=4)
+    made = build_engine(model, sizes)
+    [plan], runner = made.plans, made.stepper.runner
+    assert isinstance(runner, GpuRunner)
+    assert plan.activation_bytes == runner.buffers.size_bytes + runner._states.nbytes
+    assert plan.score_bytes == runner._scores.nbytes
+    assert plan.cache_bytes == runner._keys.nbytes + runner._values.nbytes
+    assert plan_for(outline, sizes, device=torch.device("cuda")) == plan
+    assert plan_for(outline, sizes, device=torch.device("cpu")).activation_bytes != plan.activation_bytes
 
 
 def test_hidden_states_blocks_and_copies(triton: None) -> None:

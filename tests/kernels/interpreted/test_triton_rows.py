@@ -165,10 +165,24 @@ def test_padding_of_a_captured_graph_is_written_nowhere() -> None:
     assert keys.flatten(0, 1)[6].any() and not keys.flatten(0, 1)[[0, 1, 2, 3, 4, 5, 7]].any()
 
 
-def drawn(scores: torch.Tensor, heat: list[float], least: list[float], numbers: list[float]) -> list[int]:
-    ids = torch.empty(len(scores), dtype=torch.int64)
-    floats = {"temperatures": torch.tensor(heat), "min_p": torch.tensor(least), "uniforms": torch.tensor(numbers, dtype=torch.float64)}
-    return gpu_draw.draw(scores, ids=ids, **floats).tolist()
+def drawn(
+    scores: torch.Tensor,
+    heat: list[float],
+    least: list[float],
+    numbers: list[float],
+    *,
+    top_k: list[int] | None = None,
+    top_p: list[float] | None = None,
+) -> list[int]:
+    count = len(scores)
+    told = {
+        "temperatures": torch.tensor(heat),
+        "top_k": torch.tensor(top_k or [0] * count, dtype=torch.int32),
+        "top_p": torch.tensor(top_p or [1.0] * count, dtype=torch.float64),
+        "min_p": torch.tensor(least),
+        "uniforms": torch.tensor(numbers, dtype=torch.float64),
+    }
+    return gpu_draw.draw(scores, ids=torch.empty(count, dtype=torch.int64), **told).tolist()
 
 
 def test_the_likeliest_is_the_lowest_id_among_equals_and_noise_is_told() -> None:
@@ -196,6 +210,46 @@ def test_draws_are_those_of_the_sampler() -> None:
     assert sum(one != other for one, other in zip(found, wanted, strict=True)) <= 1  # a number at the very edge between two tokens
     for at in (0, 17):
         assert drawn(scores[at : at + 1], [heat[at]], [least[at]], [numbers[at]]) == [found[at]]
+
+
+def test_draws_of_top_k_and_top_p_are_those_of_the_sampler() -> None:
+    """Over several blocks, with each alone and all at once, and with equals at the limit."""
+    scores = rows(12, 1300, torch.float32, 9, 2.0)
+    scores[:, 100:140] = -torch.inf
+    scores[6:] = scores[6:].round()  # many equals
+    top_k = [(0, 1, 5, 40, 1299, 5000)[n % 6] for n in range(12)]
+    top_p = [(0.9, 1.0, 0.9, 0.3, 0.6, 1e-9, 0.97)[n % 7] for n in range(12)]
+    least = [(0.0, 0.0, 0.05)[n % 3] for n in range(12)]
+    heat, numbers = [0.3 + 0.15 * n for n in range(12)], [uniform(n, 3) for n in range(12)]
+    found = drawn(scores, heat, least, numbers, top_k=top_k, top_p=top_p)
+    fields = zip(np.float32(heat).tolist(), top_k, top_p, least, strict=True)
+    params = [TokenParams(max_tokens=1, temperature=t, top_k=k, top_p=p, min_p=m) for t, k, p, m in fields]
+    wanted = [draw_in_numpy(row, one, number) for row, one, number in zip(scores.numpy(), params, numbers, strict=True)]
+    assert sum(one != other for one, other in zip(found, wanted, strict=True)) <= 1  # a number at the very edge between two tokens
+    for at in (3, 8):
+        alone = {"top_k": [top_k[at]], "top_p": [top_p[at]]}
+        assert drawn(scores[at : at + 1], [heat[at]], [least[at]], [numbers[at]], **alone) == [found[at]]
+
+
+def test_what_stays_of_equals_are_the_lowest_ids() -> None:
+    """Every number in [0, 1) meets what stays, evenly."""
+    scores = torch.full((4, 1030), -torch.inf)
+    scores[:, [1029, 700, 20, 3]] = 0.0
+    numbers = [n / 4 for n in range(4)]
+    ones, zeros = [1.0] * 4, [0.0] * 4
+    assert drawn(scores, ones, zeros, numbers, top_k=[2] * 4) == [3, 3, 20, 20]
+    assert drawn(scores, ones, zeros, numbers, top_k=[6] * 4) == [3, 20, 700, 1029]
+    assert drawn(scores, ones, zeros, numbers, top_p=[0.26] * 4) == [3, 3, 20, 20]
+    # Two equals weigh half of all, and what has half before it stays.
+    assert drawn(scores, ones, zeros, numbers, top_p=[0.5] * 4) == [3, 3, 20, 700]
+
+
+def test_noise_is_told_with_every_limit() -> None:
+    scores = rows(3, 1100, torch.float32, 8)
+    scores[0, 1050] = torch.nan
+    scores[1, 7] = torch.inf
+    scores[2] = -torch.inf
+    assert drawn(scores, [1.0] * 3, [0.1] * 3, [0.5] * 3, top_k=[3] * 3, top_p=[0.9] * 3) == [-1, -1, -1]
 
 
 def test_the_ends_of_the_distribution() -> None:

@@ -17,6 +17,8 @@ VERSION = 1
 CHECKSUM_BYTES = 32
 _HEADER = struct.Struct("<8sIQ32s128s")
 HEADER_BYTES = _HEADER.size
+FRAME_BYTES = HEADER_BYTES + CHECKSUM_BYTES
+"""What a file takes beside its content."""
 
 
 class BlockFormat:
@@ -31,7 +33,7 @@ class BlockFormat:
     @property
     def file_bytes(self) -> int:
         """What every file takes."""
-        return HEADER_BYTES + self.content_bytes + CHECKSUM_BYTES
+        return self.content_bytes + FRAME_BYTES
 
     def _header(self, digest: bytes) -> bytes:
         return _HEADER.pack(MAGIC, VERSION, self.content_bytes, digest, self._layout)

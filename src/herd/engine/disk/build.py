@@ -37,10 +37,15 @@ def open_secret(folder: str | Path) -> bytes | None:
 def open_folder(folder: str | Path, model: Transformer, runner: BlockCopier, *, secret: bytes, max_bytes: int) -> BlockFolder:
     """The folder for the blocks of a model's runner. Raises ConfigError for a limit that holds hardly a block."""
     format = BlockFormat(layout=runner.block_layout, content_bytes=runner.block_bytes, key=secret)
-    if max_bytes < 8 * format.file_bytes:
-        raise ConfigError(
-            f"prefix_dir_bytes is {max_bytes:,}, and a block of this model takes {format.file_bytes:,}",
-            hint=f"give it {gib(8 * format.file_bytes)} or more",
-        )
+    check_limit(max_bytes, format.file_bytes)
     state = state_name(model, runner=type(runner).__name__, layout=runner.block_layout)
     return BlockFolder(Path(folder), state, format, max_bytes=max_bytes)
+
+
+def check_limit(max_bytes: int, file_bytes: int) -> None:
+    """Raises ConfigError for a limit that holds hardly a block."""
+    if max_bytes < 8 * file_bytes:
+        raise ConfigError(
+            f"prefix_dir_bytes is {max_bytes:,}, and a block of this model takes {file_bytes:,}",
+            hint=f"give it {gib(8 * file_bytes)} or more",
+        )

@@ -11,7 +11,7 @@ out: its name does not tell its weights. Copies are made between steps, by the e
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from herd.engine.batch import BlockCopier
@@ -36,12 +36,14 @@ class DiskCache:
         num_dropped: blocks that were not written because too many waited to be.
     """
 
-    def __init__(self, folder: BlockFolder, pool: BlockPool, copier: BlockCopier, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, folder: BlockFolder, pool: BlockPool, copier: BlockCopier, *, clock: Callable[[], float], reader: Reader | None = None
+    ) -> None:
         self._folder, self._pool, self._copier, self._clock = folder, pool, copier, clock
         # Digests that have a file, with the minute in which that was said last.
         self._known = known = dict[bytes, int]()
         self._writer = Writer(folder, max_bytes=WRITE_BYTES, forget=partial(_forget, known))
-        self._reader = Reader(folder, max_bytes=READ_BYTES)
+        self._reader = reader or Reader(folder, max_bytes=READ_BYTES)
         self._jobs: dict[Job, None] = {}
         self._coming: set[bytes] = set()
         self.num_dropped = 0
@@ -114,7 +116,7 @@ class DiskCache:
     def _insert(self, part: Part) -> None:
         """Make cached blocks of what was read, as far as it goes on from what is here, in blocks that no one holds."""
         pool, job = self._pool, part.job
-        here, new = list[int](), list[bytes]()
+        here, new, chain = list[int](), list[bytes](), list[bytes]()
         for digest in job.digests:
             if (block := pool.find(digest)) is not None:
                 here.append(block)
@@ -122,19 +124,19 @@ class DiskCache:
                 new.append(digest)
             else:
                 break
-        pool.acquire(here)  # what the new ones go on from must not make room for them
-        new = new[: pool.num_free]
-        fresh = dict(zip(new, pool.allocate(len(new)), strict=True))
-        minute = minute_now()
-        for digest, block in fresh.items():
-            self._copier.copy_in(block, part.blocks[digest])
-            pool.register(block, digest)
-            self._known[digest] = minute
-        found = {pool.digests[block]: block for block in here} | fresh
-        pool.release([found[digest] for digest in job.digests if digest in found])
+            chain.append(digest)
+        room = pool.num_free - pool.num_free_of(here)
+        left_out = set(new[room:])
+        new = new[:room]
+        self._fill(part, [digest for digest in chain if digest not in left_out], new)
+        self._known.update(dict.fromkeys(new, minute_now()))
         job.deadline = self._clock() + PATIENCE_S
         if part.is_last:
             self._release(job)
+
+    def _fill(self, part: Part, chain: list[bytes], new: list[bytes]) -> None:
+        """Put these blocks of a part into the cache."""
+        fill(self._pool, self._copier, chain, {digest: part.blocks[digest] for digest in new})
 
     def save(self, step: Step) -> None:
         """Queue what became full in a step that was booked; at the end of a prompt and of an answer, what was dropped before too."""
@@ -163,15 +165,22 @@ class DiskCache:
             if told == minute:
                 continue
             if told is not None:
-                self._writer.touch(digest, stamp_ns(minute, index))
+                self._queue(digest, None, stamp_ns(minute, index))
             elif (block := pool.find(digest)) is None:
                 return
             elif not self._writer.has_room():
                 self.num_dropped += end - index
                 return
             else:
-                self._writer.write(digest, self._copier.copy_out(block), stamp_ns(minute, index))
+                self._queue(digest, block, stamp_ns(minute, index))
             known[digest] = minute
+
+    def _queue(self, digest: bytes, block: int | None, used_ns: int) -> None:
+        """Have a block written, of which there has to be room; or its use noted."""
+        if block is None:
+            self._writer.touch(digest, used_ns)
+        else:
+            self._writer.write(digest, self._copier.copy_out(block), used_ns)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was saved lies in files; False where that took too long."""
@@ -181,6 +190,15 @@ class DiskCache:
         """Stop reading; write what is queued, for a while."""
         self._reader.end()
         self._writer.close()
+
+
+def fill(pool: BlockPool, copier: BlockCopier, chain: list[bytes], new: Mapping[bytes, memoryview]) -> None:
+    """Put the `new` blocks of a chain of digests into free ones; the chain's others are in the cache. There has to be room."""
+    pool.acquire([block for digest in chain if (block := pool.find(digest)) is not None])  # they must not make room for the new ones
+    for digest, block in zip(new, pool.allocate(len(new)), strict=True):
+        copier.copy_in(block, new[digest])
+        pool.register(block, digest)
+    pool.release(pool.lookup(chain))
 
 
 def _forget(known: dict[bytes, int], digest: bytes) -> None:

@@ -53,16 +53,17 @@ class _File(NamedTuple):
 class BlockFolder:
     """The blocks of one state below `root`, and the size of all states together: `max_bytes`, at most.
 
-    Every process counts what it writes and looks at the folder again after a 32nd of the limit, when it makes an eighth free: so up to four
-    processes keep the limit without a word between them.
+    Every process counts what it writes and looks at the folder again after its part of an eighth of the limit, when it makes an eighth
+    free: so `num_writers` processes keep the limit without a word between them.
 
     Attributes:
         num_damaged: files that were not what their name says.
         num_evicted: files deleted to make room.
     """
 
-    def __init__(self, root: Path, state: str, format: BlockFormat, *, max_bytes: int) -> None:
+    def __init__(self, root: Path, state: str, format: BlockFormat, *, max_bytes: int, num_writers: int = 4) -> None:
         assert _STATE.fullmatch(state), f"{state!r} is no name of a state"
+        self._look_after = max_bytes // (8 * num_writers)
         self._root, self._home, self._format, self.max_bytes = root, root / state, format, max_bytes
         self._total: int | None = None
         self._since = 0
@@ -136,7 +137,7 @@ class BlockFolder:
         return True
 
     def _make_room(self, size: int) -> bool:
-        if self._total is None or self._since + size > self.max_bytes // 32:
+        if self._total is None or self._since + size > self._look_after:
             self._total, self._since = self._evict(self.max_bytes - self.max_bytes // 8), 0
         return self._total + self._since + size <= self.max_bytes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from herd.engine.packed.weights import PackedModel
 from herd.kernels import dispatch
+from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.version import __version__
 
@@ -34,10 +36,34 @@ def state_name(model: Transformer, *, runner: str, layout: str) -> str:
         "dtype": str(model.dtype),
         "runner": runner,
         "layout": layout,
-        "kernels": _kernels(model),
+        "kernels": _kernels(model.device, model.dtype),
         "herd": __version__,
         "torch": torch.__version__,
     }
+    return _name(facts)
+
+
+def share_name(config: ModelConfig, *, weights: str, dtype: torch.dtype, layout: str, place: Sequence[int]) -> str:
+    """32 hexadecimal digits for what a rank of a spread model computes on the CPU: its `weights`' digest, and (rank, tp, pp)."""
+    facts = {
+        "config": asdict(config),
+        "weights": weights,
+        "dtype": str(dtype),
+        "layout": layout,
+        "place": list(place),
+        "kernels": _kernels(torch.device("cpu"), dtype),
+        "herd": __version__,
+        "torch": torch.__version__,
+    }
+    return _name(facts)
+
+
+def rank_state(shares: Sequence[str], rank: int) -> str:
+    """The state of a rank's blocks: their bits depend on every rank's share, since each layer reads what those before it made."""
+    return _name({"shares": list(shares), "rank": rank})
+
+
+def _name(facts: dict[str, object]) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -46,10 +72,15 @@ def weights_digest(model: torch.nn.Module) -> str:
     total = hashlib.blake2b(digest_size=32)
     everything = {**model.state_dict(), **dict(model.named_buffers())}  # quantised matrices are buffers that no state has
     for name, tensor in sorted(everything.items()):
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        for part in _summary(tensor.detach()):
-            total.update(part.cpu().numpy().tobytes())
+        note_weight(total, name, tensor)
     return total.hexdigest()
+
+
+def note_weight(total: hashlib.blake2b, name: str, tensor: Tensor) -> None:
+    """Hash what stands for a tensor."""
+    total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    for part in _summary(tensor.detach()):
+        total.update(part.cpu().numpy().tobytes())
 
 
 @torch.inference_mode()
@@ -61,9 +92,9 @@ def _summary(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return rows.view(word).sum(dim=1, dtype=torch.int64), rows.view(torch.uint8).flatten()[:_FIRST_BYTES]
 
 
-def _kernels(model: Transformer) -> dict[str, str]:
+def _kernels(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """What computes, as far as another choice may round otherwise. Threads matter to torch alone."""
-    device, library = model.device, dispatch.native(model.device, model.dtype)
+    library = dispatch.native(device, dtype)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {_capability()}"
     if library is None:
         return {"runs": "torch", "threads": str(torch.get_num_threads()), "machine": machine, "fixed": str(dispatch.fixed_order())}

@@ -23,6 +23,7 @@ class Job:
         then: to be called once the prompt need not wait any more.
         deadline: when it stops waiting; later with every part that comes.
         is_late: set by whoever waits no more: the rest is not read.
+        number: its name among several processes.
     """
 
     digests: list[bytes]
@@ -30,6 +31,7 @@ class Job:
     then: Callable[[], None]
     deadline: float
     is_late: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,14 @@ class Reader:
 
     Attributes:
         wake: called, on the reader's thread, whenever there is a part to `take`.
+        on_part: called before it, on that thread too, with a part that can be taken now, or has been.
         num_read, num_bytes: blocks that were read and found whole.
     """
 
     def __init__(self, folder: BlockFolder, *, max_bytes: int) -> None:
         self._folder = folder
         self.wake: Callable[[], None] = _nothing
+        self.on_part: Callable[[Part], None] = _nothing
         self._jobs: ByteQueue[Job] = ByteQueue(2**62)
         self._parts: ByteQueue[Part] = ByteQueue(max_bytes)
         self.num_read = self.num_bytes = 0
@@ -96,9 +100,11 @@ class Reader:
 
     def _hand_over(self, part: Part, size: int) -> bool:
         taken = self._parts.put(part, size, wait=True)
+        if taken:
+            self.on_part(part)
         self.wake()
         return taken
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass

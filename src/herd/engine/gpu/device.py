@@ -41,6 +41,31 @@ class Sent:
             self._event.synchronize()
 
 
+class Arriving:
+    """Numbers of the device on their way to the host: `read` waits for them. On a CPU they are there."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._event = torch.cuda.Event() if values.device.type == "cuda" else None
+        if self._event is None:
+            self._host = values
+            return
+        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._host.copy_(values, non_blocking=True)
+        self._event.record()
+
+    def read(self) -> list[int]:
+        """The numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()
+
+
+def sent_now(values: Tensor, device: torch.device) -> Tensor:
+    """Host numbers on the device, without waiting for what runs there: page-locked memory that torch keeps until they have arrived."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 def current(device: torch.device) -> AbstractContextManager[Any]:
     """Launches go to this device, whichever of several GPUs the thread had before."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,4 +1,7 @@
-"""The bytes that the GPU runner allocates beyond the arenas that every plan counts, computed from shapes; nothing is allocated."""
+"""The bytes that the GPU runner allocates beyond the arenas that every plan counts, computed from shapes; nothing is allocated.
+
+Exactly what it allocates, for a model that has an id for every row of its vocabulary; a few numbers of each draw come and go beside it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from herd.model.transformer import Transformer
 
 
 def extra_bytes(model: Transformer, engine: EngineConfig) -> int:
-    """Scratch of products and attention, angles of all positions, tables; less what the plan has for angles of a step."""
+    """Arenas, scratch of products and attention, angles of all positions and tables, less what the plan has for a step: it may be less."""
     config = model.config
     buffers = Buffers(
         config,
@@ -27,7 +30,7 @@ def extra_bytes(model: Transformer, engine: EngineConfig) -> int:
         device=torch.device("meta"),
     )
     counted = activation_bytes(config, engine.token_budget, dtype_bytes(str(model.dtype).removeprefix("torch.")))
-    return max(0, buffers.size_bytes - counted)
+    return buffers.size_bytes - counted
 
 
 def _shape(matrix: GpuMatrix) -> GpuMatrix:

@@ -2,7 +2,8 @@
 
 A step of next tokens alone, which is most of them, is a captured graph for its padded number of sequences; any other goes op by op. Both
 give a row the same bits, whatever else is in the batch. Scores come to the host only where someone reads them: where all rows of a step
-can be drawn on the device, their ids come instead (`draw_there`). Runs on a CPU in Triton's interpreter, without graphs.
+can be drawn on the device, their ids come instead (`draw_there`), or go into the next step before the host has read them (`run_ahead`).
+Runs on a CPU in Triton's interpreter, without graphs.
 Shapes: T tokens, S sequences, R rows, D model dim, V vocabulary.
 """
 
@@ -20,6 +21,7 @@ from herd.engine.batch import RaggedBatch
 from herd.engine.draw import RowNumbers
 from herd.engine.gpu import device as place
 from herd.engine.gpu.buffers import Buffers
+from herd.engine.gpu.device import Arriving
 from herd.engine.gpu.forward import GpuForward
 from herd.engine.gpu.graphs import Graphs, padded_parts, padded_size
 from herd.engine.gpu.layout import Places, Sizes, numbers_of, places
@@ -42,6 +44,7 @@ class GpuRunner:
     """A `Runner` on the model's device. `exact=False` gives up equal bits in any batch for torch's faster product of many fp8 rows."""
 
     draw_rows = staticmethod(draw.draw)
+    runs_ahead = True
 
     def __init__(
         self,
@@ -100,12 +103,29 @@ class GpuRunner:
                 self._any(batch, plan)
         return self._chunks(len(batch.rows_R))
 
-    def _decode(self, batch: RaggedBatch, plan: Batch) -> None:
-        """One token of each sequence."""
+    @torch.inference_mode()
+    def run_ahead(self, batch: RaggedBatch, drawn: Arriving, rows: list[int]) -> None:
+        """See `draw.AheadRunner`."""
+        plan = plan_batch(
+            batch.block_table_SW,
+            first=batch.first_S,
+            lengths=np.ones(len(rows), dtype=np.int64),
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+        )
+        with place.current(self.device):
+            chosen = place.sent_now(torch.tensor(rows), self.device)
+            # What scores are no numbers of is told when it is read: until then any token will do.
+            self._decode(batch, plan, tokens=torch.index_select(drawn.values, 0, chosen).clamp(min=0))
+
+    def _decode(self, batch: RaggedBatch, plan: Batch, tokens: Tensor | None = None) -> None:
+        """One token of each sequence; `tokens` on the device stand in for the batch's."""
         count = padded_size(plan.num_tokens, self._max_sequences)
         parts = padded_parts(attention.num_parts(plan.num_positions))
         sizes = Sizes(tokens=count, sequences=count, width=self._width(parts * attention.PART), rows=count, tiles=count)
         where = self._send(batch, plan, sizes, tiles=[(row, row) for row in range(count)])
+        if tokens is not None:
+            where.tokens[: len(tokens)].copy_(tokens)
         launched = parts if count * parts <= self.buffers.most_partials else 0  # else programs walk all parts of their token
         if self._graphs is None:
             self._step(where, launched)
@@ -177,18 +197,26 @@ class GpuRunner:
                 found = self._score(first, min(num_rows - first, len(self._scores))).cpu()
             yield first, found.numpy()
 
-    @torch.inference_mode()
     def draw_there(self, numbers: RowNumbers) -> list[int]:
         """The ids of all rows of the step that was run last, drawn on the device; -1 where scores are no finite numbers."""
+        return self.draw_later(numbers).read()
+
+    @torch.inference_mode()
+    def draw_later(self, numbers: RowNumbers) -> Arriving:
+        """As `draw_there`: launched, to be read later."""
         found = torch.empty(len(numbers.uniforms), dtype=torch.int64, device=self.device)
-        floats = [torch.tensor(values, dtype=torch.float32).to(self.device) for values in (numbers.temperatures, numbers.min_p)]
-        uniforms = torch.tensor(numbers.uniforms, dtype=torch.float64).to(self.device)
+        kinds = (torch.float32, torch.int32, torch.float64, torch.float32, torch.float64)
+        told = {
+            name: place.sent_now(torch.tensor(values, dtype=kind), self.device)
+            for name, values, kind in zip(numbers._fields, numbers, kinds, strict=True)
+        }
         for first in range(0, len(found), len(self._scores)):
             some = slice(first, min(first + len(self._scores), len(found)))
             with place.current(self.device):
                 scores = self._score(first, some.stop - first)
-                device_draw.draw(scores, temperatures=floats[0][some], min_p=floats[1][some], uniforms=uniforms[some], ids=found[some])
-        return found.tolist()
+                device_draw.draw(scores, **{name: values[some] for name, values in told.items()}, ids=found[some])
+        with place.current(self.device):
+            return Arriving(found)
 
     def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.hidden`: the residual stream of the last batch is still in its arena."""

@@ -6,7 +6,8 @@ A memory limit is each rank's own. All ranks have as many cache blocks as the on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from herd.base.errors import DoesNotFitError
 from herd.base.memory import available_memory
@@ -26,8 +27,23 @@ def weight_count(config: ModelConfig, layout: Layout, rank: int, vocab_size: int
     return count
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftSize:
+    """A draft model, which lies whole on rank 0, and the dtype of its weights."""
+
+    config: ModelConfig
+    dtype: str
+
+
 def plan_rank(
-    config: ModelConfig, engine: EngineConfig, *, dtype: str, layout: Layout, rank: int, vocab_size: int | None = None
+    config: ModelConfig,
+    engine: EngineConfig,
+    *,
+    dtype: str,
+    layout: Layout,
+    rank: int,
+    vocab_size: int | None = None,
+    draft: DraftSize | None = None,
 ) -> MemoryPlan:
     """What one rank takes. Raises ConfigError as `plan_memory`; DoesNotFitError with the rank's figures."""
     size, wide = min(vocab_size or config.vocab_size, config.vocab_size), dtype_bytes(dtype)
@@ -46,18 +62,28 @@ def plan_rank(
             weights_bytes=weight_count(config, layout, rank, size) * wide,
             score_bytes=engine.score_rows * scores * 4,
             buffer_bytes=exchanged,
+            draft=draft.config if draft is not None and rank == 0 else None,
+            draft_dtype=draft.dtype if draft is not None else None,
         )
     except DoesNotFitError as error:
         raise DoesNotFitError(f"rank {rank} of {layout.size} does not fit: {error.message}", hint=error.hint) from error
 
 
-def plan_ranks(config: ModelConfig, engine: EngineConfig, *, dtype: str, layout: Layout, vocab_size: int | None = None) -> list[MemoryPlan]:
+def plan_ranks(
+    config: ModelConfig,
+    engine: EngineConfig,
+    *,
+    dtype: str,
+    layout: Layout,
+    vocab_size: int | None = None,
+    draft: DraftSize | None = None,
+) -> list[MemoryPlan]:
     """Every rank's plan, with one number of blocks. Raises ConfigError for a layout that the model cannot have, else as `plan_rank`."""
     layout.check(config)
 
     def plans(sizes: EngineConfig) -> list[MemoryPlan]:
-        ranks = range(layout.size)
-        return [plan_rank(config, sizes, dtype=dtype, layout=layout, rank=rank, vocab_size=vocab_size) for rank in ranks]
+        common: dict[str, Any] = {"dtype": dtype, "layout": layout, "vocab_size": vocab_size, "draft": draft}
+        return [plan_rank(config, sizes, rank=rank, **common) for rank in range(layout.size)]
 
     return plans(replace(engine, num_blocks=min(plan.num_blocks for plan in plans(engine))))
 

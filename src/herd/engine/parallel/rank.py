@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import torch
 from herd.checkpoint.load import as_dtype
 from herd.checkpoint.open import open_checkpoint
 from herd.engine.blocks import BlockPool
+from herd.engine.disk.block_file import BlockFormat
+from herd.engine.disk.folder import BlockFolder
+from herd.engine.disk.identity import rank_state
 from herd.engine.memory import EngineConfig
 from herd.engine.parallel.layout import Layout
 from herd.engine.parallel.mesh import Mesh
@@ -37,7 +40,7 @@ class RankSpec:
         dtype: of weights and activations, by name.
         sizes: the engine's, context and number of blocks set.
         vocab_size: ids that can be drawn.
-        key: the secret of the cache's digests, in hexadecimal.
+        key: the secret of the cache's digests, in hexadecimal; with a `prefix_dir` that folder's.
         threads: of this process.
         log_level: None says nothing.
     """
@@ -85,7 +88,8 @@ def make_runner(spec: RankSpec) -> ShardRunner:
             dtype=dtype,
             timeout_s=LINE_TIMEOUT_S,
         )
-        shard = Shard(source, spec.layout, spec.rank, dtype=dtype, vocab_size=spec.vocab_size)
+        hashed = spec.sizes.prefix_dir is not None
+        shard = Shard(source, spec.layout, spec.rank, dtype=dtype, vocab_size=spec.vocab_size, hashed=hashed)
         return ShardRunner(shard, mesh, spec.sizes, vocab_size=spec.vocab_size)
 
 
@@ -100,6 +104,14 @@ def make_pool(spec: RankSpec) -> BlockPool:
     """The cache's blocks."""
     assert spec.sizes.num_blocks is not None
     return BlockPool(spec.sizes.num_blocks, spec.sizes.block_size, key=bytes.fromhex(spec.key))
+
+
+def open_share(spec: RankSpec, runner: ShardRunner, shares: Sequence[str]) -> BlockFolder:
+    """The folder for this rank's shares of blocks, given the name of every rank's share of the model."""
+    assert spec.sizes.prefix_dir is not None
+    format = BlockFormat(layout=runner.block_layout, content_bytes=runner.block_bytes, key=bytes.fromhex(spec.key))
+    most, writers = spec.sizes.prefix_dir_bytes, max(4, spec.layout.size)
+    return BlockFolder(Path(spec.sizes.prefix_dir), rank_state(shares, spec.rank), format, max_bytes=most, num_writers=writers)
 
 
 def make_follower(spec: RankSpec) -> Follower:

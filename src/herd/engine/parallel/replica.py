@@ -12,7 +12,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,14 +48,16 @@ def sequence_from_dict(data: Mapping[str, Any], prompt: tuple[int, ...]) -> Sequ
     return Sequence(**{**data, "prompt": prompt, "salt": bytes.fromhex(data["salt"])})
 
 
-def frames(calls: list[Call], rows: list[int], hidden: list[int]) -> Iterator[dict[str, Any]]:
-    """The calls up to a step in frames, in the last the rows that want scores and states. Each group has its own: prompts may be long."""
+def frames(calls: list[Call], rows: list[int] | None = None, hidden: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    """The calls up to now in frames; where the last is a step, the rows that want scores and states with it. Each group has its own frame:
+    prompts may be long.
+    """
     begin = 0
     for end, call in enumerate(calls, start=1):
         if call[0] == "add":
             yield {"calls": calls[begin:end]}
             begin = end
-    yield {"calls": calls[begin:], "rows": rows, "hidden": hidden}
+    yield {"calls": calls[begin:]} | ({} if rows is None else {"rows": rows, "hidden": hidden})
 
 
 def _piece(item: StepItem) -> Piece:
@@ -75,6 +77,10 @@ class LeadScheduler(Scheduler):
         """The calls since this was asked last."""
         taken, self._calls = self._calls, []
         return taken
+
+    def note(self, call: Call) -> None:
+        """Write down what changes the blocks beside the scheduler, for `FollowerDisk`."""
+        self._calls.append(call)
 
     def add_group(self, sequences: list[Sequence]) -> None:
         """See `Scheduler`; what is refused is not written down."""
@@ -107,12 +113,21 @@ class LeadScheduler(Scheduler):
         super().abandon(forget=forget)
 
 
+class DiskCalls(Protocol):
+    """What a follower's disk is told of: `follower_disk.FollowerDisk`."""
+
+    def call(self, name: str, arguments: list[Any]) -> bool:
+        """Make a call; False where it is none of the disk's."""
+        ...
+
+
 class Follower:
-    """A scheduler that is told what rank 0's was told."""
+    """A scheduler that is told what rank 0's was told, and a disk that is, if there is one."""
 
     def __init__(self, scheduler: Scheduler, *, rank: int, size: int) -> None:
         self.scheduler, self.rank, self.size = scheduler, rank, size
         self.num_steps = 0
+        self.disk: DiskCalls | None = None
 
     def take(self, frame: Mapping[str, Any]) -> RaggedBatch | None:
         """Make a frame's calls; where it has rows, its last call was a `schedule`, and the batch of that step is returned.
@@ -134,6 +149,8 @@ class Follower:
         return replace(batch, rows_R=rows, hidden_E=hidden)
 
     def _call(self, name: str, arguments: list[Any]) -> None:
+        if self.disk is not None and self.disk.call(name, arguments):
+            return
         scheduler, argument = self.scheduler, arguments[0]
         if name == "add":
             prompt = tuple(argument)

@@ -6,6 +6,7 @@ at a time, since each is packed and let go of. Shapes: V vocabulary, D model dim
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -14,21 +15,40 @@ from torch import Tensor, nn
 
 from herd.checkpoint.hf import HfSource
 from herd.checkpoint.source import TensorSource
+from herd.engine.disk.identity import note_weight
 from herd.engine.parallel.layout import Layout, span
 from herd.model.block import Block
+from herd.model.config import ModelConfig
 
 _ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _COLUMNS = ("o_proj", "down_proj")
 
 
 class Shard:
-    """What rank `rank` holds of a source's model, in `dtype`; rows of the vocabulary from `vocab_size` on are left out."""
+    """What rank `rank` holds of a source's model, in `dtype`; rows of the vocabulary from `vocab_size` on are left out.
 
-    def __init__(self, source: TensorSource, layout: Layout, rank: int, *, dtype: torch.dtype, vocab_size: int) -> None:
+    With `hashed`, `digest` stands for all that was taken from it.
+    """
+
+    def __init__(
+        self, source: TensorSource, layout: Layout, rank: int, *, dtype: torch.dtype, vocab_size: int, hashed: bool = False
+    ) -> None:
         self.config = layout.share(source.config, rank)
         self.rows = layout.rows(vocab_size, rank)
         self.dtype = dtype
         self._source, self._layout, self._rank = source, layout, rank
+        self._total = hashlib.blake2b(digest_size=32) if hashed else None
+
+    @property
+    def whole_config(self) -> ModelConfig:
+        """The model that is shared out."""
+        return self._source.config
+
+    @property
+    def digest(self) -> str:
+        """Of the weights taken so far."""
+        assert self._total is not None, "a shard that was not to be hashed"
+        return self._total.hexdigest()
 
     def blocks(self) -> Iterator[Block]:
         """The rank's blocks, in order."""
@@ -53,7 +73,8 @@ class Shard:
     @property
     def norm(self) -> Float[Tensor, "D"] | None:
         """The final norm; None where the rank's stage is not the last."""
-        return self._read("model.norm.weight").to(self.dtype) if self._layout.is_last(self._rank) else None
+        name = "model.norm.weight"
+        return self._noted(name, self._read(name).to(self.dtype)) if self._layout.is_last(self._rank) else None
 
     @property
     def head(self) -> Float[Tensor, "V D"] | None:
@@ -67,7 +88,7 @@ class Shard:
         return self._source.config.tie_word_embeddings
 
     def _vocabulary(self, name: str) -> Tensor:
-        return self._read(name)[self.rows.start : self.rows.stop].to(self.dtype)
+        return self._noted(name, self._read(name)[self.rows.start : self.rows.stop].to(self.dtype))
 
     def _cut(self, name: str) -> Tensor:
         whole = self._read(name)
@@ -76,7 +97,12 @@ class Shard:
             dim = 0 if kind in _ROWS else 1
             part = span(whole.shape[dim], self._layout.tp, self._layout.part(self._rank))
             whole = whole.narrow(dim, part.start, len(part))
-        return whole.to(self.dtype)
+        return self._noted(name, whole.to(self.dtype))
+
+    def _noted(self, name: str, tensor: Tensor) -> Tensor:
+        if self._total is not None:
+            note_weight(self._total, name, tensor)
+        return tensor
 
     def _read(self, name: str) -> Tensor:
         return self._source.map(name) if isinstance(self._source, HfSource) else self._source.read(name)

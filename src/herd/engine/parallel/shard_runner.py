@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
+from herd.engine.disk.identity import share_name
 from herd.engine.layers import PackedLayers
 from herd.engine.memory import EngineConfig
 from herd.engine.parallel.mesh import Mesh
@@ -30,7 +32,10 @@ Scores = Iterator[tuple[int, NDArray[np.float32]]]
 
 
 class ShardRunner:
-    """A `Runner` on rank 0; on the others `run` gives nothing. `sizes` has its number of blocks set."""
+    """A `Runner` on rank 0; on the others `run` gives nothing. `sizes` has its number of blocks set.
+
+    A `BlockCopier` of the rank's share of each block. `share` names all that its bits depend on here, where there is a `prefix_dir`.
+    """
 
     def __init__(self, shard: Shard, mesh: Mesh, sizes: EngineConfig, *, vocab_size: int) -> None:
         assert sizes.num_blocks is not None
@@ -46,7 +51,10 @@ class ShardRunner:
             block_size=sizes.block_size,
             max_tokens=sizes.token_budget,
         )
+        caches = (self._layers.keys, self._layers.values)
+        self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)
         self._norm, self._embedding, head = shard.norm, shard.embedding, shard.head
+        self.share = self._share_name(shard) if sizes.prefix_dir is not None else None
         self._head = None if head is None else pack_linear(head)
         width = len(self._rows) if self._head is not None or self._rank == 0 else 0
         self._part = torch.empty(sizes.score_rows * width, dtype=torch.float32)
@@ -54,6 +62,18 @@ class ShardRunner:
         holds_states = self._layout.is_last(self._rank) or self._rank == 0
         self._states = torch.empty(sizes.token_budget if holds_states else 0, shard.config.hidden_size, dtype=torch.float32)
         self._scores = torch.empty(sizes.score_rows if self._rank == 0 else 0, vocab_size, dtype=torch.float32)
+
+    def _share_name(self, shard: Shard) -> str:
+        place, layout = (self._rank, self._layout.tp, self._layout.pp), self.block_layout
+        return share_name(shard.whole_config, weights=shard.digest, dtype=shard.dtype, layout=layout, place=place)
+
+    def copy_out(self, block: int) -> memoryview:
+        """See `batch.BlockCopier`."""
+        return block_copy.copy_out((self._layers.keys, self._layers.values), block)
+
+    def copy_in(self, block: int, content: memoryview) -> None:
+        """See `batch.BlockCopier`."""
+        block_copy.copy_in((self._layers.keys, self._layers.values), block, content)
 
     def run(self, batch: RaggedBatch) -> Scores:
         """See `batch.Runner.run`; with several stages, the last may still be at work when this returns."""

@@ -1,7 +1,8 @@
 """The process of a rank other than 0: `python -m herd.engine.parallel.worker`, started and spoken to by `workers`.
 
-Its first frame is a spec; those after it are what rank 0's scheduler was told, and at each step which rows want scores. It ends with a
-frame that says so, or when its stdin closes, which is how it learns that rank 0 is gone, whatever it is doing at the time.
+Its first frame is a spec; with a prefix cache on disk the next names every rank's share, and some say what to read. The others are what
+rank 0's scheduler was told, and at each step which rows want scores. It ends with a frame that says so, or when its stdin closes, which
+is how it learns that rank 0 is gone, whatever it is doing at the time.
 """
 
 from __future__ import annotations
@@ -61,18 +62,27 @@ class Line:
 def follow(spec: Mapping[str, Any], line: Line) -> None:
     """Do as rank 0 does, until it says to stop."""
     from herd.base.log import configure
-    from herd.engine.parallel.rank import RankSpec, make_follower, make_runner
+    from herd.engine.parallel.follower_disk import FollowerDisk
+    from herd.engine.parallel.rank import RankSpec, make_follower, make_runner, open_share
 
     if spec["log_level"]:
         configure(spec["log_level"])
     own = RankSpec.from_dict(spec)
     line.say({"word": "up"})
     runner, follower = make_runner(own), make_follower(own)
-    line.say({"word": "ready"})
+    disk: FollowerDisk | None = None
+    line.say({"word": "ready", "share": runner.share})
     while not (told := line.inbox.get()).get("stop"):
-        batch = follower.take(told)
-        if batch is not None:
+        if "shares" in told:
+            folder = open_share(own, runner, told["shares"])
+            follower.disk = disk = FollowerDisk(folder, follower.scheduler.pool, runner, say=lambda said: line.say({"disk": said}))
+        elif "read" in told:
+            assert disk is not None
+            disk.read(*told["read"])
+        elif (batch := follower.take(told)) is not None:
             runner.run(batch)
+    if disk is not None:
+        disk.close()
 
 
 def main() -> None:

@@ -35,12 +35,18 @@ _LEAVE_S = 3.0
 
 
 class Workers:
-    """Ranks 1 .. size-1. `on_loss` is called once, from a thread of its own, when one of them dies, fails or hangs."""
+    """Ranks 1 .. size-1. `on_loss` is called once, from a thread of its own, when one of them dies, fails or hangs.
+
+    On that thread `on_disk` is called too, with what a rank says of its prefix cache. `shares` are the names of the ranks' shares, once
+    they are ready.
+    """
 
     def __init__(self, size: int, *, timeout_s: float) -> None:
         self.size, self.timeout_s = size, timeout_s
         self.lost: HerdError | None = None
         self.on_loss: Callable[[HerdError], None] | None = None
+        self.on_disk: Callable[[int, Mapping[str, Any]], None] | None = None
+        self.shares: dict[int, str] = {}
         self._changed = threading.Condition()
         self._said: dict[str, set[int]] = {"up": set(), "ready": set()}
         self._closing = False
@@ -154,8 +160,13 @@ class Workers:
                 error.message = f"rank {rank} of {self.size}: {error.message}"
                 error.args = (error.message,)
             self._lose(error)
+        elif "disk" in said:
+            assert self.on_disk is not None
+            self.on_disk(rank, said["disk"])
         elif "word" in said:
             with self._changed:
+                if "share" in said:
+                    self.shares[rank] = said["share"]
                 self._said[said["word"]].add(rank)
                 self._changed.notify_all()
 
