@@ -128,7 +128,7 @@ async def begun(client: httpx.AsyncClient, config: dict[str, Any] | None = None)
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line[6:])["event"]["payload"] for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line[6:])["event"]["payload"] for line in text.split("\n") if line.startswith("data: ")]
 
 
 ASK = {"messages": [{"role": "user", "content": "go"}], "stream": True}
