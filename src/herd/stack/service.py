@@ -81,6 +81,9 @@ class Job:
     sure: bool = False
     stopped: dict[int, Stopped] = field(default_factory=dict[int, Stopped])
 
+    def __aiter__(self) -> AsyncIterator[list[Part]]:
+        return self.parts()
+
     async def parts(self) -> AsyncGenerator[list[Part], None]:
         """What comes, as it comes. Close it when it is left early."""
         async with aclosing(cast("AsyncGenerator[list[Part], None]", aiter(self.answer))) as ticks:
