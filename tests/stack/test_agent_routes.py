@@ -21,9 +21,10 @@ from herd.inference.port import Caller
 from herd.stack.agents import agent_routes
 from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
 from herd.stack.guard import Context
+from herd.stack.jobs import Job
 from herd.stack.keys import ApiKey, digest_of
 from herd.stack.served import ServedModel
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 from herd.tools.tool import Taint
 from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]

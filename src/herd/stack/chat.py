@@ -15,8 +15,9 @@ from herd.stack.answers import chat_logprob, dumps, json_response, new_id, reaso
 from herd.stack.deltas import Deltas, Sum
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.jobs import Job
 from herd.stack.receipts import make_receipt
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 from herd.stack.sse import DONE, EventStream, error_event, event
 from herd.stack.stored_completions import keep, refuse_unless_kept
 from herd.stack.translate import chat_request

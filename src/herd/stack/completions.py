@@ -27,8 +27,9 @@ from herd.stack.answers import (
 from herd.stack.chat import fingerprint, refuse_of_remote, stopped_fields
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.jobs import Job
 from herd.stack.receipts import make_receipt
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 from herd.stack.sse import DONE, EventStream, error_event, event
 from herd.stack.translate import completion_requests
 from herd.stack.types import CompletionBody

@@ -19,7 +19,8 @@ from herd.stack.answers import dumps, finite, json_response, new_id, token_text,
 from herd.stack.embeddings import answer_embedding
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
-from herd.stack.service import Job, Service
+from herd.stack.jobs import Job
+from herd.stack.service import Service
 from herd.stack.sse import EventStream, error_event, event
 from herd.stack.stack_types import (
     BatchChatCompletionBody,

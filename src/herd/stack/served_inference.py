@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from herd.inference.port import ChatRequest, CompletionRequest
 from herd.stack.guard import Context
-from herd.stack.service import Job, Service
+from herd.stack.jobs import Job
+from herd.stack.service import Service
 
 
 class ServedInference:
