@@ -20,6 +20,7 @@ from herd.engine.stream import TokenRequest
 from herd.inference.port import Caller
 from herd.stack.agents import agent_routes
 from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
+from herd.stack.config import ServerConfig
 from herd.stack.guard import Context
 from herd.stack.jobs import Job
 from herd.stack.keys import ApiKey, digest_of
@@ -79,7 +80,7 @@ def served(script: Any, *tools: Any) -> Any:
         shielding=None,
         models=SimpleNamespace(find=lambda name: ServedModel(id=name, provider="herd", resource=name), serves=lambda name: True),
         caller=lambda context, priority, salt: Caller(),
-        config=SimpleNamespace(keep_alive_s=15.0, write_timeout_s=15.0),
+        config=ServerConfig(model_name="cria"),
     )
 
 

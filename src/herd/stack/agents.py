@@ -192,13 +192,7 @@ def _add_turns(router: APIRouter, desk: AgentDesk) -> None:
         if not stream:
             await unless_gone(request, _whole(events))
             return json_response(turn_object(turn))
-        limits = desk.service.config
-        return EventStream(
-            _chunks(events, turn, context),
-            lambda: cancel_turn(turn.id),  # type: ignore[arg-type, return-value]
-            keep_alive_s=limits.keep_alive_s,
-            write_timeout_s=limits.write_timeout_s,
-        )
+        return EventStream(_chunks(events, turn, context), lambda: cancel_turn(turn.id), desk.service.config)
 
     @router.post(place, summary="Run a turn", response_model=None)
     async def create(agent_id: str, session_id: str, body: TurnBody, request: Request) -> Response:

@@ -34,9 +34,7 @@ def chat_routes(service: Service) -> APIRouter:
         if body.stream:
             job = await unless_gone(request, _start(service, body, context))
             writer = _ChunkWriter(service, job, body, context)
-            return EventStream(
-                writer.chunks(), job.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
-            )
+            return EventStream(writer.chunks(), job.close, service.config)
         return json_response(await unless_gone(request, answer_chat(service, body, context)))
 
     return router

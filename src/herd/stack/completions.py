@@ -48,9 +48,7 @@ def completion_routes(service: Service) -> APIRouter:
             return json_response(await unless_gone(request, answer_completion(service, body, context)))
         jobs = await unless_gone(request, _start(service, body, context))
         writer = _ChunkWriter(service, jobs, body, context)
-        return EventStream(
-            writer.chunks(), writer.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
-        )
+        return EventStream(writer.chunks(), writer.close, service.config)
 
     return router
 
