@@ -125,6 +125,11 @@ def written(grammar: Grammar, seed: int, *, length: int = 60, compiler: GrammarC
     return tokenizer.decode_bytes(walk(compiled, tokenizer, random.Random(seed), length=length)).decode()
 
 
+def ended(state: GrammarState) -> bool:
+    """Whether nothing but an end id can follow."""
+    return set(allowed_ids(state.mask()).tolist()) <= small_tokenizer().stop_ids
+
+
 def feed(state: GrammarState, text: str | bytes) -> int:
     """How many bytes of a text the grammar takes, one byte a token."""
     data = text.encode() if isinstance(text, str) else text

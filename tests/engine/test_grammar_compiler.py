@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from grammar_helpers import FULL, feed, forcing_compiler, free_compiler, make_compiler, rss_mib, small_tokenizer
+from grammar_helpers import FULL, ended, feed, forcing_compiler, free_compiler, make_compiler, rss_mib, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,7 +193,7 @@ def test_a_compiled_grammar_is_kept_and_the_oldest_goes() -> None:
     assert compiler.compile(Grammar.choice(["text 0"])) is compiled[0] and compiler.compile(Grammar.choice(["text 1"])) is not compiled[1]
     assert compiler.cache_info.entries == 3 and compiler.cache_info.misses == 5
     state = compiled[1].state()
-    assert feed(state, "text 1") == 6 and state.is_complete
+    assert feed(state, "text 1") == 6 and ended(state)
 
 
 def test_the_cache_is_bounded_by_size_too() -> None:

@@ -7,14 +7,14 @@ import random
 
 import numpy as np
 import pytest
-from grammar_helpers import accepts, feed, forcing_compiler, free_compiler, make_compiler, rss_mib, small_tokenizer, walk
+from grammar_helpers import accepts, ended, feed, forcing_compiler, free_compiler, make_compiler, rss_mib, small_tokenizer, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.base.errors import FormatError
 from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.grammar.spec import Grammar, GrammarLimits
-from herd.engine.grammar.state import GrammarState, allowed_ids, apply_mask
+from herd.engine.grammar.state import GrammarState, allowed_ids
 
 TOKENIZER = small_tokenizer()
 SCHEMA = {
@@ -62,12 +62,12 @@ def test_end_ids_are_allowed_exactly_where_the_grammar_accepts() -> None:
     for token_id in (byte("r"), byte("e")):
         assert not state.is_accepting and not any(state.accept(stop) for stop in TOKENIZER.stop_ids)
         assert state.accept(token_id)
-    assert state.accept(byte("d")) and state.is_accepting and not state.is_complete and not state.finished
+    assert state.accept(byte("d")) and state.is_accepting and not ended(state) and not state.finished
     done = state.clone()
-    assert done.accept(TOKENIZER.eom_id) and done.finished and done.is_accepting and done.is_complete
+    assert done.accept(TOKENIZER.eom_id) and done.finished and done.is_accepting and ended(done)
     assert not done.accept(byte("d")) and not done.accept(TOKENIZER.eot_id)
     assert set(allowed_ids(done.mask()).tolist()) == TOKENIZER.stop_ids
-    assert feed(state, "dish") == 4 and state.is_complete and set(allowed_ids(state.mask()).tolist()) == TOKENIZER.stop_ids
+    assert feed(state, "dish") == 4 and ended(state) and set(allowed_ids(state.mask()).tolist()) == TOKENIZER.stop_ids
 
 
 def test_ids_that_are_no_text_are_never_allowed() -> None:
@@ -136,7 +136,7 @@ def test_copies_go_their_own_ways() -> None:
     second = first.clone()
     assert first.accept(byte("a")) and second.accept(byte("b"))
     assert first.accept(byte("x")) and not second.accept(byte("x")) and second.accept(byte("y"))
-    assert first.is_complete and second.is_complete
+    assert ended(first) and ended(second)
 
 
 def test_a_refused_id_changes_nothing() -> None:
@@ -144,27 +144,6 @@ def test_a_refused_id_changes_nothing() -> None:
     before = state.mask()
     assert not state.accept(byte("x")) and state.num_tokens == 0 and np.array_equal(state.mask(), before)
     assert state.accept(byte("{"))
-
-
-def test_masks_for_a_draft_are_those_of_each_place_and_leave_the_state_where_it_was() -> None:
-    state = fresh(Grammar.choice(["red", "reddish"]))
-    draft = [byte("r"), byte("e"), byte("d"), TOKENIZER.eot_id, byte("x")]
-    masks, accepted = state.masks(draft)
-    assert accepted == 4 and masks.shape == (5, (TOKENIZER.vocab_size + 31) // 32) and state.num_tokens == 0
-    plain = fresh(Grammar.choice(["red", "reddish"]))
-    for place, token_id in enumerate(draft[:4]):
-        assert np.array_equal(masks[place], plain.mask()) and plain.accept(token_id)
-    assert state.masks([])[1] == 0 and state.masks([byte("x")])[1] == 0
-
-
-def test_logits_of_other_ids_become_minus_infinity() -> None:
-    state = fresh(Grammar.choice(["a", "b"]))
-    logits = np.zeros(TOKENIZER.vocab_size + 40, np.float32)
-    state.apply(logits)
-    assert set(np.flatnonzero(np.isfinite(logits)).tolist()) == {byte("a"), byte("b")}
-    short = np.zeros(byte("a") + 1, np.float32)
-    apply_mask(state.mask(), short)
-    assert np.flatnonzero(np.isfinite(short)).tolist() == [byte("a")]
 
 
 def test_masks_can_be_written_into_rows() -> None:
@@ -185,14 +164,13 @@ def test_forced_text_comes_in_the_tokenizers_own_pieces() -> None:
     state = fresh(grammar, forcing_compiler())
     text = '{"parameters":"get_weather"}'
     ids: list[int] = []
-    while not state.is_complete:
-        forced = state.forced() or [int(allowed_ids(state.mask())[0])]
-        assert all(state.accept(token_id) for token_id in forced)
-        ids += forced
+    while not ended(state):
+        (forced,) = allowed_ids(state.mask()).tolist()
+        assert state.accept(forced)
+        ids.append(forced)
     assert TOKENIZER.decode(ids) == text and ids == TOKENIZER.encode(text)
-    assert fresh(grammar).forced() == []
     free = fresh(grammar)
-    assert feed(free, text) == len(text) and free.is_complete
+    assert len(allowed_ids(free.mask())) > 1 and feed(free, text) == len(text) and ended(free)
 
 
 def test_white_space_is_bounded_where_anything_else_can_follow() -> None:
@@ -204,7 +182,7 @@ def test_white_space_is_bounded_where_anything_else_can_follow() -> None:
     state.rollback(1)
     assert state.accept(byte(" ")) and not state.accept(byte(" ")) and state.accept(byte("a")) and state.accept(byte(" "))
     only = fresh(Grammar.regex(" {20}a"), compiler)
-    assert feed(only, " " * 20 + "a") == 21 and only.is_complete
+    assert feed(only, " " * 20 + "a") == 21 and ended(only)
     ignoring = Grammar.lark('start: "a" "b"\n%ignore /[ \\n]+/')
     assert accepts(ignoring, "a" + " " * 10 + "b", compiler) and not accepts(ignoring, "a" + " " * 11 + "b", compiler)
 
@@ -225,7 +203,7 @@ def test_a_grammar_that_grows_too_complex_ends_the_request_and_not_the_process()
     assert caught.value.hint and len(caught.value.message) < 400
     with pytest.raises(FormatError):
         state.mask()
-    assert not state.is_complete and fresh(Grammar.choice(["a"]), compiler).accept(byte("a"))
+    assert fresh(Grammar.choice(["a"]), compiler).accept(byte("a"))
 
 
 def test_a_full_automaton_begins_anew_and_the_answer_goes_on() -> None:
@@ -242,7 +220,7 @@ def test_a_full_automaton_begins_anew_and_the_answer_goes_on() -> None:
     assert small.matcher()[1] > 0, "the automaton was never full, so this test tells nothing"
     first.rollback(100)
     plain.rollback(100)
-    assert np.array_equal(first.mask(), plain.mask()) and second.is_complete
+    assert np.array_equal(first.mask(), plain.mask()) and ended(second)
 
 
 def test_a_long_answer_stays_within_a_small_memory() -> None:
@@ -257,4 +235,4 @@ def test_a_long_answer_stays_within_a_small_memory() -> None:
             assert state.accept(token_id)
     assert rss_mib() - before < 20
     state.rollback(400 * len(item))
-    assert state.num_tokens == 1 and state.accept(byte("]")) and state.is_complete
+    assert state.num_tokens == 1 and state.accept(byte("]")) and ended(state)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from grammar_helpers import FULL, accepts, feed, forcing_compiler, free_compiler, make_compiler, small_tokenizer, walk
+from grammar_helpers import FULL, accepts, ended, feed, forcing_compiler, free_compiler, make_compiler, small_tokenizer, walk
 from grammar_schemas import random_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -245,7 +245,7 @@ def test_a_named_tool_is_the_only_one() -> None:
     assert not accepts(grammar, "Hello") and not accepts(grammar, '{"name": "get_weather", "parameters": {"city": "x"}}')
     state = free_compiler().compile(Grammar.tools(TOOLS, name="brave_search", builtin=BUILTIN)).state()
     assert not state.accept(small_tokenizer().ranks[b"{"]) and state.accept(small_tokenizer().python_tag_id)
-    assert feed(state, 'brave_search.call(query="x")') == 28 and state.is_complete
+    assert feed(state, 'brave_search.call(query="x")') == 28 and ended(state)
 
 
 def test_single_calls_are_single_and_parallel_ones_bounded() -> None:
@@ -258,9 +258,9 @@ def test_single_calls_are_single_and_parallel_ones_bounded() -> None:
 
 def test_the_end_of_a_call_is_forced_so_the_engine_can_stop() -> None:
     state = free_compiler().compile(Grammar.tools([NOW], mode="required")).state()
-    assert feed(state, '{"name": "now", "parameters": {}}') and state.is_complete
+    assert feed(state, '{"name": "now", "parameters": {}}') and ended(state)
     state = free_compiler().compile(Grammar.tools([NOW])).state()
-    assert feed(state, "Hello") == 5 and state.is_accepting and not state.is_complete
+    assert feed(state, "Hello") == 5 and state.is_accepting and not ended(state)
 
 
 @pytest.mark.parametrize("style", STYLES)

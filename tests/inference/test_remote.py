@@ -197,7 +197,7 @@ def test_no_chunk_raises_anything_else_than_a_herd_error(data: Any) -> None:
 
 
 def test_connecting_is_tried_again_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("herd.inference.remote._FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("herd.inference.remote_requests.FIRST_PAUSE_S", 0.0)
     tries: list[str] = []
 
     def refuses(request: httpx.Request) -> httpx.Response:

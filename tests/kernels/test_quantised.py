@@ -145,14 +145,14 @@ def test_rows_in_the_fixed_order_do_not_depend_on_each_other(monkeypatch: pytest
     from herd.kernels import dispatch
 
     monkeypatch.setenv("HERD_KERNELS", "reference")
-    dispatch.fixed_order.cache_clear()
+    dispatch.reload()
     try:
         weight, x = random_weight("int4", zeros=True), torch.randn(40, 16)
         whole = matmul(x, weight)
         assert all(torch.equal(matmul(x[row : row + 1], weight)[0], whole[row]) for row in range(40))
     finally:
         monkeypatch.undo()
-        dispatch.fixed_order.cache_clear()
+        dispatch.reload()
 
 
 @pytest.mark.parametrize(

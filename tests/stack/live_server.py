@@ -121,8 +121,8 @@ def post(path: str, body: dict[str, Any], *, headers: str = "", host: str = "loc
 
 
 def events(text: str) -> list[Any]:
-    """The JSON of a stream's events, without [DONE]."""
-    found = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    """The JSON of a stream's events, without [DONE]. Lines end at newlines alone, where `splitlines` would end them at U+2028 too."""
+    found = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
     return [json.loads(line) for line in found if line != "[DONE]"]
 
 

@@ -20,10 +20,12 @@ from herd.engine.stream import TokenRequest
 from herd.inference.port import Caller
 from herd.stack.agents import agent_routes
 from herd.stack.app import _told  # pyright: ignore[reportPrivateUsage]
+from herd.stack.config import ServerConfig
 from herd.stack.guard import Context
+from herd.stack.jobs import Job
 from herd.stack.keys import ApiKey, digest_of
 from herd.stack.served import ServedModel
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 from herd.tools.tool import Taint
 from postgres_server import fresh_database  # pyright: ignore[reportMissingImports]
 from scripted_agent import Noted, Say, Scripted, call  # pyright: ignore[reportMissingImports]
@@ -78,7 +80,7 @@ def served(script: Any, *tools: Any) -> Any:
         shielding=None,
         models=SimpleNamespace(find=lambda name: ServedModel(id=name, provider="herd", resource=name), serves=lambda name: True),
         caller=lambda context, priority, salt: Caller(),
-        config=SimpleNamespace(keep_alive_s=15.0, write_timeout_s=15.0),
+        config=ServerConfig(model_name="cria"),
     )
 
 
@@ -128,7 +130,7 @@ async def begun(client: httpx.AsyncClient, config: dict[str, Any] | None = None)
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line[6:])["event"]["payload"] for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line[6:])["event"]["payload"] for line in text.split("\n") if line.startswith("data: ")]
 
 
 ASK = {"messages": [{"role": "user", "content": "go"}], "stream": True}

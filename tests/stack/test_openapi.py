@@ -66,7 +66,7 @@ def test_errors_and_keys_are_documented(document: dict[str, Any]) -> None:
             assert operation["summary"], path
             assert {"400", "401", "403", "404", "413", "429", "500", "503"} <= set(operation["responses"]), (method, path)
             assert "422" not in operation["responses"]
-            assert operation["security"] == ([] if path == "/health" else [{"key": []}])
+            assert operation["security"] == ([] if path in ("/health", "/ready") else [{"key": []}])
 
 
 @pytest.mark.parametrize("name", ["open", "keyed"])

@@ -139,7 +139,7 @@ def test_vllm_docs_every_route_is_closed_without_a_key(keyed: ThreadServer) -> N
         path = re.sub(r"\{\w+(:path)?\}", "x", route)
         for spelling in SPELLINGS:
             for method in METHODS:
-                if path == "/health" and spelling in ("{}", "{}?a=b") and method in ("GET", "HEAD"):
+                if path in ("/health", "/ready") and spelling in ("{}", "{}?a=b") and method in ("GET", "HEAD"):
                     continue
                 said = raw(
                     keyed.port, f"{method} {spelling.format(path)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
@@ -152,17 +152,22 @@ def test_vllm_docs_every_route_is_closed_without_a_key(keyed: ThreadServer) -> N
 
 
 @pytest.mark.parametrize(
-    "path", [b"/%68ealth", b"/HEALTH", b"/health/", b"//health", b"/health/..", b"/./health", b"/health%00", b"/health%2f", b"/health;x"]
+    "path",
+    [
+        *(b"/%68ealth", b"/HEALTH", b"/health/", b"//health", b"/health/..", b"/./health", b"/health%00", b"/health%2f", b"/health;x"),
+        *(b"/%72eady", b"/READY", b"/ready/", b"//ready", b"/ready/..", b"/ready%00", b"/v1/ready"),
+    ],
 )
-def test_health_has_one_spelling(keyed: ThreadServer, path: bytes) -> None:
+def test_health_and_readiness_have_one_spelling(keyed: ThreadServer, path: bytes) -> None:
     assert b" 401 " in raw(keyed.port, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").splitlines()[0]
 
 
-def test_health_is_open_and_tells_nothing(keyed: ThreadServer) -> None:
+def test_health_and_readiness_are_open_and_tell_nothing_else(keyed: ThreadServer) -> None:
     with keyed.client() as client:
-        assert client.get("/health").json() == {"status": "ok"}
-        assert client.head("/health").status_code == 200
-        assert client.post("/health").status_code == 401
+        for path, status in (("/health", "ok"), ("/ready", "ready")):
+            assert client.get(path).json() == {"status": status}
+            assert client.head(path).status_code == 200
+            assert client.post(path).status_code == 401
 
 
 def test_an_upgrade_to_a_websocket_is_no_way_in(keyed: ThreadServer) -> None:

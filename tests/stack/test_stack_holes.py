@@ -25,7 +25,7 @@ def test_routes_cannot_be_enumerated_without_a_key(keyed: ThreadServer) -> None:
         document = client.get("/openapi.json", headers=bearer("anna")).json()
         asked = 0
         for path, methods in document["paths"].items():
-            if path == "/health":
+            if path in ("/health", "/ready"):
                 continue
             plain = concrete(path)
             spellings = {plain, plain + "/", "/" + plain, plain.replace("/v1/", "/v1%2f", 1), "/v1/../" + plain.lstrip("/")}

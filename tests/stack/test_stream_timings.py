@@ -40,7 +40,7 @@ async def chunks(folder: Path, body: dict[str, Any], **settings: Any) -> list[di
     async with scripted(Script("The river is long and it runs to the sea."), folder, **settings) as app:
         answer = await app.http.post("/v1/chat/completions", json=asked)
     assert answer.status_code == 200, answer.text
-    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 

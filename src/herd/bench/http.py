@@ -19,6 +19,8 @@ from herd.base.errors import HerdError
 from herd.base.progress import track_steps
 from herd.bench.report import Load, Spread
 from herd.bench.workload import Item, Mix, prompt_text
+from herd.inference.remote_errors import RemoteError
+from herd.inference.remote_reader import Lines
 
 MAX_ERRORS = 5
 """Different error messages that are told."""
@@ -118,21 +120,22 @@ async def _ask(client: httpx.AsyncClient, target: Target, item: Item, mix: Mix) 
                 await answer.aread()
                 record.error = f"{answer.status_code}: {_message(answer.text)}"
                 return record
-            done = False
-            async for line in answer.aiter_lines():
-                done = done or _take(record, line)
+            done, lines = False, Lines(target.url)
+            async for data in answer.aiter_bytes():
+                for line in lines.push(data):
+                    done = done or _take(record, line.rstrip(b"\r"))
             if not done and record.error is None:
                 record.error = "the stream broke off"
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, RemoteError) as error:
         record.error = f"{type(error).__name__}: {error}"
     return record
 
 
-def _take(record: _Record, line: str) -> bool:
+def _take(record: _Record, line: bytes) -> bool:
     """Book a line of the stream; says whether it was the last."""
-    if not line.startswith("data: "):
+    if not line.startswith(b"data: "):
         return False
-    if line == "data: [DONE]":
+    if line == b"data: [DONE]":
         return True
     chunk = json.loads(line[6:])
     if "error" in chunk:

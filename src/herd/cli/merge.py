@@ -32,7 +32,7 @@ def merge(
     from herd.checkpoint.reward import is_reward_model, save_reward_model
     from herd.cli.output import note, print_json
     from herd.model.reward import RewardModel
-    from herd.recipes.tune_run import is_reward_adapter, merged
+    from herd.recipes.tune_export import is_reward_adapter, merged
     from herd.train.adapters.files import read_adapter_config
 
     config, named = read_adapter_config(adapter)

@@ -9,10 +9,10 @@ Who stops waiting stops the work: cancelling the task, or leaving the loop over 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Literal, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -27,13 +27,12 @@ from herd.inference.embed import EmbedReader, as_array, embed_request
 from herd.inference.loaded import DEFAULT_MODEL, load
 from herd.inference.output import Output, outputs_of
 from herd.inference.params import SamplingParams
-from herd.inference.port import Event, Finished, Part, ToolChoice
+from herd.inference.port import Event, Finished, Part
 from herd.inference.reading import Reading
-from herd.inference.requests import Prompts, chat_request, check_prompts, completion_requests
+from herd.inference.requests import ChatOptions, Messages, Prompts, chat_request, check_prompts, completion_requests
 from herd.inference.score import Score, ScoreReader, pairs, score_request
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
-from herd.text.messages import Message, ToolDefinition
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -123,73 +122,30 @@ class AsyncLLM:
         """Go on with plain text; see `LLM.generate`."""
         requests = completion_requests(prompts, params, grammar=grammar, n=n)
         found = await _outputs([partial(self.inference.complete, request) for request in requests])
-        if isinstance(prompts, str):
-            return found[0] if n > 1 else found[0][0]
-        return found if n > 1 else [outputs[0] for outputs in found]
+        asked = found if n > 1 else [outputs[0] for outputs in found]
+        return asked[0] if isinstance(prompts, str) else asked
 
     @overload
     async def chat(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-        n: Literal[1] = 1,
+        self, messages: Messages, params: SamplingParams | None = None, *, n: Literal[1] = 1, **options: Unpack[ChatOptions]
     ) -> Output: ...
 
     @overload
     async def chat(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-        n: int,
+        self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Unpack[ChatOptions]
     ) -> list[Output]: ...
 
     async def chat(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-        n: int = 1,
+        self, messages: Messages, params: SamplingParams | None = None, *, n: int = 1, **options: Unpack[ChatOptions]
     ) -> Output | list[Output]:
         """Answer a conversation; see `LLM.chat`."""
-        request = chat_request(
-            messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar, n=n
-        )
+        request = chat_request(messages, params, n=n, **options)
         (outputs,) = await _outputs([partial(self.inference.chat, request)])
         return outputs if n > 1 else outputs[0]
 
-    def stream(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-    ) -> Events:
+    def stream(self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[ChatOptions]) -> Events:
         """As `chat`, event by event: `async for event in llm.stream(...)`; the last one is `Finished`."""
-        request = chat_request(
-            messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar
-        )
-        return Events(partial(self.inference.chat, request))
+        return Events(partial(self.inference.chat, chat_request(messages, params, n=1, **options)))
 
     async def embed(self, texts: str | Prompts, pooling: Pooling = "mean", *, normalize: bool = True) -> NDArray[np.float32]:
         """Texts as vectors; see `LLM.embed`."""

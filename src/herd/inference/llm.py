@@ -6,9 +6,9 @@ print(llm.chat([herd.Message.user("Hello!")]).text)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from herd.inference.loaded import DEFAULT_MODEL, load
 from herd.inference.local import LocalModel
 from herd.inference.output import Output, outputs_of
 from herd.inference.params import SamplingParams
-from herd.inference.port import Event, ToolChoice
-from herd.inference.requests import Prompts, chat_request, check_prompts, completion_requests
+from herd.inference.port import Event
+from herd.inference.requests import ChatOptions, Messages, Prompts, chat_request, check_prompts, completion_requests
 from herd.inference.score import Score, ScoreReader, pairs, score_request
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
-from herd.text.messages import Message, ToolDefinition
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
 
@@ -129,49 +128,19 @@ class LLM:
         requests = completion_requests(prompts, params, grammar=grammar, n=n)
         answers = [self.inference.complete_parts(request) for request in requests]
         found = [outputs_of(answer) for answer in answers]
-        if isinstance(prompts, str):
-            return found[0] if n > 1 else found[0][0]
-        return found if n > 1 else [outputs[0] for outputs in found]
+        asked = found if n > 1 else [outputs[0] for outputs in found]
+        return asked[0] if isinstance(prompts, str) else asked
 
     @overload
     def chat(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-        n: Literal[1] = 1,
+        self, messages: Messages, params: SamplingParams | None = None, *, n: Literal[1] = 1, **options: Unpack[ChatOptions]
     ) -> Output: ...
 
     @overload
-    def chat(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-        n: int,
-    ) -> list[Output]: ...
+    def chat(self, messages: Messages, params: SamplingParams | None = None, *, n: int, **options: Unpack[ChatOptions]) -> list[Output]: ...
 
     def chat(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-        n: int = 1,
+        self, messages: Messages, params: SamplingParams | None = None, *, n: int = 1, **options: Unpack[ChatOptions]
     ) -> Output | list[Output]:
         """Answer a conversation. Messages and tools may be dicts in OpenAI's shape.
 
@@ -187,29 +156,13 @@ class LLM:
 
         Raises FormatError, ContextOverflowError, UsageError.
         """
-        request = chat_request(
-            messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar, n=n
-        )
+        request = chat_request(messages, params, n=n, **options)
         outputs = outputs_of(self.inference.chat_parts(request))
         return outputs if n > 1 else outputs[0]
 
-    def stream(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),
-        builtin_tools: Sequence[str] = (),
-        tool_choice: ToolChoice = "auto",
-        tool_name: str | None = None,
-        grammar: Grammar | None = None,
-    ) -> Iterator[Event]:
+    def stream(self, messages: Messages, params: SamplingParams | None = None, **options: Unpack[ChatOptions]) -> Iterator[Event]:
         """As `chat`, event by event; the last one is `Finished`."""
-        return self.inference.chat(
-            chat_request(
-                messages, params, tools=tools, builtin_tools=builtin_tools, tool_choice=tool_choice, tool_name=tool_name, grammar=grammar
-            )
-        )
+        return self.inference.chat(chat_request(messages, params, n=1, **options))
 
     def embed(self, texts: str | Prompts, pooling: Pooling = "mean", *, normalize: bool = True) -> NDArray[np.float32]:
         """Texts (or lists of token ids) as the rows of an array [N, D]: the final hidden states, pooled.

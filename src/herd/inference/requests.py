@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from herd.base.errors import UsageError
 from herd.engine.grammar.spec import Grammar
@@ -12,6 +12,18 @@ from herd.inference.port import ChatRequest, CompletionRequest, ToolChoice
 from herd.text.messages import Message, ToolDefinition, as_messages, as_tools
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
+Messages = Iterable[Message | Mapping[str, Any]]
+"""A conversation; messages may be dicts in OpenAI's shape."""
+
+
+class ChatOptions(TypedDict, total=False):
+    """What `chat` and `stream` take by name, of `LLM` and `AsyncLLM` alike; `LLM.chat` tells what each means."""
+
+    tools: Iterable[ToolDefinition | Mapping[str, Any]]
+    builtin_tools: Sequence[str]
+    tool_choice: ToolChoice
+    tool_name: str | None
+    grammar: Grammar | None
 
 
 def check_prompts(prompts: str | Prompts) -> Prompts:
@@ -35,7 +47,7 @@ def completion_requests(
 
 
 def chat_request(
-    messages: Iterable[Message | Mapping[str, Any]],
+    messages: Messages,
     params: SamplingParams | None,
     *,
     tools: Iterable[ToolDefinition | Mapping[str, Any]] = (),

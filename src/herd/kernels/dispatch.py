@@ -99,10 +99,16 @@ def _load() -> Library:
         return Library(build.build())
 
 
-@functools.cache
+def _asks_for_fixed_order() -> bool:
+    return os.environ.get("HERD_KERNELS") == "reference"
+
+
+_fixed_order = _asks_for_fixed_order()  # a plain value: torch.compile warns of a cached function, and looks through its cache
+
+
 def fixed_order() -> bool:
     """Whether every op is to sum in the references' order, those of training too: HERD_KERNELS=reference."""
-    return os.environ.get("HERD_KERNELS") == "reference"
+    return _fixed_order
 
 
 def native(device: torch.device, dtype: torch.dtype) -> Library | None:
@@ -151,8 +157,9 @@ def num_threads() -> int:
 
 def reload() -> None:
     """Forget the choice, so that the variables are read again. Weights packed before keep their layout and still work."""
+    global _fixed_order
     choice.cache_clear()
-    fixed_order.cache_clear()
+    _fixed_order = _asks_for_fixed_order()
 
 
 @functools.cache

@@ -106,4 +106,10 @@ class Attention(nn.Module):
         q_BTNH = apply_rope(self.q_proj(x_BTD).view(shape), *rope)
         k_BTKH = apply_rope(self.k_proj(x_BTD).view(shape), *rope)
         v_BTKH = self.v_proj(x_BTD).view(shape)
-        return self.o_proj(core(self.layer, q_BTNH, k_BTKH, v_BTKH).flatten(2))
+        return self.o_proj(self.mix(core, q_BTNH, k_BTKH, v_BTKH).flatten(2))
+
+    def mix(
+        self, core: AttentionCore, q_BTNH: Float[Tensor, "B T N H"], k_BTKH: Float[Tensor, "B T K H"], v_BTKH: Float[Tensor, "B T K H"]
+    ) -> Float[Tensor, "B T N H"]:
+        """The core's answer for this layer: the one place that reads the layer's number."""
+        return core(self.layer, q_BTNH, k_BTKH, v_BTKH)

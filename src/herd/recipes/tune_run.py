@@ -13,33 +13,29 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from herd.base.atomic import atomic_file
 from herd.base.config_io import to_toml
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.json_file import read_json_object
-from herd.checkpoint.load import as_dtype, load_model, save_model
+from herd.checkpoint.load import as_dtype, load_model
 from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
-from herd.checkpoint.reward import is_reward_model, load_reward_model, save_reward_model
+from herd.checkpoint.reward import is_reward_model, load_reward_model
 from herd.data.columns import ColumnMixture
-from herd.model.reward import RewardModel
 from herd.model.transformer import Transformer
 from herd.recipes.estimate import estimate_tuning, this_machine
 from herd.recipes.mask_view import check_answers_end, show_sample
-from herd.recipes.recover import check_start, make_trainable, write_recovered
-from herd.recipes.tune_card import write_tune_card
+from herd.recipes.recover import check_start, make_trainable
+from herd.recipes.tune_columns import completed, teacher_of
 from herd.recipes.tune_config import TuneConfig
-from herd.recipes.tune_data import Prepared, Table, data_digest, joined, prepare_source, tokenizer_digest, with_column
+from herd.recipes.tune_data import Prepared, Table, data_digest, joined, prepare_source, tokenizer_digest
+from herd.recipes.tune_export import TuneReport, export
 from herd.text.tokenizer import Tokenizer
-from herd.train.adapters.files import CONFIG_FILE, load_adapter, save_adapter
-from herd.train.adapters.inject import inject, merged_copy
+from herd.train.adapters.inject import inject
 from herd.train.callback import HeldBack, measure
 from herd.train.config import StageConfig
 from herd.train.objectives.distill import Distillation
@@ -48,35 +44,16 @@ from herd.train.objectives.next_token import NextToken
 from herd.train.objectives.objective import Objective
 from herd.train.objectives.preference import Preference
 from herd.train.objectives.ranking import Ranking
-from herd.train.objectives.reference import reference_logprobs
 from herd.train.parallel.config import ParallelConfig
 from herd.train.prediction import PREDICTION, save_prediction
 from herd.train.run_log import LOG
 from herd.train.step import StepResult
-from herd.train.teacher import read_teacher, write_teacher
 from herd.train.trainer import Trainer
 
 log = get_logger(__name__)
 
 PARTS = ("data", "train", "adapter", "model")
 """The folders of a run: what `restart` deletes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TuneReport:
-    """What a run did: steps, tokens read (padding included), units counted in the loss, seconds, scores of what was kept back."""
-
-    name: str
-    num_steps: int
-    num_tokens: int
-    num_counted: int
-    seconds: float
-    before: dict[str, float]
-    after: dict[str, float]
-    epochs: dict[str, float]
-    num_records: int
-    num_dropped: int
-    machine: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,14 +82,14 @@ def run_tune(
         show_sample(name, part.train, tokenizer)
     run = _run_digest(config, path, digests)
     dtype = as_dtype(config.train.compute_dtype)
-    prepared = {name: _completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
+    prepared = {name: completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
     if config.quant.scheme:
         make_trainable(config, model)
     elif config.lora.rank:
         inject(model, config.lora, seed=config.seed)
     report = _fit(config, model, prepared, run, output / "train", should_stop)
     target = output / "model"
-    _export(config, model, path, tokenizer, report, output)
+    export(config, model, path, tokenizer, report, output)
     return TuneResult(model=target, stages=(report,), next_step=_next_step(config, output))
 
 
@@ -166,15 +143,10 @@ def _check_length(config: TuneConfig, model: Transformer) -> None:
 
 def _run_digest(config: TuneConfig, path: Path, digests: dict[str, str]) -> str:
     """What the states of a run depend on: the config, the data, the files of the starting model and of a teacher."""
-    models = [path, *([resolve_model(_teacher(config))] if config.method == "distill" else [])]
+    models = [path, *([resolve_model(teacher_of(config))] if config.method == "distill" else [])]
     files = [file for model in models for file in ([model] if model.is_file() else sorted(model.iterdir())) if file.is_file()]
     marks = "|".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     return hashlib.sha256(f"{to_toml(config)}|{sorted(digests.items())}|{marks}".encode()).hexdigest()
-
-
-def _teacher(config: TuneConfig) -> str:
-    """The model to learn from: of a run that recovers from rounding the starting one, unless another is named."""
-    return config.teacher or config.model
 
 
 def objective_of(config: TuneConfig) -> Objective:
@@ -186,71 +158,6 @@ def objective_of(config: TuneConfig) -> Objective:
     if config.method == "preference":
         return Kto(config=config.preference) if config.is_kto else Preference(config=config.preference)
     return NextToken(z_loss=config.train.z_loss)
-
-
-def _completed(
-    name: str, prepared: Prepared, config: TuneConfig, model: Transformer, tokenizer: Tokenizer, run: str, dtype: torch.dtype, cache: Path
-) -> Prepared:
-    """The rows with what is computed once: the reference's log-probabilities, or the teacher's predictions."""
-    if config.method == "preference" and config.preference.needs_reference:
-        return _with_reference(name, prepared, config, model, run, dtype, cache)
-    if config.method == "distill":
-        teacher = _Teacher(config, tokenizer, dtype, model.device)
-        return replace(
-            prepared,
-            train=teacher.columns(prepared.train, cache / f"{name}-teacher-{run[:16]}"),
-            heldback=teacher.columns(prepared.heldback, cache / f"{name}-teacher-{run[:16]}-heldback"),
-        )
-    return prepared
-
-
-def _with_reference(
-    name: str, prepared: Prepared, config: TuneConfig, model: Transformer, run: str, dtype: torch.dtype, cache: Path
-) -> Prepared:
-    """The starting model's log-probabilities, kept in a file of the run."""
-    path = cache / f"{name}-reference-{run[:16]}.npz"
-    if not path.exists():
-        size = config.train.micro_batch_size
-        with track_steps("reference", total=len(prepared.train["tokens"])) as advance:
-            train = reference_logprobs(model, prepared.train, dtype=dtype, micro_batch_size=size, advance=advance)
-        heldback = reference_logprobs(model, prepared.heldback, dtype=dtype, micro_batch_size=size)
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, train=train, heldback=heldback)
-    with np.load(path, allow_pickle=False) as arrays:
-        return with_column(prepared, "reference", arrays["train"], arrays["heldback"])
-
-
-class _Teacher:
-    """Loads the teacher when first needed; gives rows with its predictions."""
-
-    def __init__(self, config: TuneConfig, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device) -> None:
-        self.config, self.dtype, self.device = config, dtype, device
-        self.path = resolve_model(_teacher(config))
-        self.digest = tokenizer_digest(tokenizer)
-        other = tokenizer_digest(load_checkpoint_tokenizer(self.path))
-        if other != self.digest:
-            raise ConfigError(
-                f"teacher {_teacher(config)!r} and model {config.model!r} have different tokenizers",
-                hint="distillation compares the same tokens: choose two models of one family",
-            )
-
-    def columns(self, table: Table, folder: Path) -> Table:
-        if not len(table["tokens"]):
-            empty = (*table["tokens"].shape, self.config.distill.top_k)
-            return {**table, "teacher_ids": np.zeros(empty, np.int32), "teacher_logprobs": np.zeros(empty, np.float16)}
-        with track_steps("teacher", total=len(table["tokens"])) as advance:
-            write_teacher(
-                load_model(self.path, dtype=self.dtype, device=self.device),
-                table,
-                folder,
-                top_k=self.config.distill.top_k,
-                teacher=self.config.teacher,
-                tokenizer=self.digest,
-                dtype=self.dtype,
-                micro_batch_size=self.config.train.micro_batch_size,
-                advance=advance,
-            )
-        return read_teacher(folder, tokenizer=self.digest)
 
 
 def resolved_stage(config: TuneConfig, num_rows: int) -> StageConfig:
@@ -316,44 +223,6 @@ def _on_step(advance: Callable[[int, str], None]) -> Callable[[int, StepResult, 
         advance(step, f"loss {result.loss:.3f}{accuracy}  {tokens_per_s:,.0f} tok/s")
 
     return on_step
-
-
-def _export(config: TuneConfig, model: Transformer, path: Path, tokenizer: Tokenizer, report: TuneReport, output: Path) -> None:
-    """Write the adapter, if there is one, and the model with its card."""
-    dtype, target = as_dtype(config.export_dtype), output / "model"
-    if config.quant.scheme:
-        write_recovered(config, model, path, target, tokenizer)
-        write_tune_card(config, _facts(config, report, model), load_model(target), tokenizer, target)
-        return
-    plain = model
-    if config.lora.rank:
-        save_adapter(model, config.lora, output / "adapter", base=config.model, overwrite=True)
-        if not config.merge:
-            return
-        plain = merged(path, output / "adapter", reward=config.method == "reward", dtype=dtype)
-    plain = plain.to("cpu", dtype)
-    if isinstance(plain, RewardModel):
-        save_reward_model(plain, target, tokenizer=tokenizer, overwrite=True)
-    else:
-        save_model(plain, target, tokenizer=tokenizer, overwrite=True)
-    write_tune_card(config, _facts(config, report, plain), plain, tokenizer, target)
-
-
-def merged(path: Path, adapter: Path, *, reward: bool, dtype: torch.dtype) -> Transformer:
-    """A model with an adapter added to its weights, computed in float32, stored in `dtype`."""
-    base = load_reward_model(path, dtype="float32") if reward else load_model(path, dtype="float32")
-    return merged_copy(load_adapter(base, adapter), dtype)
-
-
-def is_reward_adapter(adapter: Path) -> bool:
-    """Whether an adapter belongs to a reward model."""
-    return read_json_object(adapter / CONFIG_FILE).get("task_type") == "SEQ_CLS"
-
-
-def _facts(config: TuneConfig, report: TuneReport, model: Transformer) -> dict[str, Any]:
-    """What training.json holds."""
-    values = {name: getattr(report, name) for name in report.__dataclass_fields__}
-    return {"recipe": config.name, "method": config.method, "from": config.model, "num_parameters": model.config.num_parameters, **values}
 
 
 def _next_step(config: TuneConfig, output: Path) -> str:

@@ -6,7 +6,7 @@ reader leaves is cancelled; one that a crash of the server cut off goes on by `r
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
@@ -23,7 +23,6 @@ from herd.agents.runtime import Runtime
 from herd.agents.sessions import SessionStore
 from herd.agents.turn import Output, Turn
 from herd.base.errors import HerdError, NotFoundError
-from herd.inference.port import ChatRequest, CompletionRequest, Part
 from herd.stack.agent_objects import (
     agent_object,
     config_of,
@@ -41,7 +40,8 @@ from herd.stack.answers import dumps, json_response, unless_gone
 from herd.stack.errors import RequestError
 from herd.stack.files import owner_of
 from herd.stack.guard import Context
-from herd.stack.service import Job, Service
+from herd.stack.served_inference import ServedInference
+from herd.stack.service import Service
 from herd.stack.sse import EventStream, error_event, event
 from herd.tools.registry import Registry
 from herd.tools.tool import Taint, Tool
@@ -49,35 +49,6 @@ from herd.tools.tool import Taint, Tool
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Start = Annotated[int, Query(ge=0, le=1_000_000)]
 _DOCUMENTS = Taint(reads_untrusted=True, reads_private=True)
-
-
-class _Answer:
-    """A job as an answer of the port."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def close(self) -> None:
-        """End it now."""
-        self._job.close()
-
-    def __aiter__(self) -> AsyncIterator[list[Part]]:
-        return self._job.parts()
-
-
-class ServedInference:
-    """A model of the server as an `AsyncInference`, for one request: admitted and paid for as any other. Shields are the loop's."""
-
-    def __init__(self, service: Service, context: Context, model: str) -> None:
-        self._service, self._context, self._model = service, context, model
-
-    async def chat(self, request: ChatRequest) -> _Answer:
-        """See `port.AsyncInference.chat`."""
-        return _Answer(await self._service.answer(request, self._context, self._model, guarded=False))
-
-    async def complete(self, request: CompletionRequest) -> _Answer:
-        """See `port.AsyncInference.complete`."""
-        return _Answer(await self._service.answer(request, self._context, self._model, guarded=False))
 
 
 class AgentDesk:
@@ -105,7 +76,7 @@ class AgentDesk:
         shielding = self.service.shielding
         own = set() if shielding is None else {shield.name for shield in shielding.shields.shields}
         plain = replace(config, tools=(), shields=tuple(name for name in config.shields if name not in own))
-        model = ServedInference(self.service, context, config.model)
+        model = ServedInference(self.service, context, config.model, guarded=False)
         caller = self.service.caller(context, priority=None, salt=None)
         runtime = await runtime_of(plain, self.store, owner, session_id, model, registry=Registry(), tools=tools, caller=caller)
         if shielding is None:
@@ -221,13 +192,7 @@ def _add_turns(router: APIRouter, desk: AgentDesk) -> None:
         if not stream:
             await unless_gone(request, _whole(events))
             return json_response(turn_object(turn))
-        limits = desk.service.config
-        return EventStream(
-            _chunks(events, turn, context),
-            lambda: cancel_turn(turn.id),  # type: ignore[arg-type, return-value]
-            keep_alive_s=limits.keep_alive_s,
-            write_timeout_s=limits.write_timeout_s,
-        )
+        return EventStream(_chunks(events, turn, context), lambda: cancel_turn(turn.id), desk.service.config)
 
     @router.post(place, summary="Run a turn", response_model=None)
     async def create(agent_id: str, session_id: str, body: TurnBody, request: Request) -> Response:

@@ -22,9 +22,13 @@ LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot write."""
 
 
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"})
+
+
 def dumps(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    """Compact JSON in one line, also for readers to whom more than a newline ends a line, as it does to httpx and to `str.splitlines`."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return (text if text.isascii() else text.translate(_LINE_ENDS)).encode("utf-8", "replace")
 
 
 def json_response(value: Any) -> Response:

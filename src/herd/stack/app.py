@@ -61,8 +61,8 @@ def create_app(
     app = FastAPI(
         title="herd",
         version=__version__,
-        description="Llama 3.1 over OpenAI's API and the Llama Stack's. Every route but /health needs a key where the server has keys. "
-        "Routes under /v1 are also found under /v1/openai/v1, /v1alpha, /v1beta and /alpha.",
+        description="Llama 3.1 over OpenAI's API and the Llama Stack's. Every route but /health and /ready needs a key where the server "
+        "has keys. Routes under /v1 are also found under /v1/openai/v1, /v1alpha, /v1beta and /alpha.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

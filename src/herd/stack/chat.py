@@ -15,8 +15,9 @@ from herd.stack.answers import chat_logprob, dumps, json_response, new_id, reaso
 from herd.stack.deltas import Deltas, Sum
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.jobs import Job
 from herd.stack.receipts import make_receipt
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 from herd.stack.sse import DONE, EventStream, error_event, event
 from herd.stack.stored_completions import keep, refuse_unless_kept
 from herd.stack.translate import chat_request
@@ -33,9 +34,7 @@ def chat_routes(service: Service) -> APIRouter:
         if body.stream:
             job = await unless_gone(request, _start(service, body, context))
             writer = _ChunkWriter(service, job, body, context)
-            return EventStream(
-                writer.chunks(), job.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
-            )
+            return EventStream(writer.chunks(), job.close, service.config)
         return json_response(await unless_gone(request, answer_chat(service, body, context)))
 
     return router

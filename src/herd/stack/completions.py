@@ -27,8 +27,9 @@ from herd.stack.answers import (
 from herd.stack.chat import fingerprint, refuse_of_remote, stopped_fields
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.jobs import Job
 from herd.stack.receipts import make_receipt
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 from herd.stack.sse import DONE, EventStream, error_event, event
 from herd.stack.translate import completion_requests
 from herd.stack.types import CompletionBody
@@ -47,9 +48,7 @@ def completion_routes(service: Service) -> APIRouter:
             return json_response(await unless_gone(request, answer_completion(service, body, context)))
         jobs = await unless_gone(request, _start(service, body, context))
         writer = _ChunkWriter(service, jobs, body, context)
-        return EventStream(
-            writer.chunks(), writer.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s
-        )
+        return EventStream(writer.chunks(), writer.close, service.config)
 
     return router
 

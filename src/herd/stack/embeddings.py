@@ -18,8 +18,9 @@ from herd.inference.port import Caller
 from herd.stack.answers import json_response, unless_gone
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.jobs import EmbedJob
 from herd.stack.served import ServedModel
-from herd.stack.service import EmbedJob, Service
+from herd.stack.service import Service
 from herd.stack.translate import prompts_of
 from herd.stack.types import EmbeddingBody
 

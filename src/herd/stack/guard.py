@@ -1,7 +1,7 @@
 """The outermost layer: who may come in, how much they may send, how long they may take, and what is told when something breaks.
 
-Deny by default: every path but `/health` and the page's own files, exactly so spelled, needs a key where there are keys; whether a route
-exists is told to no one else. A body is read whole, bounded in size and time, before any route sees it. Plain ASGI, no framework.
+Deny by default: every path but `/health`, `/ready` and the page's own files, exactly so spelled, needs a key where there are keys; whether
+a route exists is told to no one else. A body is read whole, bounded in size and time, before any route sees it. Plain ASGI, no framework.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from herd.stack.errors import RequestError, body_of, headers_of, note_internal, 
 from herd.stack.keys import ApiKey, find_key
 from herd.stack.origins import answer_headers, is_own, is_preflight, preflight_headers
 from herd.stack.page import page_paths
-from herd.stack.paths import plain_path
+from herd.stack.paths import PROBES, plain_path
 from herd.stack.tracing import Tracing
 
 Scope = MutableMapping[str, Any]
@@ -33,8 +33,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = get_logger("herd.stack.access")
 
-OPEN_PATHS = frozenset({"/health", *page_paths()})
-"""Health, and the files of the page, which hold no secret."""
+OPEN_PATHS = frozenset({*PROBES, *page_paths()})
+"""Health and readiness, which tell yes or no, and the files of the page, which hold no secret."""
 UPLOADS = frozenset({"/v1/files"})
 """Paths whose body is a file: passed on as it comes, counted."""
 MAX_HEADER_BYTES = 32 * 1024
@@ -115,7 +115,7 @@ class Guard:
             self._observe(scope["method"], route, context.status, seconds)
         key = None if context.key is None else context.key.name
         self.tracing.answered(context.span, method=scope["method"], route=route, status=context.status, key=key)
-        if self._config.access_log and route not in ("/health", "/ready", "/metrics"):
+        if self._config.access_log and route not in (*PROBES, "/metrics"):
             told = {"id": context.request_id, "key": key, **context.log_fields}
             found = {name: value for name, value in told.items() if value is not None}
             shown = " ".join(f"{name}={value}" for name, value in found.items())

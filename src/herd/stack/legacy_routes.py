@@ -19,7 +19,8 @@ from herd.stack.answers import dumps, finite, json_response, new_id, token_text,
 from herd.stack.embeddings import answer_embedding
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
-from herd.stack.service import Job, Service
+from herd.stack.jobs import Job
+from herd.stack.service import Service
 from herd.stack.sse import EventStream, error_event, event
 from herd.stack.stack_types import (
     BatchChatCompletionBody,
@@ -54,7 +55,7 @@ def legacy_routes(service: Service) -> APIRouter:
         choice = body.tool_choice or (body.tool_config.tool_choice if body.tool_config else None)
         job = await unless_gone(request, _chat(service, body, body.messages, body.tools, choice, context))
         if body.stream:
-            return _stream(service, job, _chat_events(job, body, context))
+            return EventStream(_chat_events(job, body, context), job.close, service.config)
         return json_response(await unless_gone(request, _whole_chat(job, body)))
 
     @router.post("/v1/inference/batch-chat-completion", summary="Answer several conversations, in 0.2's words", response_model=None)
@@ -72,7 +73,7 @@ def legacy_routes(service: Service) -> APIRouter:
         context: Context = request.scope["herd"]
         job = await unless_gone(request, _completion(service, body, body.content, context))
         if body.stream:
-            return _stream(service, job, _completion_events(job, body, context))
+            return EventStream(_completion_events(job, body, context), job.close, service.config)
         return json_response(await unless_gone(request, _whole_completion(job, body)))
 
     @router.post("/v1/inference/batch-completion", summary="Go on with several texts, in 0.2's words", response_model=None)
@@ -104,10 +105,6 @@ async def _several(work: Iterable[Any]) -> list[dict[str, Any]]:
             return await one
 
     return list(await asyncio.gather(*map(held, work)))
-
-
-def _stream(service: Service, job: Job, chunks: AsyncGenerator[bytes, None]) -> EventStream:
-    return EventStream(chunks, job.close, keep_alive_s=service.config.keep_alive_s, write_timeout_s=service.config.write_timeout_s)
 
 
 def _text(content: Content) -> str:

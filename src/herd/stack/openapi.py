@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from herd.stack.paths import PROBES
+
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -60,7 +62,6 @@ _STREAMS = frozenset(
         "/v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}/resume",
     }
 )
-_OPEN = frozenset({"/health"})
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -87,10 +88,10 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     for status, text in _ERRORS.items():
         told: dict[str, Any] = {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
         responses.setdefault(str(status), told)
-    if path in ("/health", "/ready"):
+    if path in PROBES:
         responses["503"] = {"description": "Not now; `status` tells why.", "content": {"application/json": {"schema": {}}}}
     if path in _STREAMS:
         responses["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     if path == "/metrics":
         responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    operation["security"] = [] if path in _OPEN else [{"key": []}]
+    operation["security"] = [] if path in PROBES else [{"key": []}]

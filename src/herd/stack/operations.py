@@ -36,9 +36,10 @@ def operation_routes(service: Service, guard: Guard) -> APIRouter:
         """Open to everyone; tells nothing else."""
         return _state("ok" if engine.state == "ready" else engine.state, 200 if engine.state == "ready" else 503)
 
+    @router.head("/ready", include_in_schema=False, response_model=None)
     @router.get("/ready", summary="Whether it takes requests now", response_model=None)
     async def ready() -> Response:
-        """503 while the engine starts and while the server shuts down."""
+        """Open to everyone; 503 while the engine starts and while the server shuts down."""
         state = "draining" if guard.draining else "ready" if engine.state == "ready" else engine.state
         return _state(state, 200 if state == "ready" else 503)
 

@@ -10,6 +10,8 @@ Only the path that routes are found by is rewritten; who may come in is decided 
 
 from __future__ import annotations
 
+PROBES = frozenset({"/health", "/ready"})
+"""Where an orchestrator asks whether the server lives and takes requests: yes or no, without a key."""
 _PREFIXES = (
     ("/v1/openai/v1/", "/v1/"),
     ("/v1alpha/admin/", "/v1/"),

@@ -6,25 +6,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from herd.base.errors import HerdError
 from herd.engine.params import TokenParams
 from herd.engine.stream import TokenRequest
 from herd.inference.aio import AsyncModel, Stream, aside, size_of
 from herd.inference.embed import EmbedReader
-from herd.inference.port import AsyncAnswer, Caller, ChatRequest, CompletionRequest, Finished, Part, PromptRead, Usage
+from herd.inference.port import Caller, ChatRequest, CompletionRequest, Usage
 from herd.inference.prepare import Prepared
 from herd.inference.reading import Reader
-from herd.inference.remote import AsyncRemoteModel, RemoteStream, Vectors
-from herd.stack.admission import Admission, Ticket
+from herd.inference.remote import AsyncRemoteModel, Vectors
+from herd.stack.admission import Admission
+from herd.stack.call import Call, Watched
 from herd.stack.config import ServerConfig
 from herd.stack.engine_process import EngineProcess
 from herd.stack.errors import RequestError
 from herd.stack.guard import Context
+from herd.stack.jobs import EmbedJob, Job
 from herd.stack.keys import Quota
 from herd.stack.metrics import Metrics
 from herd.stack.registrations import Registrations
@@ -59,168 +60,6 @@ class _Told(dict[int, Stopped]):
 def _stand_in(request: ChatRequest | CompletionRequest) -> TokenRequest:
     """For what the engine is not asked."""
     return TokenRequest(prompt=(), params=TokenParams(max_tokens=1), n=request.n)
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request that was taken.
-
-    Attributes:
-        request: what was asked of the engine; of a remote model, or where a shield refused, a stand-in without a prompt.
-        answer: the parts as clients may see them: behind the shields.
-        model: the name that answers tell.
-        local: whether the engine answers, so that token ids and receipts can be had.
-        sure: whether what begins as a call is one.
-        stopped: why answers were stopped, by index; known once they have ended.
-    """
-
-    request: TokenRequest
-    answer: AsyncAnswer
-    model: str
-    local: bool = True
-    sure: bool = False
-    stopped: dict[int, Stopped] = field(default_factory=dict[int, Stopped])
-
-    async def parts(self) -> AsyncGenerator[list[Part], None]:
-        """What comes, as it comes. Close it when it is left early."""
-        async with aclosing(cast("AsyncGenerator[list[Part], None]", aiter(self.answer))) as ticks:
-            async for parts in ticks:
-                yield parts
-
-    async def events(self) -> AsyncGenerator[Part, None]:
-        """The parts one by one; the request ends with the generator."""
-        try:
-            async with aclosing(self.parts()) as ticks:
-                async for parts in ticks:
-                    for part in parts:
-                        yield part
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """End it now, if it still runs."""
-        self.answer.close()
-
-
-class _Watched:
-    """A stream that is measured, and whose request ends with it."""
-
-    def __init__(self, call: Call, stream: Stream | RemoteStream) -> None:
-        self._call, self._stream = call, stream
-
-    def __aiter__(self) -> AsyncIterator[list[Part]]:
-        return self._call.watch(self._stream)
-
-    def close(self) -> None:
-        """End it now, if it still runs."""
-        self._stream.close()
-        self._call.end(_written(self._stream))
-
-
-def _written(stream: Stream | RemoteStream) -> int:
-    """Tokens that the engine wrote so far; a remote tells them at the end alone."""
-    return stream.num_tokens if isinstance(stream, Stream) else 0
-
-
-@dataclass(slots=True, eq=False)
-class EmbedJob:
-    """A text that is made a vector."""
-
-    request: TokenRequest
-    reader: EmbedReader
-    stream: Stream
-    call: Call
-
-    async def vector(self) -> tuple[float, ...]:
-        """The pooled hidden states."""
-        async with aclosing(self.call.watch(self.stream)) as ticks:
-            async for _ in ticks:
-                pass
-        return self.reader.result()
-
-    def close(self) -> None:
-        """End it now, if it still runs."""
-        self.stream.close()
-        self.call.end()
-
-
-class Call:
-    """What is measured of one request."""
-
-    def __init__(self, service: Service, ticket: Ticket | None, quota: Quota | None, context: Context, model: ServedModel) -> None:
-        self._service, self._ticket, self._quota, self._context = service, ticket, quota, context
-        self._model = model
-        self._first: dict[int, float] = {}
-        self._last: dict[int, float] = {}
-        self._ended = False
-        self._num_spent = 0
-
-    async def watch(self, stream: Stream | RemoteStream) -> AsyncGenerator[list[Part], None]:
-        """The stream's parts, each looked at on its way."""
-        try:
-            async for parts in stream:
-                now = time.monotonic()
-                for part in parts:
-                    self._see(part, now)
-                yield parts
-        except HerdError as error:
-            if self._model.remote is not None:
-                self._service.metrics.asked(self._model.provider, error.code)
-            raise
-        finally:
-            self.end(_written(stream))
-
-    def _see(self, part: Part, now: float) -> None:
-        metrics = self._service.metrics
-        if isinstance(part.event, PromptRead):
-            return
-        if part.index not in self._first:
-            self._first[part.index] = now
-            if len(self._first) == 1:
-                metrics.time_to_first_token.observe(now - self._context.started)
-                if self._ticket is not None:
-                    self._service.admission.first_token(self._ticket)
-        elif now > self._last[part.index]:
-            metrics.inter_token.observe(now - self._last[part.index])
-        self._last[part.index] = now
-        if isinstance(part.event, Finished):
-            self._finish(part.event, now - self._first[part.index], now - self._context.started)
-
-    def _finish(self, finished: Finished, decode_s: float, whole_s: float) -> None:
-        metrics, count = self._service.metrics, finished.usage.completion_tokens
-        now = time.monotonic()
-        self._service.tracing.generated(
-            self._context.span,
-            model=self._model.id,
-            num_prompt=finished.usage.prompt_tokens,
-            num_cached=finished.usage.cached_tokens,
-            num_answer=count,
-            reason=finished.reason,
-            started=now - whole_s,
-            first=now - decode_s,
-            ended=now,
-        )
-        metrics.finished(finished.reason)
-        metrics.generation_tokens.inc(count)
-        metrics.answer_sizes.observe(count)
-        metrics.e2e.observe(whole_s)
-        if count > 1:
-            metrics.per_token.observe(decode_s / (count - 1))
-        self._num_spent += count
-        if self._quota is not None:
-            self._quota.spend(count)
-
-    def end(self, num_written: int = 0) -> None:
-        """Give back what was counted; once. `num_written` tokens are paid for, also those of answers that were cut."""
-        if not self._ended:
-            self._ended = True
-            if self._ticket is not None:
-                self._service.admission.end(self._ticket)
-            else:
-                self._service.num_remote -= 1
-            if self._quota is not None:
-                self._quota.spend(max(0, num_written - self._num_spent))
-                self._quota.end()
 
 
 class Service:
@@ -313,7 +152,7 @@ class Service:
             prepared = await self.model.prepare(request)
         stream, call = await self._submit(prepared.tokens, self.model.reader(prepared), context)
         tokens = prepared.tokens
-        job = Job(tokens, _Watched(call, stream), served.id, sure=tokens.grammar is not None)
+        job = Job(tokens, Watched(call, stream), served.id, sure=tokens.grammar is not None)
         used = lambda: Usage(prompt_tokens=len(tokens.prompt), completion_tokens=stream.num_tokens)  # noqa: E731
         self._guard(job, request, shielding, used, context)
         return job
@@ -343,7 +182,7 @@ class Service:
             self.metrics.asked(served.provider, error.code if isinstance(error, HerdError) else "left")
             raise
         self.metrics.asked(served.provider, "taken")
-        job = Job(_stand_in(request), _Watched(call, stream), served.id, local=False, sure=True)
+        job = Job(_stand_in(request), Watched(call, stream), served.id, local=False, sure=True)
         self._guard(job, request, shielding, lambda: Usage(prompt_tokens=0, completion_tokens=0), context)
         return job
 
@@ -357,7 +196,10 @@ class Service:
             message = f"{self.num_remote:,} requests are with remote servers, the most is {self.config.max_waiting:,}"
             raise RequestError("busy", message, hint="ask again in a second", retry_after_s=1.0)
         self.num_remote += 1
-        return Call(self, None, quota, context, served)
+        return Call(self.metrics, self.tracing, quota, context, served, leave=self._remote_left)
+
+    def _remote_left(self) -> None:
+        self.num_remote -= 1
 
     def _guard(
         self,
@@ -421,7 +263,15 @@ class Service:
             if quota is not None:
                 quota.give_back(len(tokens.prompt))
             raise
-        call = Call(self, ticket, quota, context, self.models.local)
+        call = Call(
+            self.metrics,
+            self.tracing,
+            quota,
+            context,
+            self.models.local,
+            leave=partial(self.admission.end, ticket),
+            first_token=partial(self.admission.first_token, ticket),
+        )
         try:
             stream = await self.model.submit(tokens, reader)
         except BaseException:

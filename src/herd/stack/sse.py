@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from herd.stack.answers import dumps
+from herd.stack.config import ServerConfig
 from herd.stack.errors import body_of, note_internal
 
 DONE = b"data: [DONE]\n\n"
@@ -36,13 +37,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, chunks: AsyncGenerator[bytes, None], close: Callable[[], None], *, keep_alive_s: float, write_timeout_s: float
-    ) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes, None], close: Callable[[], object], config: ServerConfig) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._chunks, self._close = chunks, close
-        self._keep_alive_s, self._write_timeout_s = keep_alive_s, write_timeout_s
+        self._keep_alive_s, self._write_timeout_s = config.keep_alive_s, config.write_timeout_s
         self._spoke = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ pass. Knows hidden states, the output matrix and targets; nothing of models or b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +20,45 @@ IGNORE = -100
 """Target that does not count, as in torch."""
 
 
+@runtime_checkable
+class Vocabulary(Protocol):
+    """Which rows of the output matrix are here: all of them, or those of one rank (`parallel.loss`)."""
+
+    def places(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of every target, and whether it is one that counts and is here."""
+        ...
+
+    def whole(self, log_z_N: Tensor, picked_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The logs of the normalisers and the logits of the targets over all rows, from those of the rows that are here."""
+        ...
+
+
+class WholeVocabulary:
+    """All rows are here."""
+
+    def places(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Each target is its row."""
+        return targets_N.clamp(min=0), targets_N != IGNORE
+
+    def whole(self, log_z_N: Tensor, picked_N: Tensor) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        return log_z_N, picked_N
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target); saves the finished gradients of hidden states and weight."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool, z_loss: float, out: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocabulary: Vocabulary,
+        chunk: int,
+        needs_grad: bool,
+        z_loss: float,
+        out: Tensor | None,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         narrow = weight.to(hidden.dtype)
@@ -35,9 +68,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = (part @ narrow.t()).float()
             counted = target != IGNORE
-            index = target.clamp(min=0)[:, None]
-            log_z = logits.logsumexp(-1)
-            losses = (log_z - logits.gather(1, index)[:, 0]) * counted
+            place, here = vocabulary.places(target)
+            index = place[:, None]
+            log_z, picked = vocabulary.whole(logits.logsumexp(-1), logits.gather(1, index)[:, 0] * here)
+            losses = (log_z - picked) * counted
             total += losses.sum()
             if out is not None:
                 out[start : start + chunk] = losses
@@ -47,7 +81,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad = logits.sub_(log_z[:, None]).exp_()
                 if z_loss:
                     grad *= 1 + 2 * z_loss * log_z[:, None]
-                grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+                grad.scatter_add_(1, index, -here[:, None].to(grad.dtype))
                 grad = grad.mul_(counted[:, None]).to(hidden.dtype)
                 grad_hidden[start : start + chunk] = grad @ narrow
                 grad_weight += grad.t() @ part
@@ -58,7 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None, None, None, None, None
+        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, *[None] * 6
 
 
 def cross_entropy_sum(
@@ -69,6 +103,7 @@ def cross_entropy_sum(
     chunk: int = 512,
     z_loss: float = 0.0,
     out_N: Float[Tensor, "N"] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Float[Tensor, ""]:
     """Sum, not mean, of the cross entropies in nats, float32: the caller divides by the count over the whole global batch.
 
@@ -79,10 +114,12 @@ def cross_entropy_sum(
         chunk: tokens whose logits exist at once.
         z_loss: weight of the square of the log of the softmax's normaliser, added to each counted token's loss.
         out_N: takes each token's cross entropy, without gradient; 0 where it does not count.
+        vocabulary: which rows of the output matrix are here; None: all.
     """
     # Asked here, since inside the function autograd is off in training and evaluation alike.
     needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, needs_grad, z_loss, out_N)  # pyright: ignore[reportReturnType]
+    rows = vocabulary or WholeVocabulary()
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, rows, chunk, needs_grad, z_loss, out_N)  # pyright: ignore[reportReturnType]
 
 
 def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Tensor, *rest: Tensor, chunk: int = 512) -> Tensor:

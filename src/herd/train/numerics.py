@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import torch
 
+from herd.model.attention import Attention
 from herd.model.transformer import Transformer
-from herd.train.attention import DocumentCore
 from herd.train.config import StageConfig
 from herd.train.float8 import check_float8, convert_back, convert_to_float8
 from herd.train.recompute import set_recompute
@@ -32,8 +32,8 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
 
 @lru_cache(maxsize=1)
 def _hide_attention_from_the_compiler() -> None:
-    """Documents have other lengths in every batch: compiled, each batch would be compiled anew. What stands before and after is compiled.
+    """Each batch has documents of other lengths and each layer its number: compiled, every one of them would be compiled anew.
 
-    Done when first asked for, since the decorator imports the whole compiler.
+    What stands before and after is compiled, once for all layers. Done when first asked for, since the decorator imports the compiler.
     """
-    setattr(DocumentCore, "__call__", torch.compiler.disable(DocumentCore.__call__))  # noqa: B010
+    setattr(Attention, "mix", torch.compiler.disable(Attention.mix))  # noqa: B010

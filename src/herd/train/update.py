@@ -22,10 +22,15 @@ def apply_update(
     grad_norm = float(torch.nn.utils.clip_grad_norm_(weights, stage.grad_clip if by_norm else float("inf")))
     if stage.grad_clip > 0 and stage.clip == "value":
         torch.nn.utils.clip_grad_value_(weights, stage.grad_clip)
+    return grad_norm, update_if(accept, optimizer, lr=lr, loss=loss, grad_norm=grad_norm)
+
+
+def update_if(accept: Accept | None, optimizer: torch.optim.Optimizer, *, lr: float, loss: float, grad_norm: float) -> bool:
+    """Update by the gradients as they are, where that is accepted, and clear them; whether the update was made."""
     applied = accept is None or accept(loss, grad_norm)
     if applied:
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return grad_norm, applied
+    return applied

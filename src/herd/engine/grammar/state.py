@@ -8,7 +8,7 @@ anew, and the state that found it full writes its tokens into the new one and go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from llguidance import LLMatcher
@@ -20,7 +20,6 @@ from herd.engine.grammar.vocabulary import GrammarVocabulary
 MatcherSource = Callable[[int | None], tuple[LLMatcher, int]]
 """A matcher at the start and the number of its automaton; a new automaton if the number given is the latest's."""
 Mask = NDArray[np.uint32]
-Logits = NDArray[np.float32]
 
 
 class GrammarState:
@@ -48,11 +47,6 @@ class GrammarState:
         """Whether the answer may end here."""
         return self._finished or self._matcher.is_accepting()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing but an end id can follow: the engine may stop without asking the model for it."""
-        return self._finished or (self._matcher.is_stopped() and not self._matcher.is_error())
-
     def mask(self, out: Mask | None = None) -> Mask:
         """The ids that may come next. Raises FormatError if the grammar is too complex at this place; the request has to end then.
 
@@ -77,24 +71,6 @@ class GrammarState:
                 mask[:] = kept
         return mask
 
-    def masks(self, draft: Sequence[int]) -> tuple[Mask, int]:
-        """For checking drafted ids in one pass: masks before each and after the last, [1 + accepted, words], and how many are accepted.
-
-        The state is where it was afterwards.
-        """
-        rows, accepted = [self.mask()], 0
-        for token_id in draft:
-            if self._finished or not self.accept(token_id):
-                break
-            accepted += 1
-            rows.append(self.mask())
-        self.rollback(accepted)
-        return np.stack(rows), accepted
-
-    def apply(self, logits: Logits) -> None:
-        """Set the logits of ids that may not come next to minus infinity, in place. Shape [vocabulary] or longer."""
-        apply_mask(self.mask(), logits)
-
     def accept(self, token_id: int) -> bool:
         """Take an id. False, and nothing changes, if it may not come here."""
         if self._finished or not 0 <= token_id < self._vocabulary.size:
@@ -113,10 +89,6 @@ class GrammarState:
     def _take_after_all(self, token_id: int) -> bool:
         """A full automaton refuses what the grammar allows, in silence; the mask finds that out."""
         return _bit(self.mask(), token_id) and self._matcher.try_consume_tokens([token_id]) == 1
-
-    def forced(self) -> list[int]:
-        """The ids that have to come next, as far as there is no choice; not taken yet. Empty without a `split_regex`, and with patterns."""
-        return [] if self._finished else [int(token_id) for token_id in self._matcher.compute_ff_tokens()]
 
     def rollback(self, num_tokens: int) -> None:
         """Take back the last ids, an end id too."""
@@ -152,14 +124,6 @@ class GrammarState:
             f"the grammar became too complex after {self.num_tokens:,} tokens: {reason}",
             hint="use simpler patterns or shorter bounded strings",
         )
-
-
-def apply_mask(mask: Mask, logits: Logits) -> None:
-    """Set the logits of ids without a bit to minus infinity, in place; ids beyond the mask too."""
-    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").view(np.bool_)
-    size = min(len(logits), len(allowed))
-    np.copyto(logits[:size], -np.inf, where=~allowed[:size])
-    logits[size:] = -np.inf
 
 
 def allowed_ids(mask: Mask) -> NDArray[np.int64]:

@@ -13,10 +13,11 @@ from typing import Any
 from herd.inference.port import ChatRequest, Finished, TokensDone
 from herd.stack.answers import chat_logprob
 from herd.stack.deltas import Delta, Deltas
+from herd.stack.jobs import Job
 from herd.stack.responses.asking import wants_logprobs
 from herd.stack.responses.output import Output
 from herd.stack.responses.work import Asking, Ending, Telling
-from herd.stack.service import Job, Service
+from herd.stack.service import Service
 
 
 def first_request(asking: Asking) -> ChatRequest:

@@ -35,7 +35,6 @@ def response_routes(desk: Desk) -> APIRouter:
     """The routes."""
     router = APIRouter()
     config = desk.service.config
-    timing = {"keep_alive_s": config.keep_alive_s, "write_timeout_s": config.write_timeout_s}
 
     @router.post("/v1/responses", summary="Answer, with tools, in the background or not", response_model=None)
     async def create(body: ResponseBody, request: Request) -> Response:
@@ -43,7 +42,7 @@ def response_routes(desk: Desk) -> APIRouter:
         work = await unless_gone(request, desk.create(body, context))
         if body.stream:
             end = (lambda: None) if body.background else work.cancel
-            return EventStream(work.journal.follow(), end, **timing)
+            return EventStream(work.journal.follow(), end, config)
         return json_response(work.asking.response if body.background else await unless_gone(request, work.result()))
 
     @router.post("/v1/responses/input_tokens", summary="How many tokens the model would read", response_model=None)
@@ -78,7 +77,7 @@ def response_routes(desk: Desk) -> APIRouter:
         owner = owner_of(request.scope["herd"])
         if stream:
             events = await desk.follow(owner, response_id, -1 if starting_after is None else starting_after)
-            return EventStream(events, lambda: None, **timing)
+            return EventStream(events, lambda: None, config)
         return json_response(desk.told(await desk.get(owner, response_id), [*(include or ()), *(include_brackets or ())]))
 
     @router.delete("/v1/responses/{response_id}", summary="Delete a response", response_model=None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,23 @@ class Asking:
     request: ChatRequest
     grammar: Grammar | None
     include: frozenset[str]
+
+    @property
+    def approvals(self) -> list[tuple[ItemDict, ItemDict]]:
+        """Requests that the items say yes to, each with the item that says so."""
+        before = [*self.history, *self.items]
+        requests = {item["id"]: item for item in before if item["type"] == "mcp_approval_request"}
+        done = {item.get("approval_request_id") for item in before if item["type"] == "mcp_call"}
+        given = [item for item in self.items if item["type"] == "mcp_approval_response" and item["approve"]]
+        return [(requests[item["approval_request_id"]], item) for item in given if item["approval_request_id"] not in done]
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema of the answer, if it has to have one."""
+        given = None if self.body.text is None else self.body.text.format
+        if given is None or given.type == "text":
+            return None
+        return given.schema_ if isinstance(given.schema_, dict) else {"type": "object"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

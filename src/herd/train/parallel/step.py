@@ -29,7 +29,7 @@ from herd.train.parallel.model import ShardedTransformer
 from herd.train.parallel.pieces import is_first_copy
 from herd.train.parallel.pipeline import Pipeline
 from herd.train.step import StepResult
-from herd.train.update import Accept
+from herd.train.update import Accept, update_if
 
 
 @dataclass(kw_only=True, slots=True)
@@ -181,13 +181,7 @@ class ParallelStep:
         elif stage.grad_clip > 0:
             for grad, _ in parts:
                 grad.clamp_(-stage.grad_clip, stage.grad_clip)
-        applied = accept is None or accept(loss, grad_norm)
-        if applied:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return grad_norm, applied
+        return grad_norm, update_if(accept, optimizer, lr=lr, loss=loss, grad_norm=grad_norm)
 
     @torch.no_grad()
     def loss_sum(self, batch: AnyBatch, *, micro_batch_size: int) -> float:
