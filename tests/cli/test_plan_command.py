@@ -139,6 +139,13 @@ def test_the_engines_own_plan_stays_what_it_was(herd: HerdCommand, tiny_folder: 
     assert "the limit is 1.0 MiB" in message
 
 
+def test_quantised_weights_count_as_they_are_stored(herd: HerdCommand, tiny_folder: Path, tmp_path: Path) -> None:
+    written = herd("quantize", tiny_folder, tmp_path / "fp8", "--scheme", "fp8", "--json").json
+    data = herd("plan", "serve", tmp_path / "fp8", "--json").json
+    whole = herd("plan", "serve", tiny_folder, "--dtype", "bfloat16", "--json").json
+    assert data["dtype"] == "bfloat16" and data["weights_bytes"] == written["size_bytes"] < whole["weights_bytes"]
+
+
 def test_a_published_shape_needs_no_files(herd: HerdCommand) -> None:
     data = herd("plan", "serve", "llama3.1:8b", "--memory", "24GiB", "--context", "16384", "--json").json
     assert data["weights_bytes"] == 2 * 8_030_261_248 and data["dtype"] == "bfloat16"

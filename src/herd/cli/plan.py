@@ -264,11 +264,18 @@ def _serve_there(
     plan.require_fit()
 
 
-def _stored(model: str) -> tuple[ModelConfig, str]:
-    """A model's config and the dtype that it is stored in; a published shape that is not here counts as bfloat16."""
+def _stored(model: str, dtype: str | None) -> tuple[ModelConfig, str, int | None]:
+    """A model's config, the dtype that it computes in, and what its weights take where some are quantised: those as they are stored.
+
+    Without a `dtype` it is the one on disk; a published shape that is not here counts as bfloat16.
+    """
+    from math import prod
+
     from herd.base.errors import NotFoundError
     from herd.checkpoint.open import open_checkpoint
+    from herd.checkpoint.quant_hf import QuantHfSource
     from herd.checkpoint.resolve import resolve_model
+    from herd.engine.memory import dtype_bytes
     from herd.plan.models import find_shape, preset_name
 
     try:
@@ -276,9 +283,15 @@ def _stored(model: str) -> tuple[ModelConfig, str]:
     except NotFoundError:
         if preset_name(model) is None:
             raise
-        return find_shape(model)[1], "bfloat16"
+        return find_shape(model)[1], dtype or "bfloat16", None
     with open_checkpoint(path) as source:
-        return source.config, str(next(iter(source.tensors.values())).dtype).removeprefix("torch.")
+        kind = dtype or str(next(iter(source.tensors.values())).dtype).removeprefix("torch.")
+        if not isinstance(source, QuantHfSource):
+            return source.config, kind, None
+        sizes = (
+            info.size_bytes if name in source.quantised else prod(info.shape) * dtype_bytes(kind) for name, info in source.tensors.items()
+        )
+        return source.config, kind, sum(sizes)
 
 
 def _serve_here(
@@ -308,9 +321,8 @@ def _serve_here(
         prefix_dir=None if prefix_dir is None else str(prefix_dir),
         memory_bytes=None if memory is None else parse_size(memory),
     )
-    config, stored = _stored(model)
-    kind = dtype or stored
-    plan = plan_memory(config, engine, dtype=kind)
+    config, kind, weights_bytes = _stored(model, dtype)
+    plan = plan_memory(config, engine, dtype=kind, weights_bytes=weights_bytes)
     if json:
         print_json({**asdict(plan), "total_bytes": plan.total_bytes, "dtype": kind})
         return
