@@ -267,7 +267,7 @@ def _serve_there(
 def _stored(model: str, dtype: str | None) -> tuple[ModelConfig, str, int | None]:
     """A model's config, the dtype that it computes in, and what its weights take where some are quantised: those as they are stored.
 
-    Without a `dtype` it is the one on disk; a published shape that is not here counts as bfloat16.
+    Without a `dtype` it is the one on disk, of a quantised model and of a published shape that is not here bfloat16.
     """
     from math import prod
 
@@ -285,9 +285,9 @@ def _stored(model: str, dtype: str | None) -> tuple[ModelConfig, str, int | None
             raise
         return find_shape(model)[1], dtype or "bfloat16", None
     with open_checkpoint(path) as source:
-        kind = dtype or str(next(iter(source.tensors.values())).dtype).removeprefix("torch.")
         if not isinstance(source, QuantHfSource):
-            return source.config, kind, None
+            return source.config, dtype or str(next(iter(source.tensors.values())).dtype).removeprefix("torch."), None
+        kind = dtype or "bfloat16"  # what `load_for_engine` computes in
         sizes = (
             info.size_bytes if name in source.quantised else prod(info.shape) * dtype_bytes(kind) for name, info in source.tensors.items()
         )
