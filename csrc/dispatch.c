@@ -24,13 +24,15 @@
     __typeof__(herd_attention) herd_attention_##level;   \
     __typeof__(herd_draw) herd_draw_##level;             \
     __typeof__(herd_read) herd_read_##level;             \
+    __typeof__(herd_linear_quantised) herd_linear_fp8_##level; \
     DECLARE_QUANTISED(level)
-/* The products of quantised matrices of one level, all else of a plainer one. */
+/* The products of integers of one level, all else of a plainer one. */
 #define TABLE(level, rest)                                                                                                    \
     {                                                                                                                         \
         .linear_quantised = herd_linear_quantised_##level, .pack = herd_pack_##rest, .linear = herd_linear_##rest,            \
         .rms_norm = herd_rms_norm_##rest, .swiglu = herd_swiglu_##rest, .rope_write = herd_rope_write_##rest,                 \
-        .attention = herd_attention_##rest, .draw = herd_draw_##rest, .read = herd_read_##rest                                \
+        .attention = herd_attention_##rest, .draw = herd_draw_##rest, .read = herd_read_##rest,                               \
+        .linear_fp8 = herd_linear_fp8_##rest                                                                                  \
     }
 
 DECLARE(scalar)
@@ -161,8 +163,9 @@ int herd_linear(const void *x, int64_t x_stride, int64_t m, const void *w, int64
 
 int herd_linear_quantised(const void *x, int64_t x_stride, int64_t m, const herd_matrix *w, int64_t n, int64_t k, int dtype, int epilogue,
                           const void *residual, int64_t residual_stride, void *out, int64_t out_stride, int out_dtype) {
-    return levels[herd_isa()].linear_quantised(x, x_stride, m, w, n, k, dtype, epilogue, residual, residual_stride, out, out_stride,
-                                               out_dtype);
+    const herd_kernels *kernels = &levels[herd_isa()];
+    return (w->codes == HERD_INTEGERS ? kernels->linear_quantised : kernels->linear_fp8)(x, x_stride, m, w, n, k, dtype, epilogue, residual,
+                                                                                         residual_stride, out, out_stride, out_dtype);
 }
 
 int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_stride, const void *weight, double eps, int64_t m, int64_t d,

@@ -24,21 +24,23 @@ INLINE uint32_t order_of(float a) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* The last key that stays, and how many of its equals do; `all` where every key stays. */
+INLINE float number_of(uint32_t order) { return bits_to_float(order >> 31 ? order & 0x7fffffffu : ~order); }
+
+/* The last key that stays, and how many of its equals do, out of how many; `all` where every key stays. */
 typedef struct {
     uint32_t key;
-    int64_t equals;
+    int64_t equals, num_equals;
     int all;
 } limit;
 
-/* Keys from the highest down: a key stays while the mass of those before it is at most `most`. `mass` NULL: each weighs 1. */
-static limit last_kept(const uint32_t *keys, const float *mass, int64_t count, double most, double *buckets) {
+/* Keys from the highest down: a key stays while the mass of those before it is at most `most`. Each weighs 1, or the number whose bits it is. */
+INLINE limit last_kept(const uint32_t *keys, const int by_mass, int64_t count, double most, double *buckets) {
     double before = 0.0;
     uint32_t prefix = 0, mask = 0;
     for (int shift = 32 - DIGIT_BITS, bits = DIGIT_BITS;; bits = shift < DIGIT_BITS ? shift : DIGIT_BITS, shift -= bits) {
         for (int i = 0; i < BUCKETS; i++) buckets[i] = 0.0;
         for (int64_t i = 0; i < count; i++)
-            if ((keys[i] & mask) == prefix) buckets[keys[i] >> shift & ((1u << bits) - 1)] += mass ? mass[i] : 1.0;
+            if ((keys[i] & mask) == prefix) buckets[keys[i] >> shift & ((1u << bits) - 1)] += by_mass ? bits_to_float(keys[i]) : 1.0;
         int digit = (1 << bits) - 1, last = -1;
         for (; digit >= 0; digit--) {
             if (buckets[digit] == 0.0) continue;
@@ -55,23 +57,52 @@ static limit last_kept(const uint32_t *keys, const float *mass, int64_t count, d
         mask |= ((1u << bits) - 1) << shift;
         if (shift == 0) break;
     }
-    int64_t equals = 0;
+    limit found = {.key = prefix};
     for (int64_t i = 0; i < count; i++) {
         if (keys[i] != prefix) continue;
-        if (before > most) break;
-        before += mass ? mass[i] : 1.0;
-        equals++;
+        found.num_equals++;
+        if (before > most) continue;
+        before += by_mass ? bits_to_float(prefix) : 1.0;
+        found.equals++;
     }
-    return (limit){.key = prefix, .equals = equals};
+    return found;
 }
 
-/* Take the weight of what does not stay. */
-static void keep(limit found, const uint32_t *keys, int64_t count, float *weights) {
-    if (found.all) return;
-    for (int64_t i = 0; i < count; i++) {
-        if (keys[i] < found.key || (keys[i] == found.key && found.equals <= 0)) weights[i] = 0.0f;
-        found.equals -= keys[i] == found.key;
+/* The bits of the weights that are at least `least`, in their order; how many they are. `padded` is a multiple of 16. */
+static int64_t gather(const float *weights, int64_t padded, float least, uint32_t *keys) {
+    int64_t found = 0;
+#if HERD_LEVEL >= 2
+    for (int64_t i = 0; i < padded; i += W) {
+        vf some = vf_load(weights + i);
+        __mmask16 mask = _mm512_cmp_ps_mask(some, _mm512_set1_ps(least), _CMP_GE_OQ);
+        if (!mask) continue;
+        vf_store(keys + found, _mm512_maskz_compress_ps(mask, some));
+        found += __builtin_popcount(mask);
     }
+#else
+    for (int64_t i = 0; i < padded; i++) {
+        keys[found] = float_to_bits(weights[i]);
+        found += weights[i] >= least;
+    }
+#endif
+    return found;
+}
+
+/* last_kept of weights, the highest of which is 1. Those that can stay are few as a rule: smaller ones are looked at only where the mass of
+   these does not reach. LIKELY is a border of buckets, so what stays is found by the same sums either way. */
+#define LIKELY 0x1p-10f
+static limit last_of_mass(const float *weights, int64_t padded, double most, uint32_t *keys, double *buckets) {
+    limit found = last_kept(keys, 1, gather(weights, padded, LIKELY, keys), most, buckets);
+    return found.all ? last_kept(keys, 1, gather(weights, padded, 0.0f, keys), most, buckets) : found;
+}
+
+/* Take the weight of what does not stay, by the numbers that the keys stand for. */
+static void keep(limit found, float least, const float *numbers, int64_t count, float *weights) {
+    if (found.all) return;
+    for (int64_t i = 0; i < count; i++) weights[i] = numbers[i] < least ? 0.0f : weights[i];
+    if (found.equals == found.num_equals) return;
+    for (int64_t i = 0; i < count; i++)
+        if (numbers[i] == least && found.equals-- <= 0) weights[i] = 0.0f;
 }
 
 static double sum_chunks(const float *weights, int64_t count, double *chunks) {
@@ -79,6 +110,10 @@ static double sum_chunks(const float *weights, int64_t count, double *chunks) {
     for (int64_t begin = 0, c = 0; begin < count; begin += CHUNK, c++) {
         double lanes[8] = {0};
         const float *w = weights + begin; /* padded with zeros to a whole chunk */
+        uint32_t any = 0;
+        for (int i = 0; i < CHUNK; i++) any |= float_to_bits(w[i]);
+        chunks[c] = 0.0;
+        if (!any) continue;
         for (int i = 0; i < CHUNK; i += 8)
             UNROLL for (int l = 0; l < 8; l++) lanes[l] += w[i + l];
         chunks[c] = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
@@ -87,17 +122,21 @@ static double sum_chunks(const float *weights, int64_t count, double *chunks) {
     return total;
 }
 
-static int64_t best_of(const float *scores, int64_t count, float *highest) {
+static float highest_of(const float *scores, int64_t count) {
     float high = -INFINITY;
-    int64_t i = 0, best = 0;
+    int64_t i = 0;
     vf most = vf_set1(-INFINITY);
     for (; i + W <= count; i += W) most = vf_max(most, vf_load(scores + i));
     float lanes[W];
     vf_store(lanes, most);
     for (int l = 0; l < W; l++) high = lanes[l] > high ? lanes[l] : high;
     for (; i < count; i++) high = scores[i] > high ? scores[i] : high;
-    while (best + 1 < count && scores[best] != high) best++;
-    *highest = high;
+    return high;
+}
+
+static int64_t first_at(const float *scores, int64_t count, float highest) {
+    int64_t best = 0;
+    while (best + 1 < count && scores[best] != highest) best++;
     return best;
 }
 
@@ -131,10 +170,9 @@ static void draw_task(void *job_pointer, uint32_t row) {
     const herd_draw_params *p = j->params + row;
     const float *scores = j->scores + row * j->stride;
     int64_t count = j->vocab, padded = herd_ceil(count, CHUNK) * CHUNK;
-    float highest;
-    int64_t best = best_of(scores, count, &highest);
+    float highest = highest_of(scores, count);
     if (p->temperature == 0.0) {
-        j->ids[row] = best;
+        j->ids[row] = first_at(scores, count, highest);
         return;
     }
     size_t bytes = (size_t)(padded / CHUNK + BUCKETS) * sizeof(double) + (size_t)padded * 2 * sizeof(float);
@@ -154,12 +192,13 @@ static void draw_task(void *job_pointer, uint32_t row) {
     for (; i < padded; i++) weights[i] = 0.0f;
     if (p->top_k > 0 && p->top_k < count) {
         for (i = 0; i < count; i++) keys[i] = order_of(scores[i]);
-        keep(last_kept(keys, NULL, count, (double)(p->top_k - 1), buckets), keys, count, weights);
+        limit found = last_kept(keys, 0, count, (double)(p->top_k - 1), buckets);
+        keep(found, number_of(found.key), scores, count, weights);
     }
     double total = sum_chunks(weights, count, chunks);
     if (p->top_p < 1.0) {
-        for (i = 0; i < count; i++) keys[i] = float_to_bits(weights[i]);
-        keep(last_kept(keys, weights, count, p->top_p * total, buckets), keys, count, weights);
+        limit found = last_of_mass(weights, padded, p->top_p * total, keys, buckets);
+        keep(found, bits_to_float(found.key), weights, count, weights);
     }
     if (p->min_p > 0.0)
         for (i = 0; i < count; i++) weights[i] = weights[i] < (float)p->min_p ? 0.0f : weights[i];

@@ -1,4 +1,4 @@
-/* What a product does with its sums: round, add a residual or pass a gate, store. Shared by linear.c and qlinear.c. */
+/* The two ends of a product: inputs widened; sums rounded, a residual added or a gate passed, stored. Shared by linear.c, qlinear.c and fp8.c. */
 #ifndef HERD_EPILOGUE_H
 #define HERD_EPILOGUE_H
 
@@ -61,6 +61,29 @@ static void finish(const sink *j, int64_t row0, int64_t rows, int64_t panel, con
         EPILOGUES(HERD_BF16, HERD_BF16)
     else
         EPILOGUES(HERD_BF16, HERD_F32)
+}
+
+/* The sums c[panel][rows][32] of panels that follow each other, gates and what they open in turns. */
+static __attribute__((unused)) void finish_run(const sink *j, int64_t row0, int64_t rows, int64_t panel0, int64_t panels, const float *c) {
+    int64_t one = rows * HERD_PANEL;
+    for (int64_t p = 0; p < panels; p += j->epilogue == HERD_SWIGLU ? 2 : 1) {
+        if (j->epilogue == HERD_SWIGLU)
+            finish(j, row0, rows, (panel0 + p) / 2, c + p * one, c + (p + 1) * one);
+        else
+            finish(j, row0, rows, panel0 + p, c + p * one, NULL);
+    }
+}
+
+/* k numbers of a row of inputs as float32, in the order of the stored columns, and zeros up to `padded`. */
+static __attribute__((unused)) void widen_row(const char *from, int dtype, const int32_t *columns, int64_t k, int64_t padded, float *to) {
+    int64_t i = 0;
+    if (columns) {
+        for (; i < k; i++) to[i] = load_as(from, columns[i], dtype);
+    } else {
+        for (; i + W <= k; i += W) vf_store(to + i, vf_load_as(from, i, dtype));
+        for (; i < k; i++) to[i] = load_as(from, i, dtype);
+    }
+    for (; i < padded; i++) to[i] = 0.0f;
 }
 
 #endif

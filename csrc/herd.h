@@ -17,7 +17,7 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 5
+#define HERD_ABI 6
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
@@ -35,6 +35,8 @@ enum herd_isa {
     HERD_NUM_ISA = 7
 };
 enum herd_status { HERD_OK = 0, HERD_NO_MEMORY = 1, HERD_UNSUPPORTED = 2, HERD_BAD_BATCH = 3 };
+/* What the codes of a quantised matrix are: integers, or e4m3 over inputs as they come, or over inputs made e4m3 too. */
+enum herd_codes { HERD_INTEGERS = 0, HERD_E4M3 = 1, HERD_E4M3_INPUTS = 2 };
 enum herd_epilogue { HERD_STORE = 0, HERD_ADD = 1, HERD_SWIGLU = 2 };
 
 /* Library. */
@@ -65,7 +67,8 @@ HERD_API int herd_linear(const void *x, int64_t x_stride, int64_t m, const void 
 
 /* A weight matrix. Quantised, a value means scale * (value - zero); outputs n share a scale and a zero point over `group` inputs. Its product
    is that of inputs made int8: of each row, or of each `input_group` of its numbers, scale = largest magnitude / 127 and byte = x / scale
-   rounded half to even. Sums within a segment, whose scales are all one, are integers; see qlinear.c for their order. */
+   rounded half to even. Sums within a segment, whose scales are all one, are integers; see qlinear.c for their order.
+   Of e4m3 a value means scale * value, `input_group` and `zeros` are 0, `group` is at most 256 or 0; see fp8.c. */
 typedef struct {
     const void *data;         /* aligned to 64 bytes */
     const int32_t *columns;   /* the input that stored column k belongs to; or NULL: input k */
@@ -73,10 +76,12 @@ typedef struct {
     int64_t group;            /* multiple of 8 that divides K, of input_group too; 0: all of K */
     int64_t input_group;      /* multiple of 8, at most 1024; 0: one scale a row, and then `group` is at most 1024 or 0 */
     int64_t scale_dtype, zeros, bytes;
+    int64_t codes;            /* enum herd_codes; `bits` is 8 where they are e4m3 */
+    double bound;             /* HERD_E4M3_INPUTS: what caps the largest magnitude of a row; 0: nothing */
 } herd_matrix;
 
-/* Rows of K values into packed panels, as herd_pack; the destination starts zeroed. Values: int8 [rows, K], or nibbles [rows, K/2], even k
-   in the low half. scales [rows, K/group], each a number of scale_dtype; zeros: bytes of the same shape where the matrix has them. */
+/* Rows of K values into packed panels, as herd_pack; the destination starts zeroed. Values: int8 or e4m3 [rows, K], or nibbles [rows, K/2],
+   even k in the low half. scales [rows, K/group], each a number of scale_dtype; zeros: bytes of the same shape where the matrix has them. */
 HERD_API int herd_pack_quantised(const void *values, const float *scales, const uint8_t *zeros, int64_t rows, int64_t k,
                                  const herd_matrix *matrix, void *dst, int64_t row0, int64_t panel_step, int64_t panel_offset);
 /* Rows `ids` as numbers, in the order of the inputs; float32, or rounded to bfloat16. */

@@ -20,7 +20,7 @@ void *herd_scratch(int slot, size_t bytes);
 typedef struct {
     __typeof__(herd_pack) *pack;
     __typeof__(herd_linear) *linear;
-    __typeof__(herd_linear_quantised) *linear_quantised;
+    __typeof__(herd_linear_quantised) *linear_quantised, *linear_fp8;
     __typeof__(herd_rms_norm) *rms_norm;
     __typeof__(herd_swiglu) *swiglu;
     __typeof__(herd_rope_write) *rope_write;

@@ -162,12 +162,7 @@ static void block_task(void *job_pointer, uint32_t index) {
                 panel_pair((int)count, a, b, steps, to, HERD_PANEL, block ? CONTINUE : START);
         }
     }
-    if (j->epilogue == HERD_SWIGLU) {
-        for (int64_t p = 0; p < panels; p += 2)
-            finish(&j->to, row0, rows, (panel0 + p) / 2, c + p * rows * HERD_PANEL, c + (p + 1) * rows * HERD_PANEL);
-    } else {
-        for (int64_t p = 0; p < panels; p++) finish(&j->to, row0, rows, panel0 + p, c + p * rows * HERD_PANEL, NULL);
-    }
+    finish_run(&j->to, row0, rows, panel0, panels, c);
 }
 
 static int many_rows(job *j) {

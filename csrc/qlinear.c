@@ -64,17 +64,6 @@ static float scale_for(const float *x, int64_t count) {
     return most >= 0x7f800000 ? bits_to_float(0x7fc00000) : bits_to_float(most) / 127.0f;
 }
 
-static void widen_row(const job *j, const char *from, float *to) {
-    int64_t i = 0;
-    if (j->matrix->columns) {
-        for (; i < j->k; i++) to[i] = load_as(from, j->matrix->columns[i], j->dtype);
-    } else {
-        for (; i + W <= j->k; i += W) vf_store(to + i, vf_load_as(from, i, j->dtype));
-        for (; i < j->k; i++) to[i] = load_as(from, i, j->dtype);
-    }
-    for (; i < j->w.padded_k; i++) to[i] = 0.0f;
-}
-
 static void inputs_task(void *job_pointer, uint32_t index) {
     job *j = job_pointer;
     const matrix_shape *w = &j->w;
@@ -86,7 +75,7 @@ static void inputs_task(void *job_pointer, uint32_t index) {
     for (int64_t row = index * j->rows_per_task; row < herd_min(j->m, (index + 1) * j->rows_per_task); row++) {
         float *scales = j->in.scales + row * (w->per_token ? 1 : w->num_segments);
         int32_t *sums = j->in.sums + row * w->num_segments;
-        widen_row(j, j->x + row * j->x_stride * (int64_t)herd_size(j->dtype), wide);
+        widen_row(j->x + row * j->x_stride * (int64_t)herd_size(j->dtype), j->dtype, j->matrix->columns, j->k, w->padded_k, wide);
         if (w->per_token) scales[0] = scale_for(wide, j->k);
         for (int64_t s = 0; s < w->num_segments; s++) {
             int64_t k0 = s * w->segment, count = herd_min(w->segment, w->padded_k - k0), parts = 0;
@@ -124,17 +113,7 @@ static void finish_panels(const job *j, int64_t row0, int64_t rows, int64_t pane
                 float *to = c + (p * rows + r) * HERD_PANEL;
                 UNROLL for (int v = 0; v < HERD_PANEL; v += W) vf_store(to + v, vf_mul(vf_load(to + v), vf_set1(j->in.scales[row0 + r])));
             }
-    for (int64_t p = 0; p < panels;) {
-        int64_t panel = panel0 + p;
-        const float *from = c + p * rows * HERD_PANEL;
-        if (j->to.epilogue == HERD_SWIGLU) {
-            finish(&j->to, row0, rows, panel / 2, from, from + rows * HERD_PANEL);
-            p += 2;
-        } else {
-            finish(&j->to, row0, rows, panel, from, NULL);
-            p++;
-        }
-    }
+    finish_run(&j->to, row0, rows, panel0, panels, c);
 }
 
 static void row_task(void *job_pointer, uint32_t index) {

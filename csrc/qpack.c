@@ -1,4 +1,4 @@
-/* Quantised matrices into the layout of qlinear.c, and rows of them back. Plain C: done once a matrix. */
+/* Quantised matrices into the layout of qlinear.c or fp8.c, and rows of them back. Plain C: done once a matrix. */
 #include "qshape.h"
 
 #include <string.h>
@@ -46,9 +46,19 @@ static void store(void *out, int64_t at, float value, int dtype) {
     ((uint16_t *)out)[at] = value != value ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* The number of an e4m3 code. */
+static float e4m3(uint8_t code) {
+    uint32_t most = code & 0x7f, bits = most == 0x7f ? 0x7fc00000 : (most << 20) + (120u << 23);
+    float value, small = (float)most * 0x1p-9f;
+    memcpy(&value, &bits, 4);
+    value = most < 8 ? small : value;
+    return code & 0x80 ? -value : value;
+}
+
 /* Where the byte of (k, output) lies in the values of a group. */
-static int64_t place(int bits, int64_t k, int64_t output) {
-    return bits == 8 ? k / 4 * 128 + output * 4 + k % 4 : k / 8 * 128 + output * 4 + k % 4;
+static int64_t place(const matrix_shape *s, int64_t k, int64_t output) {
+    if (s->codes != HERD_INTEGERS) return k / 4 * 128 + output / 4 * 16 + k % 4 / 2 * 8 + output % 4 * 2 + k % 2;
+    return s->bits == 8 ? k / 4 * 128 + output * 4 + k % 4 : k / 8 * 128 + output * 4 + k % 4;
 }
 
 static void pack_task(void *job_pointer, uint32_t index) {
@@ -73,12 +83,12 @@ static void pack_task(void *job_pointer, uint32_t index) {
             if (s->zeros) record[s->zeros_at + i] = (char)j->zeros[row * groups + g];
             int64_t begin = g * s->group, end = herd_min(j->k, begin + s->group);
             if (s->bits == 8) {
-                for (int64_t k = begin; k < end; k++) values[place(8, k - begin, i)] = from[k] ^ 0x80;
+                for (int64_t k = begin; k < end; k++) values[place(s, k - begin, i)] = s->codes == HERD_INTEGERS ? from[k] ^ 0x80 : from[k];
                 continue;
             }
             for (int64_t k = begin; k < end; k++) {
                 uint8_t code = from[k / 2] >> (k % 2 * 4) & 15;
-                values[place(4, k - begin, i)] |= (uint8_t)(code << ((k - begin) % 8 / 4 * 4));
+                values[place(s, k - begin, i)] |= (uint8_t)(code << ((k - begin) % 8 / 4 * 4));
             }
         }
     }
@@ -101,7 +111,7 @@ int herd_unpack_quantised(const herd_matrix *matrix, int64_t k, int64_t panel_st
         for (int64_t column = 0; column < k; column++) {
             int64_t inside = column % s.group;
             const char *record = panel + column / s.group * s.record;
-            int value = (uint8_t)record[s.header + place(s.bits, inside, output)], zero = s.bits == 8 ? 128 : 8;
+            int value = (uint8_t)record[s.header + place(&s, inside, output)], zero = s.bits == 8 ? 128 : 8;
             float scale;
             uint16_t half;
             if (s.bits == 4) value = value >> (inside % 8 / 4 * 4) & 15;
@@ -109,7 +119,7 @@ int herd_unpack_quantised(const herd_matrix *matrix, int64_t k, int64_t panel_st
             memcpy(&scale, record + 4 * output, s.scale_dtype == HERD_F32 ? 4 : 0);
             memcpy(&half, record + 2 * output, 2);
             if (s.scale_dtype != HERD_F32) scale = widen(half, s.scale_dtype);
-            store(out, i * out_stride + (matrix->columns ? matrix->columns[column] : column), scale * (float)(value - zero), out_dtype);
+            store(out, i * out_stride + (matrix->columns ? matrix->columns[column] : column), scale * (s.codes == HERD_INTEGERS ? (float)(value - zero) : e4m3((uint8_t)value)), out_dtype);
         }
     }
     return HERD_OK;

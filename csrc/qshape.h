@@ -1,4 +1,4 @@
-/* How a quantised matrix lies in memory: see qlinear.c. Shared by the kernels and by qpack.c. */
+/* How a quantised matrix lies in memory: see qlinear.c and fp8.c. Shared by the kernels and by qpack.c. */
 #ifndef HERD_QSHAPE_H
 #define HERD_QSHAPE_H
 
@@ -11,12 +11,12 @@ typedef struct {
     int64_t padded_k, panels, panel_bytes;
     int64_t group, record, header, zeros_at;   /* of the weights: k of a group, bytes of a record, where its values and zero points begin */
     int64_t segment, num_segments, block_k, num_blocks;
-    int bits, scale_dtype, zeros, per_token;
+    int bits, codes, scale_dtype, zeros, per_token;
     int whole;                                 /* one sum over all of K: integers go on from block to block */
 } matrix_shape;
 
 static inline matrix_shape shape_of(const herd_matrix *w, int64_t n, int64_t k, int gated) {
-    matrix_shape s = {.data = w->data, .bits = (int)w->bits, .scale_dtype = (int)w->scale_dtype, .zeros = w->zeros != 0};
+    matrix_shape s = {.data = w->data, .bits = (int)w->bits, .scale_dtype = (int)w->scale_dtype, .zeros = w->zeros != 0, .codes = (int)w->codes};
     s.padded_k = herd_ceil(k, 8) * 8;
     s.group = w->group ? w->group : s.padded_k;
     s.zeros_at = HERD_PANEL * (int64_t)herd_size(s.scale_dtype);

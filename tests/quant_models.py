@@ -1,4 +1,4 @@
-"""Random quantised matrices of every kind that C has a kernel for, and models made of them."""
+"""Random quantised matrices, of every kind of integers that C has a kernel for and of e4m3, and models made of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from herd.kernels.quantised import QuantWeight, pack_int4
+from herd.kernels.quantised import QuantWeight, fp8_rows, pack_int4
 from herd.model.quant_linear import QuantLinear
 from herd.model.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a matrix is like; `group` 0 is one scale a row. `scales`: the dtype that holds them exactly."""
+    """What a matrix is like; `group` 0 is one scale a row. `scales`: the dtype that holds them exactly. `floats`: e4m3 in 8 bits."""
 
     bits: int
     group: int = 0
+    floats: bool = False
+    bound: float | None = None
     activation: str = "none"
     zeros: bool = False
     columns: bool = False
@@ -41,12 +43,16 @@ QUANT_KINDS = [
 def named(kind: Kind) -> str:
     """For the names of tests."""
     extra = "".join(f"-{name}" for name in ("zeros", "columns") if getattr(kind, name))
-    return f"int{kind.bits}-g{kind.group}-{kind.activation}{extra}"
+    return f"{'fp' if kind.floats else 'int'}{kind.bits}-g{kind.group}-{kind.activation}{extra}"
 
 
 def quant_weight(weight: Tensor, kind: Kind, *, seed: int = 0) -> QuantWeight:
     """A matrix rounded to the nearest, its zero points somewhere."""
     n, k = weight.shape
+    if kind.floats:
+        codes, scales = fp8_rows(weight.reshape(-1, kind.group or k))
+        told = {"activation": kind.activation, "bound": kind.bound}
+        return QuantWeight(kind="fp8", values=codes.view(n, k), scales=scales.view(n, -1), **told)  # pyright: ignore[reportArgumentType]
     group, generator = kind.group or k, torch.Generator().manual_seed(seed)
     columns = torch.randperm(k, generator=generator) if kind.columns else None
     stored = weight.float() if columns is None else weight.float()[:, columns]

@@ -150,6 +150,15 @@ def test_a_gpu_that_is_not_here_is_planned_for_with_what_its_kernels_need(herd: 
     assert "--device is of herd's own engine" in herd("plan", "serve", "8b", "--hardware", "h200", "--device", "cuda").refusal(2)[0]
 
 
+def test_quantised_weights_count_as_they_are_stored(herd: HerdCommand, tiny_folder: Path, tmp_path: Path) -> None:
+    written = herd("quantize", tiny_folder, tmp_path / "fp8", "--scheme", "fp8", "--json").json
+    wide = herd("plan", "serve", tmp_path / "fp8", "--dtype", "float32", "--json").json
+    data = herd("plan", "serve", tmp_path / "fp8", "--json").json
+    whole = herd("plan", "serve", tiny_folder, "--dtype", "bfloat16", "--json").json
+    assert wide["weights_bytes"] == written["size_bytes"]
+    assert data["dtype"] == "bfloat16" and data["weights_bytes"] < min(wide["weights_bytes"], whole["weights_bytes"])
+
+
 def test_a_published_shape_needs_no_files(herd: HerdCommand) -> None:
     data = herd("plan", "serve", "llama3.1:8b", "--memory", "24GiB", "--context", "16384", "--json").json
     assert data["weights_bytes"] == 2 * 8_030_261_248 and data["dtype"] == "bfloat16"

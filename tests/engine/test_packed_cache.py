@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import answers, mixed_requests, small_engine, small_model  # pyright: ignore[reportMissingImports]
+from small_model import CONFIG, answers, mixed_requests, small_engine, small_model  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import ConfigError, UsageError
 from herd.checkpoint.load import load_model, save_model
@@ -20,6 +20,8 @@ from herd.engine.packed.file import Damaged, read, write
 from herd.engine.packed.weights import PackedModel, pack_model
 from herd.engine.runner import CpuRunner
 from herd.kernels import dispatch
+from herd.model.init import initialise
+from herd.model.transformer import Transformer
 from herd.quant.run import quantise_checkpoint
 from herd.quant.schemes import Settings
 
@@ -64,6 +66,25 @@ def test_a_second_start_maps_what_the_first_one_packed(checkpoint: Path, monkeyp
         engine = small_engine(model)
         assert isinstance(engine.stepper.runner, CpuRunner) and engine.stepper.runner._forward is not None
         assert answers(engine, REQUESTS, at_once=4) == expected
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "fp8-meta"])
+def test_fp8_stays_8_bits_and_is_mapped(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = Transformer(replace(CONFIG, num_hidden_layers=3))  # Meta's recipe leaves the first and the last as they are
+    save_model(initialise(model, seed=3, dtype=torch.bfloat16), tmp_path / "whole")
+    quantise_checkpoint(tmp_path / "whole", tmp_path / scheme, Settings(scheme=scheme))
+    expected = answers(small_engine(load_model(tmp_path / scheme)), REQUESTS[:4])
+    cache.load_for_engine(tmp_path / scheme)
+    reading_is_forbidden(monkeypatch)
+    mapped = cache.load_for_engine(tmp_path / scheme)
+    assert isinstance(mapped, PackedModel)
+    gate_up = mapped.packed.blocks[1].gate_up
+    padded = 2 * -(-gate_up.num_outputs // 32) * 32
+    assert gate_up.size_bytes == padded * (gate_up.num_inputs + 4)
+    engine = small_engine(mapped)
+    assert engine.plans[0].weights_bytes == mapped.packed.size_bytes
+    assert answers(engine, REQUESTS[:4]) == expected
 
 
 def test_the_plan_counts_the_bytes_that_are_there(checkpoint: Path) -> None:
@@ -167,9 +188,9 @@ def test_states_of_cached_prefixes_know_the_weights(checkpoint: Path) -> None:
 
 
 def test_every_kind_of_matrix_comes_back(tmp_path: Path) -> None:
-    from quant_models import QUANT_KINDS, quantise_model  # pyright: ignore[reportMissingImports]
+    from quant_models import QUANT_KINDS, Kind, quantise_model  # pyright: ignore[reportMissingImports]
 
-    for number, kind in enumerate(QUANT_KINDS):
+    for number, kind in enumerate([*QUANT_KINDS, Kind(bits=8, floats=True, activation="fp8", bound=1200.0)]):
         if 48 % (kind.group or 8) or 112 % (kind.group or 8):
             continue
         weights = pack_model(quantise_model(small_model(torch.bfloat16), kind, head=True))

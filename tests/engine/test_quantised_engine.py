@@ -27,6 +27,8 @@ KINDS = [
     (Kind(bits=4, group=16, zeros=True, columns=True), torch.float32),
     (Kind(bits=8), torch.bfloat16),
     (Kind(bits=8, activation="int8"), torch.float32),
+    (Kind(bits=8, floats=True, activation="fp8", bound=1200.0), torch.bfloat16),
+    (Kind(bits=8, floats=True, group=16), torch.float32),
 ]
 REQUESTS = mixed_requests(48)
 

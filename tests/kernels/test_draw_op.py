@@ -138,3 +138,20 @@ def test_without_a_kernel_numpy_draws_and_no_rows_at_once() -> None:
     plain = Drawer(object())
     assert not plain.draws_rows(params(temperature=0.7)) and plain.draws_rows(params(temperature=0.0))
     assert plain.one(scores, params(seed=3), 0.4) == draw_in_numpy(scores, params(seed=3), 0.4)
+
+
+@pytest.mark.parametrize("kind", C_KINDS)
+@pytest.mark.parametrize("likely", [0, 1, 40])
+def test_top_p_reaches_into_what_is_unlikely_where_the_likely_do_not_suffice(kind: str, likely: int) -> None:
+    """Thousands of tokens at 2^-12 of the likeliest have most of the mass: the first of them stay, as far as top-p goes."""
+    scores = np.full(8192, np.log(2.0**-12), dtype=np.float32)
+    scores[100 : 101 + likely] = 0.0
+    mass = 1 + likely + (8191 - likely) * 2.0**-12
+    with running(kind):
+        for top_p in (0.3, 0.9, 0.999):
+            found = draw(np.repeat(scores[None], 64, axis=0), numbers((np.arange(64) + 0.5) / 64, top_p=top_p))
+            unlikely = {token_id for token_id in found if not 100 <= token_id <= 100 + likely}
+            if top_p * mass < 1 + likely:
+                assert not unlikely
+            else:
+                assert unlikely and max(unlikely) <= (top_p * mass - 1 - likely) * 2.0**12 + likely + 3

@@ -142,10 +142,11 @@ class PackedLayers:
         self.arenas = {name: torch.empty(max_tokens, width, dtype=dtype) for name, width in widths.items()}
         self.residual = self.arenas["residual"]
 
-    @torch.inference_mode()
     def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
-        """Copy cache blocks, (from, to), before anything of a step is written."""
-        if copies:
+        """Copy cache blocks, (from, to), before anything of a step is written. Most steps have none, and then torch is not called."""
+        if not copies:
+            return
+        with torch.inference_mode():
             source, target = torch.tensor(copies).t()
             for cache in (self.keys, self.values):
                 cache[:, target] = cache[:, source]

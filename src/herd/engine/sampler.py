@@ -74,9 +74,9 @@ def seed_of(seed: int, index: int) -> int:
 
 def best_ids(scores_RV: Scores) -> list[int]:
     """The id of the highest score of each row, the lowest among equals; -1 where a row's scores are not finite numbers."""
-    best_R = scores_RV.argmax(axis=1)  # of a row with a NaN: its place
-    highest_R = scores_RV[np.arange(len(best_R)), best_R]
-    return np.where(np.isfinite(highest_R), best_R, -1).tolist()
+    # argmax of a row with a NaN: its place. Looked at one by one, since each call of numpy costs a step that has just read all weights
+    # from memory its code's way back into the cache.
+    return [best if math.isfinite(scores_RV[row, best]) else -1 for row, best in enumerate(scores_RV.argmax(axis=1).tolist())]
 
 
 def check_best(best: int, position: int) -> None:

@@ -58,10 +58,10 @@ LEVELS: dict[str, tuple[str, ...]] = {
 }
 """In the order of `enum herd_isa`; on one machine, the plainest first."""
 QUANTISED_ONLY = {"avx512vnni": "avx512", "amx": "avx512bf16", "neon": "scalar"}
-"""Levels that have products of quantised matrices of their own, and whose other kernels they use."""
+"""Levels that have products of integers of their own, and whose other kernels they use."""
 _MACHINES = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm"}
 QUANTISED_SOURCES = ("qlinear.c",)
-LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c", *QUANTISED_SOURCES)
+LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c", "fp8.c", *QUANTISED_SOURCES)
 COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c", "forward.c", "qpack.c")
 
 

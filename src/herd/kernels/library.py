@@ -14,12 +14,13 @@ import torch
 from herd.base.errors import DoesNotFitError
 from herd.kernels.build import LEVELS
 
-ABI = 5
+ABI = 6
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 STORE, ADD, SWIGLU = 0, 1, 2
+INTEGERS, E4M3, E4M3_INPUTS = 0, 1, 2
 CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CACHE_CODES = {**CODES, torch.int8: 3}
 _NO_MEMORY, BAD_BATCH = 1, 3
@@ -32,7 +33,8 @@ class Matrix(ctypes.Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("data", "columns")),
-        *((name, c_int64) for name in ("bits", "group", "input_group", "scale_dtype", "zeros", "bytes")),
+        *((name, c_int64) for name in ("bits", "group", "input_group", "scale_dtype", "zeros", "bytes", "codes")),
+        ("bound", c_double),
     ]
 
 

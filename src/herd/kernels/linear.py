@@ -29,18 +29,23 @@ PANELS, ROWS, QUANTISED = "panels", "rows", "quantised"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantFormat:
-    """How a quantised matrix is stored, in the words of `herd_matrix` of csrc/herd.h; made by `packed_quant`."""
+    """How a quantised matrix is stored, in the words of `herd_matrix` of csrc/herd.h; made by `packed_quant`.
+
+    `codes` is one of `library.INTEGERS`, `E4M3` and `E4M3_INPUTS`; the last has a `bound`, 0 where nothing caps the inputs.
+    """
 
     bits: int
     group: int
     input_group: int
     scale_dtype: torch.dtype
     zeros: bool
+    codes: int = library.INTEGERS
+    bound: float = 0.0
 
     def matrix(self, data: int | None = None, columns: int | None = None, size_bytes: int = 0) -> library.Matrix:
         """The struct, over memory at `data`."""
         sizes = (self.bits, self.group, self.input_group, library.CODES[self.scale_dtype], int(self.zeros), size_bytes)
-        return library.Matrix(data, columns, *sizes)
+        return library.Matrix(data, columns, *sizes, self.codes, self.bound)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -3,12 +3,18 @@
     packed = pack_quantised([q, k, v], torch.bfloat16)     stacked; a `PackedLinear`, for `linear` and `linear_swiglu` as any other
     packed = pack_quantised_gated(gate, up, torch.bfloat16)
 
-Inputs become int8 either way, since integer sums are what makes a product of few bits fast:
+Inputs of int8 and int4 become int8 either way, since integer sums are what makes a product of few bits fast:
     activation int8    one scale a row of inputs: `quantised.matmul` up to rounding
     activation none    one scale for each `input_group` of at most 128 inputs, no wider than the weights' groups; an input then differs by
                        at most 1/254 of the largest of its group
 A scale is max|x| / 127, bytes are round half to even(x / scale). Within a segment, where all scales are one, sums are exact integers;
-segments are added in ascending order (csrc/qlinear.c), so that rows depend on nothing beside them. Shapes: M rows, K inputs, N outputs.
+segments are added in ascending order (csrc/qlinear.c), so that rows depend on nothing beside them.
+
+Weights of fp8 stay e4m3 in memory and become bfloat16 in registers (csrc/fp8.c), which holds each code exactly. Inputs, by the scheme:
+    activation fp8     FBGEMM's definition, e4m3 with a scale a row, capped at the scheme's bound: bit for bit the inputs of
+                       `quantised.matmul`, which `QuantLinear` and the GPU's kernels compute too; sums differ by their order alone
+    activation none    they stay what they are (FBGEMM has no such product); the matrix's scale multiplies sums, in `matmul` each weight
+Shapes: M rows, K inputs, N outputs.
 """
 
 from __future__ import annotations
@@ -23,19 +29,26 @@ from torch import Tensor
 from herd.kernels import dispatch, library, memory
 from herd.kernels.checks import require
 from herd.kernels.linear import QUANTISED, PackedLinear, QuantFormat
-from herd.kernels.quantised import QuantWeight, int8_rows
+from herd.kernels.quantised import QuantWeight, int8_rows, matmul
 
 MOST_INPUTS = 1024
 """Inputs of a segment at most, but where there is one segment (LDQ of csrc/qshape.h)."""
 _INPUT_GROUP = 128
-_CODES = {"int8": torch.int8, "int4": torch.uint8}
+MOST_FP8_GROUP = 256
+"""Inputs of a group of fp8 at most, but where a row is one (LDA of csrc/gemm.h)."""
+_KINDS = ("int8", "int4", "fp8")
 
 
 def format_of(weight: QuantWeight) -> QuantFormat | None:
     """How C would store a matrix, or None where it has no kernel for it."""
     group = 0 if weight.scales.shape[1] == 1 else weight.group
-    if weight.kind not in _CODES or weight.num_inputs % 2 or group % 8:
+    if weight.kind not in _KINDS or weight.num_inputs % 2 or group % 8:
         return None
+    scales = _narrowest(weight.scales) if group else torch.float32
+    if weight.kind == "fp8":
+        codes = library.E4M3_INPUTS if weight.activation == "fp8" else library.E4M3
+        found = QuantFormat(bits=8, group=group, input_group=0, scale_dtype=scales, zeros=False, codes=codes, bound=weight.bound or 0.0)
+        return found if group <= MOST_FP8_GROUP else None
     input_group = 0
     if weight.activation == "none":
         width = group or _INPUT_GROUP
@@ -44,7 +57,6 @@ def format_of(weight: QuantWeight) -> QuantFormat | None:
             return None
     elif group > MOST_INPUTS:
         return None
-    scales = _narrowest(weight.scales) if group else torch.float32
     return QuantFormat(
         bits=4 if weight.kind == "int4" else 8, group=group, input_group=input_group, scale_dtype=scales, zeros=weight.zeros is not None
     )
@@ -127,9 +139,11 @@ def _fill(packed: PackedLinear, weight: QuantWeight, row: int, part: int) -> Non
 
 
 def reference(x_MK: Tensor, weight: QuantWeight) -> Tensor:
-    """The oracle: the product in float32, rounded to the dtype of x, with inputs made int8 as C makes them."""
+    """The oracle: the product in float32, rounded to the dtype of x, with inputs made what C makes of them."""
     found = format_of(weight)
     assert found is not None, "C has no such product"
+    if weight.kind == "fp8":
+        return matmul(x_MK, weight)
     rows = x_MK if weight.columns is None else x_MK[:, weight.columns.long()]
     codes, width = weight.codes().double(), found.input_group or (found.group or weight.num_inputs)
     numbers, row_scales = int8_rows(rows)
