@@ -53,7 +53,9 @@ def test_a_killed_server_loses_nothing_that_it_told_of(tmp_path: Path) -> None:
         first = client.post("/v1/responses", json={**short, "background": True}).json()
         wait_for(lambda: client.get(f"/v1/responses/{first['id']}").json()["status"] == "incomplete")
         told = follow(client, first["id"])
-        long = client.post("/v1/responses", json={"input": "Hello", "max_output_tokens": 12_000, "background": True}).json()
+        long = client.post(
+            "/v1/responses", json={"input": "Hello", "max_output_tokens": 12_000, "temperature": 0, "background": True}
+        ).json()
         wait_for(lambda: len(client.get(f"/v1/responses/{long['id']}").json()["output"]) == 1)
         time.sleep(1.5)  # so that a piece of its events is kept
         server.process.kill()
