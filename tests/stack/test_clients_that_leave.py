@@ -34,14 +34,13 @@ def test_a_client_that_leaves_ends_its_work(server: ThreadServer, path: str, str
     body: dict[str, Any] = {**LONG, "stream": stream, "n": 3}
     if "chat" in path:
         body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
+    before = server.process.counters["step_tokens"]
     with connected(server, post(path, body)) as connection:
         if stream:
             assert connection.recv(100)
         wait_for(lambda: runs(server), what="the request's start")
-    left = time.monotonic()
-    wait_for(server.idle, within=5, what="the end of the work")
-    # Counters come four times a second.
-    assert time.monotonic() - left < 1.5
+    wait_for(server.idle, what="the end of the work")
+    assert server.process.counters["step_tokens"] - before < 3 * LONG["max_tokens"]
 
 
 def test_a_reset_in_the_middle_of_a_stream(server: ThreadServer) -> None:
@@ -49,14 +48,14 @@ def test_a_reset_in_the_middle_of_a_stream(server: ThreadServer) -> None:
         assert connection.recv(100)
         wait_for(lambda: runs(server), what="the request's start")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_for(server.idle, within=5, what="the end of the work")
+    wait_for(server.idle, what="the end of the work")
 
 
 def test_a_client_that_closes_its_half_has_left(server: ThreadServer) -> None:
     with connected(server, post("/v1/completions", {**LONG, "stream": True})) as connection:
         assert connection.recv(100)
         connection.shutdown(socket.SHUT_WR)
-        wait_for(server.idle, within=5, what="the end of the work")
+        wait_for(server.idle, what="the end of the work")
 
 
 def test_a_client_that_leaves_while_its_grammar_is_compiled(server: ThreadServer) -> None:
@@ -65,14 +64,14 @@ def test_a_client_that_leaves_while_its_grammar_is_compiled(server: ThreadServer
     for _ in range(5):
         with connected(server, post("/v1/completions", body)):
             pass
-    wait_for(server.idle, within=20, what="the end of the work")
+    wait_for(server.idle, what="the end of the work")
 
 
 def test_a_client_that_leaves_many_at_once(server: ThreadServer) -> None:
     body = {**LONG, "prompt": [f"herd {number}" for number in range(40)], "stream": True}
     with connected(server, post("/v1/completions", body)) as connection:
         assert connection.recv(100)
-    wait_for(server.idle, within=5, what="the end of the work")
+    wait_for(server.idle, what="the end of the work")
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +95,8 @@ def test_a_client_that_never_reads_is_let_go(impatient: ThreadServer, stream: bo
         wait_for(lambda: not uvicorn.server_state.connections, within=20, what="the end of the connection")
 
 
-def drip(port: int, head: bytes, *, every_s: float, give_up_s: float) -> tuple[float, bytes]:
-    """Send head, then a byte at a time; how long the server went along with it, and what it said."""
+def drip(port: int, head: bytes, *, every_s: float, give_up_s: float) -> bytes:
+    """Send head, then a byte at a time for so long as the server goes along with it; what it said."""
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(head)
@@ -111,19 +110,19 @@ def drip(port: int, head: bytes, *, every_s: float, give_up_s: float) -> tuple[f
                 continue
             except ConnectionError:
                 data = b""
-            return time.monotonic() - began, data
-    return time.monotonic() - began, b"still open"
+            return data
+    return b"still open"
 
 
 def test_headers_that_come_by_drops(impatient: ThreadServer) -> None:
-    seconds, said = drip(impatient.port, b"GET /version HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", every_s=0.1, give_up_s=8)
-    assert seconds < 2 and said != b"still open"
+    said = drip(impatient.port, b"GET /version HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", every_s=0.1, give_up_s=15)
+    assert said != b"still open"
 
 
 def test_a_connection_that_says_nothing(impatient: ThreadServer) -> None:
     began = time.monotonic()
     assert raw(impatient.port, b"") == b""
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15  # the server closed it: `raw` waits for 20 s
 
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -131,14 +130,13 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: appli
 
 def test_a_body_that_comes_by_drops(impatient: ThreadServer) -> None:
     """Each drop is in time; all together are not."""
-    seconds, said = drip(impatient.port, HEAD + b"Content-Length: 1000\r\n\r\n", every_s=0.1, give_up_s=8)
-    assert seconds < 3 and b" 408 " in said.splitlines()[0]
+    said = drip(impatient.port, HEAD + b"Content-Length: 1000\r\n\r\n", every_s=0.1, give_up_s=15)
+    assert b" 408 " in said.splitlines()[0]
 
 
 def test_a_body_that_does_not_come(impatient: ThreadServer) -> None:
-    began = time.monotonic()
     said = raw(impatient.port, HEAD + b"Content-Length: 1000\r\n\r\n{")
-    assert b" 408 " in said.splitlines()[0] and time.monotonic() - began < 3
+    assert b" 408 " in said.splitlines()[0]
 
 
 def _drain(connection: socket.socket) -> None:
@@ -160,7 +158,7 @@ def test_keep_alive_comments_on_a_silent_stream(impatient: ThreadServer) -> None
                 data = second.recv(4096)
                 assert data
                 said += data
-    wait_for(impatient.idle, within=5, what="the end of the work")
+    wait_for(impatient.idle, what="the end of the work")
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +199,9 @@ def test_content_lengths_that_are_none(narrow: ThreadServer, length: bytes) -> N
 @pytest.mark.parametrize("header", [b"X-Big: " + b"a" * 100_000, b"\r\n".join(b"X-%d: a" % number for number in range(20_000))])
 def test_cve_2025_48956_giant_headers(narrow: ThreadServer, header: bytes) -> None:
     began = time.monotonic()
-    said = raw(narrow.port, b"GET /version HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n", timeout=5)
+    said = raw(narrow.port, b"GET /version HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n")
     assert said == b"" or status(said) in (400, 431)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15  # the server closed it: `raw` waits for 20 s
 
 
 @pytest.mark.parametrize(
@@ -223,4 +221,4 @@ def test_the_server_is_as_before(narrow: ThreadServer) -> None:
     with narrow.client() as client:
         assert client.get("/health").status_code == 200
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2}).status_code == 200
-    wait_for(narrow.idle, within=5)
+    wait_for(narrow.idle)

@@ -69,7 +69,7 @@ def test_a_token_of_thousands_of_bytes_is_quick() -> None:
     started = time.process_time()
     merges = ranks_to_merges(small_ranks(*powers))
     assert merges == [(power[: len(power) // 2],) * 2 for power in powers]
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 30
 
 
 def test_gpt2s_own_merges_come_back_from_its_vocabulary(shared_data: Path) -> None:

@@ -80,7 +80,7 @@ def test_only_plain_files_are_read(folder: Path) -> None:
     started = time.monotonic()
     for path in ("pipe", "sub", ""):
         assert not call(folder, "read_file", path=path).ok
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_folder_swapped_for_a_link_is_not_followed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
