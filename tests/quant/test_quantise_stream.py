@@ -144,16 +144,19 @@ def test_a_run_of_other_settings_begins_anew(model_folder: Path, tokens_BT: Tens
     assert quantise_checkpoint(model_folder, tmp_path / "out", EVERY[2]).resumed == 0
 
 
-def test_the_engine_runs_what_c_has_no_kernel_for_by_torch(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "in_c"), [(Settings(scheme="fp8"), True), (Settings(scheme="int4", group=8), False)])
+def test_the_engine_runs_what_c_has_no_kernel_for_by_torch(model_folder: Path, tmp_path: Path, settings: Settings, in_c: bool) -> None:
     from herd.engine.build import build_engine
     from herd.engine.memory import EngineConfig
     from herd.engine.torch_runner import TorchRunner
+    from herd.kernels import dispatch
 
-    quantise_checkpoint(model_folder, tmp_path / "out", Settings(scheme="fp8"))
+    quantise_checkpoint(model_folder, tmp_path / "out", settings)
     model = load_model(tmp_path / "out")
     engine = build_engine(model, EngineConfig(context=64, num_blocks=8))
     try:
-        assert isinstance(engine.stepper.runner, TorchRunner)
+        native = dispatch.native(model.device, model.dtype) is not None
+        assert isinstance(engine.stepper.runner, TorchRunner) is not (in_c and native)
     finally:
         engine.close()
 
