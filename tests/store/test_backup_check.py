@@ -91,6 +91,7 @@ def test_what_is_whole_has_no_problems(state: State) -> None:
         "chunks": 3,
         "registrations": 0,
         "sessions": 0,
+        "chats": 0,
     }
 
 

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from herd.base.errors import NotFoundError, UsageError
 from herd.store import page_chats
 from herd.store.state import State
+from herd.store.tables.page_chats import PageChatRow
 
 ROOM = 2**20
 
@@ -97,3 +99,18 @@ def test_what_no_json_can_hold_is_refused(state: State) -> None:
             page_chats.put(state.database, "ann", chat("c"), [message("a", "x", value=value)], room_bytes=ROOM)
     while deep:  # taken apart by hand: freeing it at once would recurse as deep
         deep = deep[0]
+
+
+def test_a_chat_counts_what_it_holds(state: State) -> None:
+    page_chats.put(
+        state.database, "ann", chat("c", "One", leaf="b"), [message("a", "Hi"), message("b", "สวัสดี", parent="a")], room_bytes=ROOM
+    )
+    page_chats.put(state.database, "ann", chat("c", "Two"), [message("b", "Hello there", parent="a")], room_bytes=ROOM)
+    page_chats.put(state.database, "bob", chat("c"), [], room_bytes=ROOM)
+    with state.database.read() as session:
+        assert page_chats.count(session) == 2 and list(page_chats.problems(session)) == []
+    with state.database.write() as session:
+        session.execute(update(PageChatRow).where(PageChatRow.owner == "bob").values(size_bytes=5))
+    with state.database.read() as session:
+        (found,) = page_chats.problems(session)
+    assert found[0] == "c" and found[1].startswith("it counts 5 bytes and holds ")

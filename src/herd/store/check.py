@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from herd.base.errors import NotFoundError
-from herd.store import check_sessions, registrations
+from herd.store import check_sessions, page_chats, registrations
 from herd.store.blobs import Blobs
 from herd.store.database import Database
 from herd.store.files import OPEN_STATES
@@ -64,6 +64,7 @@ def check(database: Database, blobs: Blobs, vectors: Vectors, *, deep: bool = Fa
         problems += _vector_stores(session, vectors)
         problems += [Problem(kind="registration", subject=one, message=told) for one, told in registrations.problems(session)]
         problems += [Problem(kind="session", subject=one, message=told) for one, told in check_sessions.problems(session)]
+        problems += [Problem(kind="chat", subject=one, message=told) for one, told in page_chats.problems(session)]
         counts = {
             "files": len(files),
             "blobs": len(present),
@@ -71,6 +72,7 @@ def check(database: Database, blobs: Blobs, vectors: Vectors, *, deep: bool = Fa
             "chunks": session.scalar(select(func.count()).select_from(ChunkRow)) or 0,
             "registrations": registrations.count(session),
             "sessions": check_sessions.count(session),
+            "chats": page_chats.count(session),
         }
     for number, row in enumerate(files, start=1):
         problems += _file(row, blobs, deep)

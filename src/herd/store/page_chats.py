@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, exists, func, or_, select, tuple_
@@ -118,3 +118,20 @@ def remove_all(database: Database, owner: str) -> int:
     """Forget all of an owner's chats; how many there were."""
     with database.write() as session:
         return session.connection().execute(delete(PageChatRow).where(PageChatRow.owner == owner)).rowcount
+
+
+def count(session: Session) -> int:
+    """How many chats there are, of all owners."""
+    return session.scalar(select(func.count()).select_from(PageChatRow)) or 0
+
+
+def problems(session: Session) -> Iterator[tuple[str, str]]:
+    """Chats that do not count what they hold: the chat, and what is wrong with it."""
+    sums = select(PageMessageRow.owner, PageMessageRow.chat_id, func.sum(PageMessageRow.size_bytes)).group_by(
+        PageMessageRow.owner, PageMessageRow.chat_id
+    )
+    held = {(owner, chat_id): int(size) for owner, chat_id, size in session.execute(sums)}
+    for row in session.scalars(select(PageChatRow)):
+        size = len(json.dumps(row.data)) + held.get((row.owner, row.id), 0)
+        if row.size_bytes != size:
+            yield row.id, f"it counts {row.size_bytes:,} bytes and holds {size:,}"
