@@ -34,7 +34,7 @@ def test_a_client_that_leaves_ends_its_work(server: ThreadServer, path: str, str
     body: dict[str, Any] = {**LONG, "stream": stream, "n": 3}
     if "chat" in path:
         body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
-    before = server.process.counters["step_tokens"]
+    before = wait_for(lambda: server.process.counters, what="the first counters")["step_tokens"]
     with connected(server, post(path, body)) as connection:
         if stream:
             assert connection.recv(100)
