@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from herd.base.errors import ConfigError, HerdError
@@ -74,38 +75,31 @@ def models_on_disk() -> list[DiskModel]:
     return found + [one for one in map(told, cached_models()) if one.problem is None and one.name not in names]
 
 
-def _planned(path: Any) -> dict[str, Any]:
-    """What serving a checkpoint takes. Raises HerdError for what cannot be served."""
-    from herd.checkpoint.hf_config import DTYPE_NAMES
+def _planned(path: Path) -> dict[str, Any]:
+    """What serving a checkpoint on the CPU takes. Raises HerdError for what cannot be served."""
+    import torch
+
+    from herd.checkpoint.hf import main_dtype
+    from herd.checkpoint.load import outline_of
     from herd.checkpoint.open import open_checkpoint
-    from herd.checkpoint.quant_hf import QuantHfSource
-    from herd.engine.memory import EngineConfig, cache_bytes_per_token, plan_memory, with_context
+    from herd.engine.build import DTYPES, plan_for
+    from herd.engine.memory import EngineConfig, cache_bytes_per_token, with_context
 
     with open_checkpoint(path) as source:
-        kept = source.quantised if isinstance(source, QuantHfSource) else ()
-        plain = [info for name, info in source.tensors.items() if name not in kept]
-        kind = DTYPE_NAMES.get(plain[0].dtype) if plain else "bfloat16"
+        dtype = main_dtype(source)
+        kind = DTYPES.get(str(dtype))
         if kind is None:
-            raise ConfigError(f"its weights are {plain[0].dtype}", hint="convert it: herd convert")
-        held = sum(info.size_bytes for name, info in source.tensors.items() if name in kept)
-        held += sum(_numel(info.shape) * info.dtype.itemsize for info in plain)
-        engine = with_context(source.config, EngineConfig(), dtype=kind)
-        plan = plan_memory(source.config, engine, dtype=kind, weights_bytes=held)
-        return {
-            "num_parameters": source.config.num_parameters,
-            "dtype": kind,
-            "context": plan.context,
-            "needs_bytes": plan.total_bytes,
-            "fixed_bytes": plan.total_bytes - plan.cache_bytes,
-            "token_bytes": cache_bytes_per_token(source.config, kind),
-        }
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+            raise ConfigError(f"its weights are {dtype}", hint="convert it: herd convert")
+        outline = outline_of(source, dtype)
+    plan = plan_for(outline, with_context(outline.config, EngineConfig(), dtype=kind), device=torch.device("cpu"))
+    return {
+        "num_parameters": outline.config.num_parameters,
+        "dtype": kind,
+        "context": plan.context,
+        "needs_bytes": plan.total_bytes,
+        "fixed_bytes": plan.total_bytes - plan.cache_bytes,
+        "token_bytes": cache_bytes_per_token(outline.config, kind),
+    }
 
 
 def offer(model: DiskModel, room_bytes: int) -> Offer | None:

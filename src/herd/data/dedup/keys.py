@@ -6,6 +6,7 @@ Search: the keys of all shards in order, in `partitions` parts by the key, so th
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class KeySigner:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _KeyDedup:
+class _KeyDedup(ABC):
     """Keeps one record of every key. What the key is, and why the others go, is told by those that are made of it."""
 
     kind: ClassVar[str]
@@ -56,9 +57,9 @@ class _KeyDedup:
             raise ConfigError(f"partitions is {self.partitions}, it must be 1 to 65,536", hint="1 up to some hundred million records")
 
     @staticmethod
+    @abstractmethod
     def key_of(record: Record) -> tuple[int, int]:
         """A record's key and its rank."""
-        raise NotImplementedError
 
     @property
     def parts(self) -> int:
