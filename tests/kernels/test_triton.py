@@ -38,7 +38,7 @@ def test_every_launch_compiles_for_hopper(tmp_path: Path) -> None:
     full = ["--full"] if os.environ.get("HERD_TEST_FULL") == "1" else []
     found = json.loads(run("tests/kernels/triton_on_hopper.py", *full, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0"))
     names = {name.split()[0] for name in found}
-    assert names == {"_norm", "_swiglu", "_rope", "_whole", "_part_of", "_merge", "_product", "_gather", "_draw"}
+    assert names == {"_norm", "_swiglu", "_rope", "_whole", "_part_of", "_merge", "_product", "_gather", "_draw", "_cross_entropy"}
     assert all(made["shared"] <= 227 * 1024 for made in found.values())
     for name, made in found.items():
         if name.split()[0] in ("_whole", "_part_of", "_product") and not full:

@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from herd.kernels.quantised import FP8_DTYPE, QuantWeight
-from herd.kernels.triton import attention, draw, linear, norm, rope, runtime, swiglu
+from herd.kernels.triton import attention, cross_entropy, draw, linear, norm, rope, runtime, swiglu
 
 _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8", torch.uint8: "*u8",
@@ -75,6 +75,12 @@ def _rows(dtype: torch.dtype) -> None:
     swiglu.swiglu(x, x, out=x)
 
 
+def _losses(dtype: torch.dtype) -> None:
+    logits, targets = torch.zeros(4, 128256, dtype=dtype), torch.zeros(4, dtype=torch.int64)
+    for gradient in (False, True):
+        cross_entropy.cross_entropy(logits, targets, ignore=-100, gradient=gradient)
+
+
 def _cache(dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
     q, k = torch.zeros(4, 32, 128, dtype=dtype), torch.zeros(4, 8, 128, dtype=dtype)
     width = 132 if cache_dtype.itemsize == 1 else 128
@@ -111,6 +117,7 @@ def main(*, full: bool) -> None:
         _quantised("int8", 128, "none"), _quantised("fp8", 1024, "none"), _quantised("fp8", 128, "none"), _quantised("int4", 1024, "none"),
     ]  # fmt: skip
     _rows(torch.bfloat16)
+    _losses(torch.bfloat16)
     _cache(torch.bfloat16, torch.bfloat16)
     _cache(torch.bfloat16, FP8_DTYPE)
     _products(torch.bfloat16, some)
@@ -122,6 +129,7 @@ def main(*, full: bool) -> None:
         _products(torch.bfloat16, more)
         for dtype in (torch.float16, torch.float32):
             _rows(dtype)
+            _losses(dtype)
             _cache(dtype, dtype)
             _products(dtype, [linear.dense(torch.zeros(256, 1024, dtype=dtype)), *some[1:]])
     print(json.dumps(_seen, indent=1))

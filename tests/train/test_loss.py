@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from herd.train.loss import IGNORE, cross_entropy_sum, token_logprobs
+from herd.kernels.torch_compat import add_product
+from herd.train.loss import CHUNK, IGNORE, cross_entropy_sum, token_logprobs, tokens_at_once
 
 DIM = 12
 
@@ -174,3 +175,21 @@ def test_log_probabilities_of_tokens_and_their_gradients_are_those_of_torch(chun
     for ours, theirs in zip(leaves, plain, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
     assert token_logprobs(hidden[:0], weight, targets[:0]).shape == (0,)
+
+
+def test_a_gpu_is_given_a_gibibyte_of_logits_at_once_and_a_cpu_as_many_as_ever() -> None:
+    gpu = torch.device("cuda")
+    assert tokens_at_once(torch.device("cpu"), 128256, 2) == CHUNK == 512
+    assert tokens_at_once(gpu, 128256, 2) == 4096, "a row of 8K is two chunks"
+    assert tokens_at_once(gpu, 10**7, 4) == CHUNK, "never fewer"
+    for vocab in (1, 32000, 128256):
+        count = tokens_at_once(gpu, vocab, 2)
+        assert count % 128 == 0 and count * vocab * 2 <= 2**30
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_products_add_up_in_the_dtype_of_the_sum(narrow: torch.dtype, wide: torch.dtype) -> None:
+    left, right, total = torch.randn(7, 5).to(narrow), torch.randn(5, 3).to(narrow), torch.randn(7, 3, dtype=wide)
+    expected = total + (left @ right).to(wide)
+    assert add_product(total, left, right) is total
+    torch.testing.assert_close(total, expected)

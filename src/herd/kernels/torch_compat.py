@@ -56,6 +56,15 @@ def flash_backward_cpu(
     return backward(grad, q, k, v, out, log_z, 0.0, causal)
 
 
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Total += left right, in place, with the sum in the total's dtype; on a GPU the product itself adds, without a matrix between."""
+    if left.dtype == total.dtype:
+        return total.addmm_(left, right)
+    if not total.is_cuda:
+        return total.add_(left @ right)
+    return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+
+
 def local_tensor(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, without autograd and without waiting for a redistribution; any other tensor as it is."""
     return getattr(tensor, "_local_tensor", tensor)

@@ -3,7 +3,9 @@
 Cross entropy forms the gradient of each chunk's logits while they are in the cache, in the forward pass: softmax minus the one-hot target.
 Peak memory is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it. Log-probabilities,
 whose gradient depends on what is made of them, and any other function of logits (`by_chunks`) compute each chunk again in the backward
-pass. Knows hidden states, the output matrix and targets; nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
+pass. On a GPU the logits stay in the dtype of their product, and one kernel makes losses and gradient of them, in their place; without
+Triton, or where ranks share the vocabulary, torch's own operations do, as on a CPU. Knows hidden states, the output matrix and targets;
+nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,8 +18,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from herd.kernels import dispatch
+from herd.kernels.torch_compat import add_product
+from herd.kernels.triton import runtime
+
 IGNORE = -100
 """Target that does not count, as in torch."""
+
+CHUNK = 512
+CHUNK_BYTES = 2**30
+"""Tokens whose logits exist at once on a CPU, and the bytes of logits that exist at once on a GPU, which so few tokens would starve."""
 
 
 @runtime_checkable
@@ -45,6 +55,44 @@ class WholeVocabulary:
         return log_z_N, picked_N
 
 
+def tokens_at_once(device: torch.device, vocab_size: int, itemsize: int) -> int:
+    """How many tokens' logits are to exist at once; on a GPU a multiple of 128, which its products are made of."""
+    if device.type != "cuda":
+        return CHUNK
+    return max(CHUNK, CHUNK_BYTES // max(1, vocab_size * itemsize) // 128 * 128)
+
+
+def _is_fused(hidden: Tensor, vocabulary: Vocabulary) -> bool:
+    """Whether one kernel makes losses and gradients of the logits: on a GPU with Triton, over the whole vocabulary."""
+    whole = type(vocabulary) is WholeVocabulary and not dispatch.fixed_order()
+    return whole and hidden.is_cuda and runtime.why_not(hidden.device) is None
+
+
+def _fused(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool, z_loss: float, out: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss and the gradients of hidden states and weight, by the kernel; the weight's is added up in float32 by the product itself."""
+    from herd.kernels.triton.cross_entropy import cross_entropy
+
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    narrow = weight.to(hidden.dtype)
+    grad_hidden = torch.empty_like(hidden) if needs_grad else None
+    grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_grad else None
+    for start in range(0, hidden.shape[0], chunk):
+        part, target = hidden[start : start + chunk], targets[start : start + chunk]
+        logits = part @ narrow.t()
+        losses, log_z = cross_entropy(logits, target.contiguous(), ignore=IGNORE, z_loss=z_loss, gradient=needs_grad)
+        total += losses.sum()
+        if z_loss:
+            total += z_loss * log_z.square().sum()
+        if out is not None:
+            out[start : start + chunk] = losses
+        if grad_hidden is not None and grad_weight is not None:
+            torch.mm(logits, narrow, out=grad_hidden[start : start + chunk])
+            add_product(grad_weight, logits.t(), part)
+    return total, grad_hidden, grad_weight
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target); saves the finished gradients of hidden states and weight."""
 
@@ -60,6 +108,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         out: Tensor | None,
     ) -> Tensor:
+        if _is_fused(hidden, vocabulary):
+            total, *gradients = _fused(hidden, weight, targets, chunk, needs_grad, z_loss, out)
+            ctx.save_for_backward(*gradients)
+            return total
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         narrow = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -100,7 +152,7 @@ def cross_entropy_sum(
     weight_VD: Float[Tensor, "V D"],
     targets_N: Int[Tensor, "N"],
     *,
-    chunk: int = 512,
+    chunk: int | None = None,
     z_loss: float = 0.0,
     out_N: Float[Tensor, "N"] | None = None,
     vocabulary: Vocabulary | None = None,
@@ -111,7 +163,7 @@ def cross_entropy_sum(
         hidden_ND: final hidden states, in the compute dtype (the matrix products run in it; the softmax in float32).
         weight_VD: output matrix; its gradient is accumulated in float32.
         targets_N: next-token ids, `IGNORE` where a token does not count.
-        chunk: tokens whose logits exist at once.
+        chunk: tokens whose logits exist at once; None: 512, on a GPU as many as have 1 GiB of logits.
         z_loss: weight of the square of the log of the softmax's normaliser, added to each counted token's loss.
         out_N: takes each token's cross entropy, without gradient; 0 where it does not count.
         vocabulary: which rows of the output matrix are here; None: all.
@@ -119,10 +171,12 @@ def cross_entropy_sum(
     # Asked here, since inside the function autograd is off in training and evaluation alike.
     needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
     rows = vocabulary or WholeVocabulary()
+    itemsize = hidden_ND.dtype.itemsize if _is_fused(hidden_ND, rows) else 4
+    chunk = chunk or tokens_at_once(hidden_ND.device, len(weight_VD), itemsize)
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, rows, chunk, needs_grad, z_loss, out_N)  # pyright: ignore[reportReturnType]
 
 
-def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Tensor, *rest: Tensor, chunk: int = 512) -> Tensor:
+def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Tensor, *rest: Tensor, chunk: int | None = None) -> Tensor:
     """`function(logits_nV, *rest_n)` of every chunk of tokens, side by side; logits are float32 and computed again for the gradient.
 
     Args:
@@ -130,8 +184,9 @@ def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Ten
         hidden_ND: final hidden states, in the compute dtype.
         weight_VD: output matrix.
         *rest: what else the function needs, with a row for each token.
-        chunk: tokens whose logits exist at once.
+        chunk: tokens whose logits exist at once; None: 512, on a GPU as many as have 1 GiB of float32 logits.
     """
+    chunk = chunk or tokens_at_once(hidden_ND.device, len(weight_VD), 4)
 
     def one(hidden: Tensor, weight: Tensor, *parts: Tensor) -> Tensor:
         return function((hidden @ weight.to(hidden.dtype).t()).float(), *parts)
@@ -144,7 +199,7 @@ def by_chunks(function: Callable[..., Tensor], hidden_ND: Tensor, weight_VD: Ten
 
 
 def token_logprobs(
-    hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"], *, chunk: int = 512
+    hidden_ND: Float[Tensor, "N D"], weight_VD: Float[Tensor, "V D"], targets_N: Int[Tensor, "N"], *, chunk: int | None = None
 ) -> Float[Tensor, "N"]:
     """The log-probability of every target, in nats, float32 and differentiable."""
 

@@ -45,7 +45,7 @@ def split_cross_entropy_sum(
     targets_N: Int[Tensor, "N"],
     *,
     group: Any = None,
-    chunk: int = 512,
+    chunk: int | None = None,
     z_loss: float = 0.0,
     out_N: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, ""]:
