@@ -27,15 +27,16 @@ from small_run import (  # pyright: ignore[reportMissingImports]
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy
 
 from herd.model.attention import MaskedCore, document_mask, sdpa
 from herd.model.init import initialise
-from herd.model.transformer import Transformer
+from herd.model.transformer import Transformer, call_block
 from herd.train import blockwise
 from herd.train.attention import DocumentCore, document_spans, training_core
 from herd.train.float8 import Float8Linear, Float8UnsupportedError, check_float8, convert_to_float8, quantise
 from herd.train.numerics import prepare_model
-from herd.train.recompute import set_recompute
+from herd.train.recompute import _policy, set_recompute
 from herd.train.replicas import differing_tensors, odd_replicas, parameter_hash, tensor_hash
 from herd.train.step import batch_loss_sum
 from herd.train.update import apply_update
@@ -272,7 +273,7 @@ import torch
 import torch._dynamo
 from small_run import small_model, small_stage
 from herd.model.init import initialise
-from herd.model.transformer import Transformer
+from herd.model.transformer import Transformer, call_block
 from herd.train.numerics import prepare_model
 from herd.train.step import batch_loss_sum
 
@@ -393,3 +394,32 @@ def test_hashes_go_into_the_log(tmp_path: Path) -> None:
     trainer = whole_run(tmp_path, hash_every=5)
     found = {record["step"]: record["parameter_hash"] for record in log_of(tmp_path) if "parameter_hash" in record}
     assert list(found) == [5, 10, 12] and found[12] == parameter_hash(trainer.model)
+
+
+def test_what_a_compiled_block_keeps_is_the_compilers_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_args, **_rest: None)
+    monkeypatch.setattr("herd.train.numerics._hide_attention_from_the_compiler", lambda: None)
+    seen = {}
+    for compiled, recompute in ((True, "selective"), (False, "selective"), (True, "full"), (True, "none")):
+        model = small_model()
+        prepare_model(model, small_stage(compile=compiled, recompute=recompute))
+        seen[compiled, recompute] = model.block_runner is call_block
+    assert seen == {(True, "selective"): True, (False, "selective"): False, (True, "full"): False, (True, "none"): True}
+
+
+def test_selective_recomputation_keeps_the_attention_of_gpus_where_torch_has_it() -> None:
+    pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no attention of variable lengths")
+    rows = torch.zeros(2, 2)
+    assert _policy(None, torch.ops.torch_attn._varlen_attn.default, rows) == CheckpointPolicy.MUST_SAVE
+    assert _policy(None, torch.ops.aten.mm.default, rows, rows) == CheckpointPolicy.MUST_SAVE
+    assert _policy(None, torch.ops.aten.mul.Tensor, rows, rows) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_float8_gives_the_same_whichever_way_a_gradient_lies() -> None:
+    model = small_model()
+    convert_to_float8(model)
+    matrix = model.model.layers[0].mlp.up_proj
+    x, upstream = torch.randn(32, 32), torch.randn(matrix.weight.shape[0], 32).t()
+    found = [torch.autograd.grad(matrix(x.requires_grad_()), (x, matrix.weight), grad) for grad in (upstream, upstream.contiguous())]
+    assert not upstream.is_contiguous()
+    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))

@@ -23,7 +23,10 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
         convert_to_float8(model)
     else:
         convert_back(model)
-    set_recompute(model, stage.recompute)
+    # Operators inside a compiled graph cannot be told apart from outside, so all would be computed again. The compiler does by itself what
+    # selective means: it keeps the results of products and computes what is cheap again.
+    by_compiler = stage.compile and stage.recompute == "selective"
+    set_recompute(model, "none" if by_compiler else stage.recompute)
     if stage.compile:
         _hide_attention_from_the_compiler()
         for block in model.model.layers:

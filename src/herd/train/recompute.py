@@ -30,6 +30,9 @@ KEPT_OPS = (
 )
 """Operators whose results selective recomputation keeps."""
 
+KEPT_NAMES = ("torch_attn::_varlen_attn",)
+"""The same, by name: operators that exist only once a module of torch's that not every run needs was imported."""
+
 
 def _is_part_of_a_sum(args: tuple[Any, ...]) -> bool:
     """Whether a product's inputs are cut along what is summed over: its result, before the ranks add it up, is as large as all ranks'."""
@@ -38,7 +41,7 @@ def _is_part_of_a_sum(args: tuple[Any, ...]) -> bool:
 
 
 def _policy(_context: Any, op: Any, *args: Any, **_rest: Any) -> CheckpointPolicy:
-    keeps = op in KEPT_OPS and not _is_part_of_a_sum(args)
+    keeps = (op in KEPT_OPS or getattr(op, "_name", None) in KEPT_NAMES) and not _is_part_of_a_sum(args)
     return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
 
 
