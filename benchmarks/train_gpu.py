@@ -96,10 +96,12 @@ def state_bytes(config: ModelConfig) -> int:
 
 
 def row_bytes(config: ModelConfig, room: Room, *, compiled: bool, length: int = LENGTH) -> int:
-    """Activations that one row keeps, by what the blocks save: float32 residuals, 16-bit inputs of products, attention's four."""
-    dim, ffn = config.hidden_size, config.intermediate_size
-    heads = (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
-    block = (12 * dim + 4 * heads + 6 * ffn) if compiled else (26 * dim + 4 * heads + 8 * ffn)
+    """Activations that one row keeps, by what the blocks save: float32 residuals, 16-bit inputs of products, attention's four.
+
+    Keys and values count as many heads as queries, since torch 2.11's attention gets them repeated.
+    """
+    dim, ffn, query = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
+    block = (12 * dim + 8 * query + 6 * ffn) if compiled else (26 * dim + 8 * query + 8 * ffn)
     layers = config.num_hidden_layers
     kept = 4 * dim * layers + 2 * block if room.recompute == "full" else block * layers
     return length * (kept + 12 * dim)

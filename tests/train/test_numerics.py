@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -32,8 +33,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 from herd.model.attention import MaskedCore, document_mask, sdpa
 from herd.model.init import initialise
 from herd.model.transformer import Transformer, call_block
-from herd.train import blockwise
-from herd.train.attention import DocumentCore, document_spans, training_core
+from herd.train import attention, blockwise
+from herd.train.attention import DocumentCore, VarlenCore, document_edges, document_spans, training_core
 from herd.train.float8 import Float8Linear, Float8UnsupportedError, check_float8, convert_to_float8, quantise
 from herd.train.numerics import prepare_model
 from herd.train.recompute import _policy, set_recompute
@@ -423,3 +424,54 @@ def test_float8_gives_the_same_whichever_way_a_gradient_lies() -> None:
     found = [torch.autograd.grad(matrix(x.requires_grad_()), (x, matrix.weight), grad) for grad in (upstream, upstream.contiguous())]
     assert not upstream.is_contiguous()
     assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
+
+
+def _slow_varlen(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, *_: Any, window_size: tuple[int, int]) -> Tensor:
+    """What torch's function over all documents at once computes on a GPU, one document after another."""
+    assert window_size == (-1, 0), "causal"
+    assert k.shape == q.shape, "a release without grouped heads gets them repeated"
+    cuts = list(itertools.pairwise(edges.tolist()))
+    return torch.cat([sdpa(*(part[None, start:end] for part in (q, k, v)), causal=True)[0] for start, end in cuts])
+
+
+def _slow_grouped_varlen(q: Tensor, k: Tensor, v: Tensor, *rest: Any, enable_gqa: bool = False, **more: Any) -> Tensor:
+    assert enable_gqa or q.shape == k.shape
+    return _slow_varlen(q, *(part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v)), *rest, **more)
+
+
+@pytest.mark.parametrize("function", [_slow_varlen, _slow_grouped_varlen])
+def test_all_documents_of_a_batch_in_one_call(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", function)
+    docs = torch.tensor([[0, 0, 0, 1, 1, 2, -1, -1], [0, 1, 1, 1, 1, 1, 1, 1], [0] * 8, [5, 5, 5, 5, 5, 5, 5, -1]])
+    q, k, v = (torch.randn(4, 8, heads, 8) for heads in (4, 2, 2))
+    attention._varlen.cache_clear()  # it holds what the release at hand can
+    try:
+        found = VarlenCore(document_edges(docs), 8)(0, q, k, v)
+    finally:
+        attention._varlen.cache_clear()
+    torch.testing.assert_close(found, MaskedCore(document_mask(docs))(0, q, k, v))
+
+
+def test_edges_are_counted_over_all_rows() -> None:
+    docs = torch.tensor([[0, 0, 1], [0, 0, 0], [0, -1, -1]])
+    assert document_edges(docs).tolist() == [0, 2, 3, 6, 7, 9], "a number that goes on in the next row is another document"
+    assert document_edges(docs).dtype == torch.int32
+    assert document_spans(docs) == [(0, 0, 2), (0, 2, 3), (1, 0, 3), (2, 0, 1), (2, 1, 3)]
+
+
+def test_a_cpu_and_float32_take_no_flash_attention() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not VarlenCore.runs_on(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_all_documents_in_one_call_on_a_gpu() -> None:
+    docs = torch.tensor([[0] * 100 + [1] * 27 + [-1], [3] * 128], device="cuda")
+    q, k, v = (torch.randn(2, 128, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (6, 2, 2))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert isinstance(training_core(docs), VarlenCore)
+        found = [core(0, q, k, v) for core in (training_core(docs), MaskedCore(document_mask(docs)))]
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2)
+    grads = [torch.autograd.grad(out.float().square().sum(), (q, k, v)) for out in found]
+    for left, right in zip(*grads, strict=True):
+        torch.testing.assert_close(left, right, rtol=5e-2, atol=5e-2)

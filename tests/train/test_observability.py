@@ -122,12 +122,20 @@ def test_nvml_adds_the_gpus_millijoules(monkeypatch: pytest.MonkeyPatch) -> None
         nvmlDeviceGetTotalEnergyConsumption=energies.__getitem__,
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert NvmlCounter((0, 1)).joules() == 12.0
     meter = find_meter(device="cuda", gpu_indices=(0,))
     assert meter.method.startswith("nvml")
     energies[0] += 2500
     if meter.method == "nvml":
         assert meter.lap() == pytest.approx(2.5)
+
+    fake.nvmlDeviceGetHandleByUUID = {"GPU-2f": 1}.__getitem__
+    for shown, joules in (("1", 7.0), ("GPU-2f, 0", 7.0), ("0", 7.5)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        assert NvmlCounter((0,)).joules() == joules, "the first GPU that CUDA shows"
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES shows 1 GPUs, and number 1 is asked for"):
+        NvmlCounter((1,))
 
     def refuse() -> None:
         raise NVMLError("no driver")

@@ -87,18 +87,27 @@ def prepare_rows(
         if (tokens := token_folder(source, data)) is not None:
             rows[source.name] = _open_tokens(tokens, source, stage, tokenizer_folder=cache.parent / "tokenizer", cache=cache)
             continue
-        path = cache / _cache_name(source, stage, config, digest)
-        if not path.exists():
-            documents = _documents(source, stage, config, data, tokenizer)
-            packed = pack(documents, stage.sequence_length, pad_id=tokenizer.pad_id, split=source.kind == "text")
-            if packed.num_dropped:
-                log.warning(
-                    "%s: %d of %d dialogues are over %d tokens and were left out",
-                    source.name, packed.num_dropped, packed.num_documents, stage.sequence_length + 1,
-                )  # fmt: skip
-            _write_rows(path, packed)
+        path = pack_source(source, stage, config, data, tokenizer, digest=digest, cache=cache)
         rows[source.name] = _read_rows(path)
     return rows
+
+
+def pack_source(
+    source: SourceConfig, stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer, *, digest: str, cache: Path
+) -> Path:
+    """The file of a source's packed rows, made if it is not there. Several processes may make those of different sources at once."""
+    path = cache / _cache_name(source, stage, config, digest)
+    if path.exists():
+        return path
+    documents = _documents(source, stage, config, data, tokenizer)
+    packed = pack(documents, stage.sequence_length, pad_id=tokenizer.pad_id, split=source.kind == "text")
+    if packed.num_dropped:
+        log.warning(
+            "%s: %d of %d dialogues are over %d tokens and were left out",
+            source.name, packed.num_dropped, packed.num_documents, stage.sequence_length + 1,
+        )  # fmt: skip
+    _write_rows(path, packed)
+    return path
 
 
 def token_folder(source: SourceConfig, data: Path | None) -> Path | None:

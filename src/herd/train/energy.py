@@ -6,6 +6,7 @@ names its method, since a nameplate is an assumption. Knows counters and files; 
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -66,8 +67,18 @@ class RaplCounter:
         return self._total / 1e6
 
 
+def _nvml_handle(nvml: Any, index: int) -> Any:
+    """A GPU by the number that CUDA gives it: where CUDA_VISIBLE_DEVICES hides some, NVML still counts all of them."""
+    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if not shown:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    if index >= len(shown):
+        raise ValueError(f"CUDA_VISIBLE_DEVICES shows {len(shown)} GPUs, and number {index} is asked for")
+    return nvml.nvmlDeviceGetHandleByIndex(int(shown[index])) if shown[index].isdecimal() else nvml.nvmlDeviceGetHandleByUUID(shown[index])
+
+
 class NvmlCounter:
-    """The energy counters of NVIDIA GPUs by index. ValueError where NVML or the counter is missing."""
+    """The energy counters of NVIDIA GPUs by the number that CUDA gives them. ValueError where NVML or the counter is missing."""
 
     def __init__(self, indices: tuple[int, ...]) -> None:
         try:
@@ -77,7 +88,7 @@ class NvmlCounter:
         self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+            self._handles = [_nvml_handle(pynvml, index) for index in indices]
             self.joules()
         except pynvml.NVMLError as error:
             raise ValueError(f"NVML counts no energy here: {error}") from error

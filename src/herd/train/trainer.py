@@ -114,7 +114,7 @@ class Trainer:
         self.average = WeightAverage()
         self.guard = LossGuard(stage.guard)
         self.log = RunLog(folder)
-        self.meter = meter or find_meter(device=model.device.type)
+        self.meter = meter or find_meter(device=model.device.type, gpu_indices=(model.device.index or 0,))
         self.heartbeat = Heartbeat(folder, limit_s=stage.hang_timeout_s)
         self.profiler = StepProfiler(stage.profile_steps, folder / "profile")
         self.saver = StateSaver(

@@ -53,12 +53,11 @@ def hidden_states(
 ) -> Float[Tensor, "B T D"]:
     """The final hidden states of the first `length` tokens of each row (all but the last, unless given), in `dtype`."""
     tokens, documents = tensors["tokens"][:, : length or -1], tensors["documents"][:, : length or -1]
-    positions = None
-    if "branches" in tensors:
-        branches = tensors["branches"][:, : length or -1]
-        core, positions = MaskedCore(branch_mask(documents, branches)), branch_positions(documents, branches)
-    else:
-        core = training_core(documents)
+    branches = tensors["branches"][:, : length or -1] if "branches" in tensors else None
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = model.hidden(tokens, core=core, positions_BT=positions)
+        if branches is None:
+            hidden = model.hidden(tokens, core=training_core(documents))
+        else:
+            core, positions = MaskedCore(branch_mask(documents, branches)), branch_positions(documents, branches)
+            hidden = model.hidden(tokens, core=core, positions_BT=positions)
     return hidden.to(dtype)
