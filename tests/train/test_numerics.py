@@ -397,15 +397,59 @@ def test_hashes_go_into_the_log(tmp_path: Path) -> None:
     assert list(found) == [5, 10, 12] and found[12] == parameter_hash(trainer.model)
 
 
-def test_what_a_compiled_block_keeps_is_the_compilers_business(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_compiled_block_keeps_is_told_to_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_args, **_rest: None)
     monkeypatch.setattr("herd.train.numerics._hide_attention_from_the_compiler", lambda: None)
+    asked: list[bool] = []
+    monkeypatch.setattr("herd.train.numerics.recompute_what_is_cheap", asked.append)
     seen = {}
     for compiled, recompute in ((True, "selective"), (False, "selective"), (True, "full"), (True, "none")):
         model = small_model()
         prepare_model(model, small_stage(compile=compiled, recompute=recompute))
         seen[compiled, recompute] = model.block_runner is call_block
     assert seen == {(True, "selective"): True, (False, "selective"): False, (True, "full"): False, (True, "none"): True}
+    assert asked == [True, False, False], "once for each that is compiled"
+
+
+KEPT_BY_COMPILER = """
+import sys
+from functools import partialmethod
+sys.path[:0] = sys.argv[1:]
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from small_run import as_batch, small_model, small_rows, small_stage
+from herd.train.numerics import prepare_model
+from herd.train.step import batch_loss_sum
+
+torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager_decomp_partition")
+batch = as_batch(small_rows(40, seed=3), 0, 4)
+kept, flops, losses = {}, {}, {}
+for mode in ("none", "selective"):
+    torch._dynamo.reset()
+    model = small_model()
+    prepare_model(model, small_stage(compile=True, recompute=mode))
+    batch_loss_sum(model, batch, torch.bfloat16).backward()
+    sizes = {}
+    def keep(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = batch_loss_sum(model, batch, torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    kept[mode], flops[mode], losses[mode] = sum(sizes.values()), counter.get_total_flops(), float(loss.detach())
+assert flops["none"] == flops["selective"], flops
+assert losses["none"] == losses["selective"], losses
+assert kept["selective"] < 0.97 * kept["none"], kept
+print("kept", kept)
+"""
+
+
+def test_selective_compiled_blocks_keep_less_and_repeat_no_product() -> None:
+    # In a process of its own, as the test of graphs.
+    command = [sys.executable, "-c", KEPT_BY_COMPILER, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "kept" in done.stdout, done.stderr[-3000:]
 
 
 def test_selective_recomputation_keeps_the_attention_of_gpus_where_torch_has_it() -> None:

@@ -56,6 +56,16 @@ def flash_backward_cpu(
     return backward(grad, q, k, v, out, log_z, 0.0, causal)
 
 
+def recompute_what_is_cheap(wanted: bool) -> None:
+    """Whether graphs compiled from now on keep the results of products alone, wherever they can, or all that makes the backward fastest.
+
+    The compiler has a budget of kept memory. Just below the whole it computes again all that fuses, and still no product.
+    """
+    from torch._functorch import config
+
+    config.activation_memory_budget = 0.99 if wanted else 1.0
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Total += left right, in place, with the sum in the total's dtype; on a GPU the product itself adds, without a matrix between."""
     if left.dtype == total.dtype:

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 
+from herd.kernels.torch_compat import recompute_what_is_cheap
 from herd.model.attention import Attention
 from herd.model.transformer import Transformer
 from herd.train.config import StageConfig
@@ -23,12 +24,12 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
         convert_to_float8(model)
     else:
         convert_back(model)
-    # Operators inside a compiled graph cannot be told apart from outside, so all would be computed again. The compiler does by itself what
-    # selective means: it keeps the results of products and computes what is cheap again.
-    by_compiler = stage.compile and stage.recompute == "selective"
-    set_recompute(model, "none" if by_compiler else stage.recompute)
+    # From outside no operator of a compiled graph is seen, so all would be computed again: there the compiler is told instead.
+    selective = stage.compile and stage.recompute == "selective"
+    set_recompute(model, "none" if selective else stage.recompute)
     if stage.compile:
         _hide_attention_from_the_compiler()
+        recompute_what_is_cheap(selective)
         for block in model.model.layers:
             block.compile()
 
