@@ -35,6 +35,7 @@ from herd.train.objectives.objective import Objective
 from herd.train.optimizer import build_adamw
 from herd.train.preemption import PreemptedError
 from herd.train.profiling import StepProfiler
+from herd.train.read_ahead import ReadAhead
 from herd.train.replicas import parameter_hash
 from herd.train.run_log import RunLog, read_lines
 from herd.train.saver import StateSaver
@@ -111,6 +112,7 @@ class Trainer:
         prepare_model(model, stage)
         self.optimizer = build_adamw(model, stage)
         self.moments = moments
+        self.ahead = ReadAhead(self._batch, device=model.device.type)
         self.average = WeightAverage()
         self.guard = LossGuard(stage.guard)
         self.log = RunLog(folder)
@@ -180,7 +182,7 @@ class Trainer:
         try:
             self.log.open_sinks(tensorboard=self.stage.tensorboard, wandb=self.stage.wandb, done=self.progress.step)
             self.meter.lap()
-            with self.heartbeat, self.saver:
+            with self.heartbeat, self.saver, self.ahead:
                 while self.progress.step < last and not self.progress.finished:
                     if self._one_step():
                         self._after_step(last)
@@ -205,7 +207,7 @@ class Trainer:
         done, number = self.progress, self.progress.step + 1
         phase = self.plan.at(done.step)
         self._enter("loader")
-        batch = self._batch(done.num_samples, phase)
+        batch = self.ahead.rows(done.num_samples, phase, self.plan.at(number) if number < self.stage.num_steps else None)
         self._enter("step")
         self.profiler.before(number)
         # Whatever draws random numbers in a step draws those of (run, step), interrupted or not.
