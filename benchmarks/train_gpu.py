@@ -272,7 +272,7 @@ def measure(variant: Variant, peaks: dict[str, float | None], *, repeats: int) -
         found |= rates(config, rows, found["step_s"], peaks)
         memory = {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
         return found | memory | {"rows": rows, "micro_batch_size": room.micro, "recompute": room.recompute}
-    raise SystemExit(f"{variant.name}: not one row of {LENGTH} fits on this card")
+    raise RuntimeError(f"{variant.name}: not one row of {LENGTH} fits on this card")
 
 
 def largest(shapes: tuple[str, ...] = ("8b", "3b", "1b")) -> dict[str, Any]:

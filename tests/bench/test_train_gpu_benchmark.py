@@ -143,3 +143,29 @@ def test_a_variant_that_fails_is_told_and_the_others_are_measured(
     assert ended.value.code == 1 and "ValueError: no compiler" in said.out and "error: 1b compiled failed" in said.err
     found = json.loads((tmp_path / "c.json").read_text())["results"]
     assert list(found["variants"]) == ["1b eager"] and found["wrong"] == ["1b compiled failed"]
+
+
+def test_a_variant_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import train_gpu
+    from benchmarks.train_gpu import Room, Variant, measure
+
+    seen: list[Room] = []
+
+    def step_of(config: Any, variant: Any, room: Room, rows: int, *, device: str) -> Any:
+        seen.append(room)
+        if room.micro > 2 or not fits:
+            raise torch.OutOfMemoryError("no room")
+        return iter([11.8, 11.7, 11.6, 11.5]).__next__
+
+    monkeypatch.setattr(train_gpu, "make_step", step_of)
+    monkeypatch.setattr(train_gpu, "_clear", lambda: None)
+    for name, value in {"mem_get_info": (1, 150 * GB), "max_memory_allocated": 3, "max_memory_reserved": 4, "synchronize": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    fits, variant = True, Variant(shape="1b", compiled=True)
+    found = measure(variant, {"measured": 8e14, "nameplate": None}, repeats=2)
+    assert [room.micro for room in seen] == [8, 4, 2] and found["micro_batch_size"] == 2 and found["losses"] == [11.8, 11.7, 11.6, 11.5]
+    assert "1b compiled: 8 rows with recompute=none do not fit" in capsys.readouterr().out
+    fits = False
+    with pytest.raises(RuntimeError, match="1b compiled: not one row of 8192 fits on this card"):
+        measure(variant, {"measured": 8e14}, repeats=2)
+    assert seen[-1] == Room(micro=1, recompute="full")
