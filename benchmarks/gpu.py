@@ -110,7 +110,10 @@ class Run:
 
         caches = (None, "fp8") if torch.cuda.get_device_capability() >= (8, 9) else (None,)
         told = {cache or "bf16": check_engine("cuda", cache_dtype=cache) for cache in caches}
-        return {cache: self.sound(f"{name} engine, cache {cache}", found, "same_tokens", "close") for cache, found in told.items()}
+        return {
+            cache: self.sound(f"{name} engine, cache {cache}", found, "same_tokens", "close", "steps_taken_ahead")
+            for cache, found in told.items()
+        }
 
     def _kernels(self, kind: str) -> dict[str, Any]:
         from benchmarks.gpu_kernels import kernels
