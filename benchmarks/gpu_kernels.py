@@ -121,9 +121,29 @@ def tiled(tile: tuple[int, int, int], rows: int, warps: int, stages: int) -> Ite
         yield
 
 
+def agreements(config: ModelConfig, kind: str, *, m: int = 8) -> dict[str, Any]:
+    """Which tiles give the very bits of the chosen one, over as many inputs a step and parts: those could be taken for few rows or many."""
+    n, k = shapes(config)["qkv"]
+    copies = matrices(n, k, kind)[:1]
+    chosen = copies[0].tile
+    torch.manual_seed(1)
+    wanted = product_of(m, copies)(copies[0]).clone()
+    found: dict[str, Any] = {}
+    for outputs, rows, warps in itertools.product((16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8)):
+        try:
+            with tiled((outputs, chosen.inputs, chosen.splits), rows, warps, 3):
+                torch.manual_seed(1)
+                same = torch.equal(product_of(m, copies)(copies[0]), wanted)
+        except Exception as error:  # a tile that Triton does not compile, or that does not fit, says so here
+            same = str(error).splitlines()[0][:40]
+        found.setdefault(str(same), []).append(f"{rows} rows x {outputs}, {warps} warps")
+    return found
+
+
 def sweep(config: ModelConfig, kind: str, roof: float, repeats: int, *, m: int = 8) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(matrix, its fastest tiles) of a few rows; the chosen one comes first."""
+    """Which tiles agree bit for bit, then (matrix, its fastest tiles) of a few rows; the chosen one comes first."""
     wide = {"bf16": (64, 128), "fp8": (128, 256), "int4": (128,)}[kind]
+    yield f"{kind}: tiles with the chosen one's bits", agreements(config, kind)
     tries = list(itertools.product((16, 32, 64, 128), wide, (1, 2, 4, 8), (16, 64), (4,), (3, 5)))
     for name, (n, k) in shapes(config).items():
         copies = matrices(n, k, kind)
