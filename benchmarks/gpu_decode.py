@@ -27,6 +27,10 @@ from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 
+_FIRST = 4
+"""Tokens of the run that is not counted: enough to compile and to capture all that a longer one needs."""
+
+
 def read_per_token(model: Transformer) -> int:
     """Bytes of weights that a token alone reads: all matrices; norms and one row of the embedding are next to nothing."""
     return sum(matrix.size_bytes for stack in stacks(model) for matrix in stack)
@@ -123,7 +127,7 @@ def decode(
         num_blocks=1 + streams * per_sequence,
     )
     engine = build_engine(model, sizes)
-    generate(engine, 1, prompt, new)
+    generate(engine, 1, prompt, _FIRST)
     runs = [generate(engine, 1, prompt, new) for _ in range(repeats)]
     found: dict[str, Any] = {"bytes_per_token": size}
     found |= {name: statistics.median(run[name] for run in runs) for name in ("decode_tokens_per_s", "step_us", "host_waits_us")}
@@ -131,7 +135,7 @@ def decode(
     found["on_the_device"] = on_the_device(engine, 1, prompt + new - 2, per_sequence, repeats)
     tell(f"{kind} decode, on the device", found["on_the_device"])
     if streams > 1:
-        generate(engine, streams, prompt, new)
+        generate(engine, streams, prompt, _FIRST)
         runs = [generate(engine, streams, prompt, new) for _ in range(min(2, repeats))]
         found["streams"] = streams
         found["streams_tokens_per_s"] = statistics.median(run["tokens_per_s"] for run in runs)
