@@ -26,7 +26,6 @@ from herd.kernels.triton.attention import num_parts
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
-
 _FIRST = 4
 """Tokens of the run that is not counted: enough to compile and to capture all that a longer one needs."""
 
