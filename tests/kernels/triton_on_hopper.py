@@ -30,7 +30,9 @@ _called: set[str] = set()
 def _type_of(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
-    return "fp32" if isinstance(value, float) else "i32"
+    if isinstance(value, float):
+        return "fp32"
+    return "constexpr" if value == 1 else "i32"  # as Triton's launcher has it: one row, one part, a table of one column
 
 
 def _compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -38,8 +40,12 @@ def _compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> N
     named = dict(zip(self.arg_names, args, strict=False)) | kwargs
     fixed = {param.name for param in self.params if param.is_constexpr}
     signature = {name: "constexpr" if name in fixed else _type_of(named[name]) for name in self.arg_names}
-    constants = {(self.arg_names.index(name),): named[name] for name in fixed}
-    whole = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(self.arg_names) if _aligned(named[name]) and name not in fixed}
+    constants = {(at,): named[name] for at, name in enumerate(self.arg_names) if signature[name] == "constexpr"}
+    whole = {
+        (at,): [["tt.divisibility", 16]]
+        for at, name in enumerate(self.arg_names)
+        if _aligned(named[name]) and signature[name] != "constexpr"
+    }
     key = f"{self.fn.__name__} {signature} {sorted((name, str(named[name])) for name in fixed)}"
     if key in _called:
         return
@@ -90,15 +96,16 @@ def _cache(dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
     rope.rope_write(q, k, k, cos=angles, sin=angles, positions=places, slots=places, keys=keys, values=keys)
     tables, tiles = torch.zeros(4, 8, dtype=torch.int32), torch.zeros(4, 2, dtype=torch.int32)
     attention.attend(q, keys, keys, tables=tables, starts=narrow, first=narrow, tiles=tiles, out=q)
-    scratch = torch.empty(attention.partial_numbers(4, 32, 128, 2))
-    attention.attend_decoding(q, keys, keys, tables=tables, positions=places, parts=2, scratch=scratch, out=q)
+    for parts, width in ((2, 8), (1, 1)):
+        scratch, own = torch.empty(attention.partial_numbers(4, 32, 128, parts)), tables[:, :width].contiguous()
+        attention.attend_decoding(q, keys, keys, tables=own, positions=places, parts=parts, scratch=scratch, out=q)
 
 
-def _products(dtype: torch.dtype, matrices: list[linear.GpuMatrix]) -> None:
+def _products(dtype: torch.dtype, matrices: list[linear.GpuMatrix], rows: int = 4) -> None:
     for matrix in matrices:
-        x = torch.zeros(4, matrix.num_inputs, dtype=dtype)
-        scratch = linear.Scratch.of([matrix], rows=4, dtype=dtype, device=x.device)
-        linear.linear(x, matrix, out=torch.empty(4, matrix.num_outputs, dtype=dtype), scratch=scratch)
+        x = torch.zeros(rows, matrix.num_inputs, dtype=dtype)
+        scratch = linear.Scratch.of([matrix], rows=rows, dtype=dtype, device=x.device)
+        linear.linear(x, matrix, out=torch.empty(rows, matrix.num_outputs, dtype=dtype), scratch=scratch)
 
 
 def main(*, full: bool) -> None:
@@ -121,6 +128,7 @@ def main(*, full: bool) -> None:
     _cache(torch.bfloat16, torch.bfloat16)
     _cache(torch.bfloat16, FP8_DTYPE)
     _products(torch.bfloat16, some)
+    _products(torch.bfloat16, some, rows=1)
     one = torch.zeros(4)
     doubles, ids = {"top_p": one.double(), "uniforms": one.double()}, torch.zeros(4, dtype=torch.int64)
     draw.draw(torch.zeros(4, 2000), temperatures=one, top_k=one.int(), min_p=one, **doubles, ids=ids)

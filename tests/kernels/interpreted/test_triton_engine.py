@@ -1,7 +1,7 @@
 """The GPU runner on a CPU, in Triton's interpreter: an engine over it answers as one over the reference runner does, and as itself however
 requests are run.
 
-Runs in a process of its own with TRITON_INTERPRET=1: see tests/kernels/test_triton.py.
+Runs in a process of its own with TRITON_INTERPRET=1: see tests/kernels/test_triton.py; on a GPU: see on_gpu.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from on_gpu import ON_GPU, RUNS, WHY
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by tests/kernels/test_triton.py in Triton's interpreter", allow_module_level=True)
+if not RUNS:
+    pytest.skip(WHY, allow_module_level=True)
 
 from herd.base.errors import ConfigError
 from herd.engine.batch import Piece, ragged
@@ -260,6 +261,7 @@ def test_a_graph_is_captured_once_for_its_key_and_padding_changes_nothing(triton
     assert torch.equal(*found) and list(graphed._graphs.found) == [(1, 1), (4, 1)]
 
 
+@pytest.mark.skipif(ON_GPU, reason="there it runs")
 def test_triton_that_cannot_run_is_refused(triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ConfigError, match="no Triton kernel runs on cpu: TRITON_INTERPRET='0' and a cpu tensor") as refused:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from herd.engine.gpu.graphs import padded_parts
 from herd.engine.gpu.layout import Sizes
 from herd.kernels.triton import attention
 from herd.kernels.triton.linear import GpuMatrix, Scratch
@@ -53,7 +54,7 @@ class Buffers:
         self.numbers = torch.zeros(most_sizes(max_tokens, max_sequences, width).total, dtype=torch.int32, device=device)
         positions = width * block_size
         self.cos, self.sin = (torch.zeros(positions, config.head_dim // 2, device=device) for _ in range(2))
-        partials = min(PARTIALS, max_sequences * attention.num_parts(positions))
+        partials = min(PARTIALS, max_sequences * padded_parts(attention.num_parts(positions)))
         self.partials = torch.empty(
             attention.partial_numbers(partials, config.num_attention_heads, config.head_dim, 1), dtype=torch.float32, device=device
         )

@@ -77,7 +77,10 @@ def captures(device: torch.device) -> bool:
 
 
 class Captured:
-    """A function's launches as one graph. It ran once before, to compile what it launches; all graphs share one pool of memory."""
+    """A function's launches as one graph. It ran once before, to compile what it launches; all graphs share one pool of memory.
+
+    Other threads may go on with CUDA meanwhile: a second model's, or one that loads weights.
+    """
 
     def __init__(self, function: Callable[[], None], pool: Any) -> None:
         stream = torch.cuda.Stream()
@@ -86,7 +89,7 @@ class Captured:
             function()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             function()
 
     def replay(self) -> None:

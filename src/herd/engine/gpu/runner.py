@@ -82,7 +82,7 @@ class GpuRunner:
         self.forward = GpuForward(config, weights, self.buffers, self._keys, self._values, exact=exact)
         self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32, device=self.device)
         self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32, device=self.device)
-        self._max_sequences = max_sequences
+        self._most_rows = min(max_sequences, max_tokens)
         self._host = place.staging(len(self.buffers.numbers), self.device)
         self._sent = place.Sent(self.device)
         self._graphs = Graphs(place.graph_pool(self.device)) if place.captures(self.device) else None
@@ -120,7 +120,7 @@ class GpuRunner:
 
     def _decode(self, batch: RaggedBatch, plan: Batch, tokens: Tensor | None = None) -> None:
         """One token of each sequence; `tokens` on the device stand in for the batch's."""
-        count = padded_size(plan.num_tokens, self._max_sequences)
+        count = padded_size(plan.num_tokens, self._most_rows)
         parts = padded_parts(attention.num_parts(plan.num_positions))
         sizes = Sizes(tokens=count, sequences=count, width=self._width(parts * attention.PART), rows=count, tiles=count)
         where = self._send(batch, plan, sizes, tiles=[(row, row) for row in range(count)])

@@ -24,6 +24,8 @@ from torch import Tensor
 from herd.kernels.triton.runtime import options, require
 
 _BLOCK = 1024
+_WIDE = 4096
+"""Scores of a step of the walk for the likeliest, whose result does not depend on it."""
 
 
 @triton.jit
@@ -129,18 +131,29 @@ def _limit_of_p(at, V, high, heat, k_key, k_last, within, BLOCK: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _draw(scores, temperatures, ks, ps, leasts, uniforms, ids, ss, V, BLOCK: tl.constexpr):
+def _likeliest(at, V, WIDE: tl.constexpr):
+    """The highest score, the lowest id that has it, and how many are NaN: one walk, whose lanes meet at its end alone."""
+    high = tl.full((WIDE,), float("-inf"), tl.float32)
+    best, noise = tl.full((WIDE,), 2147483647, tl.int32), tl.full((WIDE,), 0, tl.int32)
+    for begin in range(0, V, WIDE):
+        i = begin + tl.arange(0, WIDE)
+        score = _scores(at, i, V)
+        noise += (score != score).to(tl.int32)
+        best = tl.where(score > high, i, best)
+        high = tl.where(score > high, score, high)
+    most = tl.max(high)
+    return most, tl.min(tl.where(high == most, best, 2147483647)), tl.sum(noise)
+
+
+@triton.jit
+@no_type_check
+def _draw(
+    scores, temperatures, ks, ps, leasts, uniforms, ids, ss, V,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = scores + row * ss
-    high, best, noise = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
-    for begin in range(0, V, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        score = _scores(at, i, V)
-        noise += tl.sum((score != score).to(tl.int32))
-        most = tl.max(score)
-        if most > high:
-            high = most
-            best = tl.min(tl.where(score == most, i, 2147483647))
+    high, best, noise = _likeliest(at, V, WIDE)
     heat = tl.load(temperatures + row)
     chosen = best
     if heat > 0.0:
@@ -185,5 +198,5 @@ def draw(scores_RV: Tensor, *, temperatures: Tensor, top_k: Tensor, top_p: Tenso
     rows, vocab = scores_RV.shape
     if rows:
         numbers = (temperatures, top_k, top_p, min_p, uniforms)
-        _draw[(rows,)](scores_RV, *numbers, ids, scores_RV.stride(0), vocab, BLOCK=_BLOCK, **options(4))
+        _draw[(rows,)](scores_RV, *numbers, ids, scores_RV.stride(0), vocab, BLOCK=_BLOCK, WIDE=_WIDE, **options(4))
     return ids

@@ -7,7 +7,7 @@
     fp8, one scale a row                      fp8, a scale each  summed in float32, times both scales
 
 The layouts are `kernels.quantised`'s. Codes less their zero points are exact in 16 bits, so a scale meets sums, never weights. int4 codes
-lie two to a byte: even and odd inputs are two products of half the width. Tiles and parts follow from [N, K] alone (`tiles`), and parts are
+lie two to a byte, read a byte at a time and laid out as inputs are. Tiles and parts follow from [N, K] alone (`tiles`), and parts are
 added in ascending order, so a row's result is the same in any batch. `scaled_mm` is torch's product for many fp8 rows: faster there by what
 is published, without that promise, so it runs only where it is asked for. Shapes: M rows, K inputs, N outputs.
 """
@@ -119,14 +119,22 @@ def _same_columns(one: QuantWeight, other: QuantWeight) -> bool:
 
 @triton.jit
 @no_type_check
+def _as_fp8(bytes_at):
+    """A pointer to fp8 numbers: they go to the tensor instructions as they lie in memory, without a stop in registers."""
+    return bytes_at.to(tl.pointer_type(tl.float8e4nv), bitcast=True)
+
+
+@triton.jit
+@no_type_check
 def _inputs(x, rows, k, sx, M, end, INPUTS: tl.constexpr):
-    tile = tl.load(x + rows[:, None] * sx + k[None, :], mask=(rows[:, None] < M) & (k[None, :] < end), other=0)
+    at = x + rows[:, None] * sx + k[None, :]
+    there = (rows[:, None] < M) & (k[None, :] < end)
     if INPUTS == 2 and INTERPRETED:
-        return fp8_numbers(tile)
+        return fp8_numbers(tl.load(at, mask=there, other=0))
     elif INPUTS == 2:
-        return tile.to(tl.float8e4nv, bitcast=True)
+        return tl.load(_as_fp8(at), mask=there, other=0.0)
     else:
-        return tile
+        return tl.load(at, mask=there, other=0)
 
 
 @triton.jit
@@ -135,7 +143,7 @@ def _met(a, codes, total, INPUTS: tl.constexpr):
     """Total + a @ codes^T; whole numbers for int8 inputs. Codes come as int32 or as the kind that a has."""
     if INPUTS == 1:
         return total + tl.dot(a, tl.trans(codes.to(tl.int8)), out_dtype=tl.int32)
-    elif INPUTS == 2:
+    elif INPUTS == 2 or codes.dtype == a.dtype:
         return total + tile_product(a, tl.trans(codes))
     else:
         return total + tile_product(a, tl.trans(codes.to(tl.float32).to(a.dtype)))
@@ -143,20 +151,30 @@ def _met(a, codes, total, INPUTS: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _four_bits(codes, zero, KIND: tl.constexpr, INPUTS: tl.constexpr):
+    """Codes of 4 bits less their zero points. In bfloat16 by bits, 128 + code: a GPU turns whole numbers into others far more slowly."""
+    if INPUTS == 0 and tl.bfloat16 == KIND and not INTERPRETED:
+        return (codes.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True) - (zero + 128).to(tl.float32).to(tl.bfloat16)
+    else:
+        return codes.to(tl.int32) - zero
+
+
+@triton.jit
+@no_type_check
 def _pairs(
     x, w, zeros, rows, n, at, sx, M, N, K, end, some,
-    INPUTS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ZEROS: tl.constexpr, BK: tl.constexpr,
+    INPUTS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ZEROS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """`some` and a step of int4 codes. What lies behind the last input meets inputs of 0, whatever code stands there."""
-    j = tl.arange(0, BK // 2)
-    here = (n[:, None] < N) & ((at + 2 * j)[None, :] < end)
-    pairs = tl.load(w + n[:, None] * (K // 2) + (at // 2 + j)[None, :], mask=here, other=0).to(tl.int32)
+    j = tl.multiple_of(at // 2, BK // 2) + tl.arange(0, BK // 2)
+    pairs = tl.load(w + n[:, None] * (K // 2) + j[None, :], mask=(n[:, None] < N) & (j[None, :] < end // 2), other=0)
     if ZEROS:
         zero = tl.load(zeros + n * GROUPS + at // GROUP, mask=n < N, other=0).to(tl.int32)[:, None]
     else:
-        zero = 8
-    some = _met(_inputs(x, rows, at + 2 * j, sx, M, end, INPUTS), (pairs & 15) - zero, some, INPUTS)
-    return _met(_inputs(x, rows, at + 2 * j + 1, sx, M, end, INPUTS), (pairs >> 4) - zero, some, INPUTS)
+        zero = tl.full((1, 1), 8, tl.int32)
+    codes = tl.reshape(tl.join(pairs & 15, pairs >> 4), (BN, BK))
+    a = _inputs(x, rows, at + tl.arange(0, BK), sx, M, end, INPUTS)
+    return _met(a, _four_bits(codes, zero, a.dtype, INPUTS), some, INPUTS)
 
 
 @triton.jit
@@ -164,16 +182,17 @@ def _pairs(
 def _codes(x, w, rows, n, at, sx, M, N, K, end, some, KIND: tl.constexpr, INPUTS: tl.constexpr, BK: tl.constexpr):
     """`some` and a step of numbers, int8 codes or fp8 bytes."""
     k = at + tl.arange(0, BK)
-    codes = tl.load(w + n[:, None] * K + k[None, :], mask=(n[:, None] < N) & (k[None, :] < end), other=0)
+    place = w + n[:, None] * K + k[None, :]
+    there = (n[:, None] < N) & (k[None, :] < end)
     a = _inputs(x, rows, k, sx, M, end, INPUTS)
-    if KIND == 0:
-        found = some + tile_product(a, tl.trans(codes))
-    elif KIND == 3 and INPUTS == 2 and not INTERPRETED:
-        found = _met(a, codes.to(tl.float8e4nv, bitcast=True), some, INPUTS)
+    if KIND == 3 and INPUTS == 2 and not INTERPRETED:
+        found = _met(a, tl.load(_as_fp8(place), mask=there, other=0.0), some, INPUTS)
     elif KIND == 3:
-        found = _met(a, fp8_numbers(codes), some, INPUTS)
+        found = _met(a, fp8_numbers(tl.load(place, mask=there, other=0)), some, INPUTS)
+    elif KIND == 0:
+        found = some + tile_product(a, tl.trans(tl.load(place, mask=there, other=0)))
     else:
-        found = _met(a, codes, some, INPUTS)
+        found = _met(a, tl.load(place, mask=there, other=0), some, INPUTS)
     return found
 
 
@@ -194,7 +213,7 @@ def _product(
         if GROUPS > 1:
             some = tl.zeros((BM, BN), dtype=SUM)
         if KIND == 2:
-            some = _pairs(x, w, zeros, rows, n, at, sx, M, N, K, end, some, INPUTS, GROUP, GROUPS, ZEROS, BK)
+            some = _pairs(x, w, zeros, rows, n, at, sx, M, N, K, end, some, INPUTS, GROUP, GROUPS, ZEROS, BN, BK)
         else:
             some = _codes(x, w, rows, n, at, sx, M, N, K, end, some, KIND, INPUTS, BK)
         if GROUPS > 1:
