@@ -61,7 +61,7 @@ PRESETS: dict[str, ModelConfig] = {
     "llama-3.2-3b": _llama3(3072, 28, 24, multiplier=1.0, multiple_of=256, scaling=_SCALING_32, tied=True),
     "llama-guard-3-8b": _llama3(4096, 32, 32, multiplier=1.3, multiple_of=1024, scaling=_SCALING_31),
     "llama-guard-3-1b": _llama3(2048, 16, 32, multiplier=1.5, multiple_of=256, scaling=_SCALING_32, tied=True),
-    "cria-11m": _cria(256, 10, 4, 2, 768, vocab=12288, context=1024),
+    "cria-25m": _cria(384, 12, 6, 2, 1024, vocab=16384, context=1024),
     "cria-8m": _cria(256, 8, 4, 1, 768, vocab=8448, context=1024),
     "cria-tiny": _cria(128, 4, 2, 1, 384, vocab=1280, context=512),
 }

@@ -7,9 +7,12 @@ are named in the card. Samples are the recipe's prompts in their order, each ans
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from herd.data.curate.report import REPORT_JSON, CurateReport, read_report
 from herd.inference.llm import LLM
@@ -54,6 +57,12 @@ class Beside:
     model: Transformer
     tokenizer: Tokenizer
     abilities: Abilities
+
+
+def machine_of(device: torch.device) -> str:
+    """What a stage ran on, in words."""
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"{platform.machine()}{gpu}, torch {torch.__version__}"
 
 
 def write_card(

@@ -19,6 +19,13 @@ LICENCES: dict[str, tuple[str, str]] = {
     "tiny.txt": OWN,
     "corpus/childrens_stories": ("Global African Storybook Project: global-asp/pb-source, asp-source, global-asp", "CC-BY"),
     "corpus/common_voice_sentences": ("Mozilla Common Voice sentences: mozilla/common-voice", "CC0-1.0"),
+    "corpus/docs_multilingual": (
+        "Documentation of open projects: reactjs, vuejs-translations, github/opensource.guide, adambard/learnxinyminutes-docs, "
+        "rust-lang/book, mdn/translated-content-de, electron/i18n",
+        "CC-BY-4.0, CC-BY-SA-4.0, MIT, Apache-2.0",
+    ),
+    "corpus/eltec_de": ("European Literary Text Collection: COST-ELTeC/ELTeC-deu", "public domain, markup CC-BY-4.0"),
+    "corpus/eltec_en": ("European Literary Text Collection: COST-ELTeC/ELTeC-eng", "public domain, markup CC-BY-4.0"),
     "corpus/eltec_es": ("European Literary Text Collection: COST-ELTeC/ELTeC-spa", "public domain, markup CC-BY-4.0"),
     "corpus/eltec_fr": ("European Literary Text Collection: COST-ELTeC/ELTeC-fra", "public domain, markup CC-BY-4.0"),
     "corpus/eltec_it": ("European Literary Text Collection: COST-ELTeC/ELTeC-ita", "public domain, markup CC-BY-4.0"),
@@ -41,5 +48,11 @@ LICENCES: dict[str, tuple[str, str]] = {
         "Apache-2.0, CC-BY-SA-3.0 answers",
     ),
     "instruct/oasst_en_100_trees": ("Open Assistant: LAION-AI/Open-Assistant", "Apache-2.0"),
+    "instruct/self_instruct_seed": ("Self-Instruct seed tasks: yizhongw/self-instruct", "Apache-2.0"),
+    "instruct/t0_tasks_permissive": (
+        "T0 templates over open tasks: yizhongw/self-instruct",
+        "Apache-2.0; tasks CC-BY-4.0, CC-BY-SA, MIT, BSD-3-Clause",
+    ),
+    "tools/glaive_toolcall_en_demo": ("Glaive function calling, sample: hiyouga/LLaMA-Factory", "Apache-2.0"),
     "tools/snips_nlu": ("SNIPS utterances: sonos/nlu-benchmark", "CC0-1.0"),
 }

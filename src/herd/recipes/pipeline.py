@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.recipes.abilities import measure_abilities
-from herd.recipes.card import Beside, StageReport, write_card
+from herd.recipes.card import Beside, StageReport, machine_of, write_card
 from herd.recipes.config import RecipeConfig
 from herd.recipes.estimate import estimate_stages, this_machine
 from herd.recipes.inspect import check_stage
@@ -208,7 +207,8 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
     if run.model.config != config.model_at(name):
         run.model = _with_config(run.model, config.model_at(name))
     gate = _gate(name, stage, run)
-    meter = find_meter(device=run.model.device.type, nameplate_watts=config.power.watts)
+    device = run.model.device
+    meter = find_meter(device=device.type, nameplate_watts=config.power.watts, gpu_indices=(device.index or 0,))
     trainer = _trainer_of(run.model)(
         run.model,
         stage,
@@ -246,7 +246,7 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
         seconds=progress.seconds,
         bits_per_byte=scores,
         epochs=mixture.epochs(progress.num_samples),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        machine=machine_of(run.model.device),
         energy_j=progress.energy_j,
         energy_method=meter.method,
     )

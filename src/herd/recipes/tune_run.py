@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.checkpoint.reward import is_reward_model, load_reward_model
 from herd.data.columns import ColumnMixture
 from herd.model.transformer import Transformer
+from herd.recipes.card import machine_of
 from herd.recipes.estimate import estimate_tuning, this_machine
 from herd.recipes.mask_view import check_answers_end, show_sample
 from herd.recipes.recover import check_start, make_trainable
@@ -213,7 +213,7 @@ def _fit(
         epochs=mixture.epochs(progress.num_samples),
         num_records=sum(part.num_records for part in prepared.values()),
         num_dropped=sum(part.num_dropped for part in prepared.values()),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        machine=machine_of(model.device),
     )
 
 
