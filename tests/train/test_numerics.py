@@ -275,7 +275,7 @@ import torch._dynamo
 from small_run import small_model, small_stage
 from herd.model.init import initialise
 from herd.model.transformer import Transformer, call_block
-from herd.train.numerics import prepare_model
+from herd.train.numerics import prepare_model, uncompiled
 from herd.train.step import batch_loss_sum
 
 graphs = []
@@ -301,6 +301,10 @@ def losses(num_layers, compiled):
         loss = batch_loss_sum(model, (tokens.numpy(), documents.numpy(), torch.ones(2, length, dtype=torch.bool).numpy()), torch.float32)
         loss.backward()
         found.append(float(loss.detach()))
+    before, other = len(graphs), torch.zeros(3, 47, dtype=torch.long).numpy()
+    with torch.no_grad(), uncompiled(model):
+        batch_loss_sum(model, (other, other, other == 0), torch.float32)
+    assert len(graphs) == before, "held-out rows are not compiled for"
     return found
 
 plain = losses(10, False)

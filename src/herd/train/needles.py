@@ -13,6 +13,7 @@ import torch
 
 from herd.base.errors import ConfigError
 from herd.model.transformer import Transformer
+from herd.train.numerics import uncompiled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ def depths(count: int) -> list[float]:
 def is_found(model: Transformer, needle: Needle, dtype: torch.dtype = torch.float32) -> bool:
     """Whether greedy decoding writes the answer. Only the answer's logits are computed."""
     tokens = torch.tensor([needle.ids[:-1]], device=model.device)
-    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32), uncompiled(model):
         hidden = model.hidden(tokens)[0, needle.answer_start - 1 :]
         best = model.logits(hidden).argmax(-1)
     return best.tolist() == list(needle.ids[needle.answer_start :])

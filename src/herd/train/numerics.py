@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from herd.kernels.torch_compat import recompute_what_is_cheap
 from herd.model.attention import Attention
@@ -32,6 +34,12 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
         recompute_what_is_cheap(selective)
         for block in model.model.layers:
             block.compile()
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """Compiled blocks run as they are inside: held-out rows come in other shapes than a step's, and each would be compiled for one call."""
+    is_compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 @lru_cache(maxsize=1)

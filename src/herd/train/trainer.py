@@ -29,7 +29,7 @@ from herd.train.energy import EnergyMeter, find_meter
 from herd.train.guard import Judgement, LossGuard
 from herd.train.heartbeat import Heartbeat, Phase
 from herd.train.mixing import cut_rows
-from herd.train.numerics import prepare_model
+from herd.train.numerics import prepare_model, uncompiled
 from herd.train.objectives.by_source import next_token_for, with_sources
 from herd.train.objectives.objective import Objective
 from herd.train.optimizer import build_adamw
@@ -365,7 +365,8 @@ class Trainer:
         """Bits per byte of every held-out set, logged and returned."""
         self._enter("evaluate")
         self.model.eval()
-        scores = {name: self._score(heldout) for name, heldout in self.heldout.items()}
+        with uncompiled(self.model):
+            scores = {name: self._score(heldout) for name, heldout in self.heldout.items()}
         self.model.train()
         if scores:
             self._log(heldout={name: round(score, 4) for name, score in scores.items()})
@@ -376,7 +377,7 @@ class Trainer:
             if step % callback.every == 0 or step == self.stage.num_steps:
                 self._enter("evaluate")
                 self.model.eval()
-                with torch.no_grad():
+                with torch.no_grad(), uncompiled(self.model):
                     scores = callback(self.model, step)
                 self.model.train()
                 if scores:
