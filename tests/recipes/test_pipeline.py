@@ -273,3 +273,5 @@ def test_another_model_is_put_to_the_same_questions(quick: RecipeConfig, finishe
     assert not (tmp_path / "other").exists()
     with pytest.raises(UsageError, match="sft tunes a model: its card tells it before and after"):
         run_recipe(find_recipe("sft"), data=None, output=tmp_path / "tuned", beside="cria")
+    with pytest.raises(UsageError, match="reads its data in one process"):
+        run_recipe(find_recipe("sft"), data=None, output=tmp_path / "tuned", workers=2)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from herd.base.config_io import apply_overrides
-from herd.base.errors import TokenizerError
+from herd.base.errors import HerdError, TokenizerError, UsageError
 from herd.data.rows import Rows
 from herd.recipes import prepare
 from herd.recipes.config import RecipeConfig, TokenizerTraining
+from herd.recipes.pack_pool import Packing, pack_at_once
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
 from herd.recipes.sources import is_heldout
 from herd.text.bpe_train import train_bpe
@@ -248,3 +249,39 @@ def test_a_text_without_a_language_counts_as_english(config: RecipeConfig, token
     source = SourceConfig(name="texts", path="texts.jsonl")
     heldout = prepare_heldout(replace(config, pretrain=replace(config.pretrain, sources=(source,))), tmp_path, tokenizer)
     assert list(heldout) == ["en"]
+
+
+def packing_of(config: RecipeConfig, data: Path, tokenizer: Tokenizer, folder: Path) -> Packing:
+    tokenizer.save(folder / "tokenizer")
+    (folder / "data").mkdir()
+    return Packing(
+        stage=config.pretrain,
+        config=config,
+        data=data,
+        tokenizer=folder / "tokenizer",
+        digest="a tokenizer's digest",
+        cache=folder / "data",
+    )
+
+
+def test_two_processes_pack_what_one_does(config: RecipeConfig, data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows_of(config, config.pretrain, data, tokenizer, tmp_path / "one")
+    packing = packing_of(config, data, tokenizer, tmp_path)
+    pack_at_once(packing, workers=1)
+    assert list(packing.cache.iterdir()) == [], "one process packs as it reads"
+    pack_at_once(packing, workers=2)
+    files = sorted(packing.cache.iterdir())
+    assert [path.name for path in files] == sorted(path.name for path in (tmp_path / "one").iterdir())
+    for path in files:
+        with np.load(path) as ours, np.load(tmp_path / "one" / path.name) as theirs:
+            assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.files)
+    pack_at_once(replace(packing, tokenizer=tmp_path / "none"), workers=2)  # nothing is missing, so nothing is begun
+
+
+def test_what_a_packing_process_finds_wrong_is_told_whole(config: RecipeConfig, data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    packing = packing_of(config, data, tokenizer, tmp_path)
+    with pytest.raises(UsageError, match="0 processes cannot pack rows"):
+        pack_at_once(packing, workers=0)
+    with pytest.raises(HerdError) as caught:
+        pack_at_once(replace(packing, data=None), workers=2)
+    assert "from a data folder, and none was given" in caught.value.message and caught.value.hint == "pass --data FOLDER"

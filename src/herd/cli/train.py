@@ -37,6 +37,12 @@ def train(
             metavar="MODEL", help="Another model, put to the same questions: the card of a recipe from random weights shows both."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that pack rows, a source each, for a recipe from random weights. [default: 1 on a CPU, the cores beside a GPU]"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config with steps, tokens and time of each stage, and stop.")
     ] = False,
@@ -80,7 +86,8 @@ def train(
     elif inspect:
         _inspect(config, files, output or _place(config.name), json=json)
     else:
-        _train(config, files, output or _place(config.name), restart=restart, device=device, beside=beside, json=json)
+        place = output or _place(config.name)
+        _train(config, files, place, restart=restart, device=device, beside=beside, workers=workers, json=json)
 
 
 def _list(*, json: bool) -> None:
@@ -95,14 +102,24 @@ def _list(*, json: bool) -> None:
         note("train one: herd train RECIPE; see all that can be set: herd train RECIPE --dry-run")
 
 
-def _train(config: AnyConfig, data: Path | None, place: Path, *, restart: bool, device: str | None, beside: str | None, json: bool) -> None:
+def _train(
+    config: AnyConfig,
+    data: Path | None,
+    place: Path,
+    *,
+    restart: bool,
+    device: str | None,
+    beside: str | None,
+    workers: int | None,
+    json: bool,
+) -> None:
     from herd.cli.output import note, print_json
     from herd.recipes.pipeline import run_recipe
     from herd.train.heartbeat import process_rank
 
     try:
         where = choose_device(settings.value("device", device))
-        result = run_recipe(config, data=data, output=place, restart=restart, device=where, beside=beside)
+        result = run_recipe(config, data=data, output=place, restart=restart, device=where, beside=beside, workers=workers)
     except KeyboardInterrupt:
         note(f"\nstopped; the same command goes on from the last state saved in {place}")
         raise

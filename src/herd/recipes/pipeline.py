@@ -23,6 +23,7 @@ from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.load import load_model, save_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
+from herd.kernels.dispatch import usable_cores
 from herd.model.config import ModelConfig
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
@@ -32,6 +33,7 @@ from herd.recipes.config import RecipeConfig
 from herd.recipes.estimate import estimate_stages, this_machine
 from herd.recipes.inspect import check_stage
 from herd.recipes.needle_text import make_needles
+from herd.recipes.pack_pool import Packing, pack_at_once
 from herd.recipes.prepare import prepare_heldout, prepare_rows, prepare_tokenizer
 from herd.recipes.registry import AnyConfig, read_config
 from herd.recipes.tune_config import TuneConfig
@@ -85,21 +87,33 @@ class _Run:
     heldout: dict[str, HeldOut]
     model: Transformer
     should_stop: Callable[[], object]
+    workers: int = 1
     moments: dict[str, Tensor] | None = None
     scores: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def run_recipe(
-    config: AnyConfig, *, data: Path | None, output: Path, restart: bool = False, device: str = "cpu", beside: str | None = None
+    config: AnyConfig,
+    *,
+    data: Path | None,
+    output: Path,
+    restart: bool = False,
+    device: str = "cpu",
+    beside: str | None = None,
+    workers: int | None = None,
 ) -> RunResult | TuneResult:
     """Train `config`, from random weights or from a model, into `output` and return where the model is.
 
-    `device` is where the model trains. The card of a recipe from random weights shows the model named `beside` with the new one.
+    `device` is where the model trains. The card of a recipe from random weights shows the model named `beside` with the new one, and
+    `workers` processes pack its rows (None: one beside a CPU that trains, all cores beside a GPU); a script that asks for more than one
+    needs `if __name__ == "__main__"`.
 
-    A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order. Raises
-    UsageError if it holds another config and `restart` is false, or for `beside` with a recipe that tunes, PreemptedError after such a
-    signal.
+    A folder that holds an interrupted run of the same config is resumed, bit for bit. SIGTERM and SIGUSR1 save and end it in order.
+    Raises UsageError if it holds another config and `restart` is false, or for `beside` or `workers` with a recipe that tunes,
+    PreemptedError after such a signal.
     """
+    if workers is not None and isinstance(config, TuneConfig):
+        raise UsageError(f"{config.name} tunes a model, and reads its data in one process", hint="leave --workers out")
     if beside is not None:
         if isinstance(config, TuneConfig):
             raise UsageError(f"{config.name} tunes a model: its card tells it before and after", hint="leave --beside out")
@@ -112,11 +126,19 @@ def run_recipe(
         if isinstance(config, TuneConfig):
             return run_tune(config, data=data, output=output, should_stop=lambda: stop, device=device)
         place = local_device(device) if parallel.world_size > 1 else device
-        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=place, beside=beside)
+        workers = workers if workers is not None else 1 if place == "cpu" else usable_cores()
+        return _pretrain(config, data=data, output=output, should_stop=lambda: stop, device=place, beside=beside, workers=workers)
 
 
 def _pretrain(
-    config: RecipeConfig, *, data: Path | None, output: Path, should_stop: Callable[[], object], device: str, beside: str | None
+    config: RecipeConfig,
+    *,
+    data: Path | None,
+    output: Path,
+    should_stop: Callable[[], object],
+    device: str,
+    beside: str | None,
+    workers: int,
 ) -> RunResult:
     """Every stage from random weights on, then the model and its card."""
     if config.num_threads:
@@ -127,7 +149,9 @@ def _pretrain(
         tokenizer = prepare_tokenizer(config, data, output / "tokenizer")
     heldout = prepare_heldout(config, data, tokenizer)
     model = _first_model(config, device)
-    run = _Run(config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=should_stop)
+    run = _Run(
+        config=config, data=data, output=output, tokenizer=tokenizer, heldout=heldout, model=model, should_stop=should_stop, workers=workers
+    )
     reports = tuple(_run_stage(name, stage, number, run) for number, (name, stage) in enumerate(config.stages()))
     target = output / "model"
     model = whole_copy(run.model, output / "model-pieces") if isinstance(run.model, ShardedTransformer) else run.model
@@ -200,8 +224,11 @@ def _run_stage(name: str, stage: StageConfig, number: int, run: _Run) -> StageRe
     """Train one stage, from its newest state if it has one; the run's model holds its result afterwards."""
     config, folder = run.config, run.output / name
     digest = hashlib.sha256((run.output / "tokenizer" / "tokenizer.model").read_bytes()).hexdigest()
+    tokenizer, cache = run.output / "tokenizer", run.output / "data"
     with first_rank_first():
-        rows = prepare_rows(stage, config, run.data, run.tokenizer, digest=digest, cache=run.output / "data")
+        packing = Packing(stage=stage, config=config, data=run.data, tokenizer=tokenizer, digest=digest, cache=cache)
+        pack_at_once(packing, workers=run.workers)
+        rows = prepare_rows(stage, config, run.data, run.tokenizer, digest=digest, cache=cache)
     check_stage(stage, rows, run.tokenizer)
     mixture = stage_mixture(rows, stage, seed=config.seed + number)
     if run.model.config != config.model_at(name):

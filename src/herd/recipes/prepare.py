@@ -92,6 +92,12 @@ def prepare_rows(
     return rows
 
 
+def missing_sources(stage: StageConfig, config: RecipeConfig, data: Path | None, *, digest: str, cache: Path) -> list[SourceConfig]:
+    """The sources of a stage whose rows have to be packed first."""
+    packed = [source for source in stage.used_sources if token_folder(source, data) is None]
+    return [source for source in packed if not (cache / _cache_name(source, stage, config, digest)).exists()]
+
+
 def pack_source(
     source: SourceConfig, stage: StageConfig, config: RecipeConfig, data: Path | None, tokenizer: Tokenizer, *, digest: str, cache: Path
 ) -> Path:

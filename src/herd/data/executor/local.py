@@ -30,9 +30,14 @@ _work: tuple[Plan, Path] | None = None
 
 
 def _begin(plan: Plan, folder: Path) -> None:
-    """In a worker: take the plan, and leave as soon as the parent is gone, however it went."""
+    """In a worker: take the plan, and leave with the parent."""
     global _work
     _work = (plan, folder)
+    leave_with_parent()
+
+
+def leave_with_parent() -> None:
+    """In a worker process: leave as soon as the parent is gone, however it went."""
     parent = multiprocessing.parent_process()
     if parent is not None:
 
