@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +109,21 @@ def test_a_batch_in_parts_has_the_bits_of_a_batch_in_one(count: int, threads: in
             for one, other in zip(scores(whole, batch), scores(apart, batch), strict=True):
                 np.testing.assert_array_equal(one, other)
         assert torch.equal(whole._layers.keys, apart._layers.keys)
+
+
+def test_angles_that_another_user_outgrows_are_read_on() -> None:
+    """An embedding's long prompt, run op by op, makes a longer table of angles; the one before it must not go while C reads it."""
+    made = runner(torch.float32, tied=True, whole=True)
+    before = scores(made, BATCHES[0])
+    table = made._layers.rope
+    short = weakref.ref(table.upto(1)[0])
+    longer = table.upto(5000)[0]
+    gc.collect()
+    kept = short()
+    assert kept is not None and kept is not longer and made._forward is not None
+    assert made._forward._model.cos == kept.data_ptr(), "C reads what is still there"
+    for one, other in zip(before, scores(made, BATCHES[0]), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_table_may_be_a_view_of_a_wider_one() -> None:

@@ -101,6 +101,7 @@ class Forward:
         self._layers = (_Layer * len(blocks))(*(_layer(block) for block in blocks))
         self._kept = (list(blocks), norm, head, embedding)
         self._rope, self._scores, self._scores_at, self._scored = rope, scores.numpy(), scores.data_ptr(), False
+        self._angles = rope.upto(0)
         self._width = scores.shape[1]
         normed = arenas["normed"]
         self._normed, self._row_bytes = normed.data_ptr(), normed.stride(0) * normed.itemsize
@@ -168,7 +169,8 @@ class Forward:
         rows = len(rows_R)
         most = int((first_S + starts[1:] - starts[:-1]).max(initial=0))
         if most > self._model.num_positions:
-            cos, sin = self._rope.upto(most)
+            # Kept, since others who use the table may make a longer one of it, and C goes on reading this.
+            self._angles = cos, sin = self._rope.upto(most)
             self._model.cos, self._model.sin, self._model.num_positions = cos.data_ptr(), sin.data_ptr(), len(cos)
         if most > block_table_SW.shape[1] * self._model.block_size:
             self._refuse(tokens_T, first_S, np.diff(starts), block_table_SW)
