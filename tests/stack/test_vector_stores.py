@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from client_server import LiveServer, needs_cria  # pyright: ignore[reportMissingImports]
 from openai import OpenAI
 
+from herd.base.paths import bundled_model
 from herd.store.check import check
 from herd.store.state import State
 from herd.store.vectors import Vectors
@@ -210,8 +212,9 @@ def test_another_keys_store_does_not_exist(served: Served) -> None:
 
 
 def test_the_llama_stacks_routes_keep_and_find_passages(served: Served) -> None:
-    made = served.http("POST", "/v1/vector-dbs", vector_db_id="docs", embedding_model="cria", embedding_dimension=256, provider_id="faiss")
-    assert made.json()["identifier"] == "docs" and made.json()["embedding_dimension"] == 256
+    size = json.loads((bundled_model() / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    made = served.http("POST", "/v1/vector-dbs", vector_db_id="docs", embedding_model="cria", embedding_dimension=size, provider_id="faiss")
+    assert made.json()["identifier"] == "docs" and made.json()["embedding_dimension"] == size
     assert served.http("POST", "/v1/vector-dbs", vector_db_id="docs").status_code == 409
     assert served.http("POST", "/v1/vector-dbs", "bob", vector_db_id="docs").status_code == 200, "a name is one's own"
     chunks = [
