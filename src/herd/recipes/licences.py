@@ -22,7 +22,7 @@ LICENCES: dict[str, tuple[str, str]] = {
     "corpus/docs_multilingual": (
         "Documentation of open projects: reactjs, vuejs-translations, github/opensource.guide, adambard/learnxinyminutes-docs, "
         "rust-lang/book, mdn/translated-content-de, electron/i18n",
-        "CC-BY-4.0, CC-BY-SA-4.0, MIT, Apache-2.0",
+        "CC-BY-4.0, CC-BY-SA, MIT, Apache",
     ),
     "corpus/eltec_de": ("European Literary Text Collection: COST-ELTeC/ELTeC-deu", "public domain, markup CC-BY-4.0"),
     "corpus/eltec_en": ("European Literary Text Collection: COST-ELTeC/ELTeC-eng", "public domain, markup CC-BY-4.0"),
@@ -51,7 +51,7 @@ LICENCES: dict[str, tuple[str, str]] = {
     "instruct/self_instruct_seed": ("Self-Instruct seed tasks: yizhongw/self-instruct", "Apache-2.0"),
     "instruct/t0_tasks_permissive": (
         "T0 templates over open tasks: yizhongw/self-instruct",
-        "Apache-2.0; tasks CC-BY-4.0, CC-BY-SA, MIT, BSD-3-Clause",
+        "Apache-2.0; tasks CC-BY-4.0, CC-BY-SA, MIT, BSD",
     ),
     "tools/glaive_toolcall_en_demo": ("Glaive function calling, sample: hiyouga/LLaMA-Factory", "Apache-2.0"),
     "tools/snips_nlu": ("SNIPS utterances: sonos/nlu-benchmark", "CC0-1.0"),
