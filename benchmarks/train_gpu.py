@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.gpu_model import timed
 from herd.model.config import ModelConfig
 from herd.model.presets import preset
 from herd.model.transformer import Transformer
@@ -193,20 +194,6 @@ def problems(name: str, found: list[float], reference: float, *, float8: bool) -
     elif found[-1] >= found[0]:
         told.append(f"{name}: the loss of one batch does not fall: {found[0]:.4f} to {found[-1]:.4f}")
     return told
-
-
-def timed(function: Callable[[], object], repeats: int) -> float:
-    """Seconds a call by the GPU's own clock, the median."""
-    function()
-    found = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        found.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(found)
 
 
 def _fp8_product(left: Tensor, right: Tensor, scale: Tensor, fast: bool) -> Tensor:
