@@ -40,6 +40,8 @@ def test_chats_are_listed_searched_renamed_and_deleted(open_page: Open) -> None:
     page.locator(".sidebar li", has_text="Humming").hover()
     page.get_by_label("Delete “Humming”").click()
     page.get_by_role("button", name="Delete", exact=True).click()
+    # While it asks whether to delete, the row is no button either: only when the row itself has gone is the chat deleted.
+    expect(page.locator(".sidebar li")).to_have_count(1)
     expect(rows).to_have_text(["Tell me of alpacas"])
     page.reload()
     expect(rows).to_have_text(["Tell me of alpacas"])

@@ -100,6 +100,7 @@ def test_chats_on_the_server_are_the_same_in_every_browser(open_page: Open, site
     reader.page.locator(".sidebar li", has_text="Tell me of llamas").hover()
     reader.page.get_by_label("Delete “Tell me of llamas”").click()
     reader.page.get_by_role("button", name="Delete", exact=True).click()
+    expect(reader.page.locator(".sidebar li")).to_have_count(1)
     expect(rows(reader)).to_have_text(["A copy"])
     other.page.reload()
     expect(rows(other)).to_have_text(["A copy"])
