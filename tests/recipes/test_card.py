@@ -90,6 +90,35 @@ def test_energy_and_carbon_are_hours_times_watts_times_pue_and_the_grid(written:
     assert "| carbon, location-based | 0.0103 kg CO2eq at 0.39 kg/kWh (an assumed average grid) |" in text
 
 
+def test_energy_that_a_meter_counted_is_told_from_what_the_nameplate_says(
+    config: RecipeConfig, model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    metered = replace(REPORTS[0], energy_j=360_000.0, energy_method="nvml")
+    config = replace(config, sample_prompts=())
+    # 0.1 kWh of a meter, half an hour of 12 W, and the PUE of 1.1 on both.
+    write_card(config, (metered, REPORTS[1]), model, tokenizer, tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| energy, measured (nvml) and by nameplate | 0.1166 kWh, PUE 1.1 (assumed) included |" in text
+    write_card(config, (metered, replace(metered, name="sft")), model, tokenizer, tmp_path)
+    assert "| energy, measured (nvml) | 0.22 kWh, PUE" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_model_that_left_its_recipe_has_its_own_stages_and_history(
+    config: RecipeConfig, model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    more = replace(config.pretrain, sources=(SourceConfig(name="own", path="own:dialogues", weight=1.0),))
+    again = replace(REPORTS[1], name="again", epochs={"own": 2.5})
+    config = replace(config, sample_prompts=())
+    stages = [*config.stages(), ("again", more)]
+    write_card(config, (*REPORTS, again), model, tokenizer, tmp_path, stages=stages, history="It was tuned twice.")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "often wrong.\n\nIt was tuned twice.\n\n| | |" in text
+    assert "| again | 480 |" in section(text, "Stages") and "| language | after pretrain | after sft | after again |" in text
+    assert "| own (all) | 100.0 % of again, 2.50 epochs | written for herd | Apache-2.0 |" in section(text, "Data")
+    with pytest.raises(ValueError, match="zip"):
+        write_card(config, (*REPORTS, again), model, tokenizer, tmp_path)
+
+
 def test_compute_is_each_stages_tokens_times_the_flops_of_one(written: tuple[str, dict[str, Any]], config: RecipeConfig) -> None:
     assert config.sft is not None and config.sft.sequence_length != config.pretrain.sequence_length
     expected = 9_830_400 * config.model.training_flops_per_token(config.pretrain.sequence_length)
@@ -110,7 +139,7 @@ def test_the_model_is_described(written: tuple[str, dict[str, Any]], config: Rec
         "| vocabulary | 1,280 (256 special) |",
         "| context | 512 tokens |",
         "| weights | bfloat16, tied embedding |",
-        "| trained on | x86_64, 2 threads, torch 2.13.0 |",
+        "| trained on | x86_64, 2 threads, torch 2.13.0; then another machine |",
     ):
         assert row in text
 

@@ -25,6 +25,7 @@ from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.recipes.licences import LICENCES
 from herd.text.messages import Message
 from herd.text.tokenizer import Tokenizer
+from herd.train.config import StageConfig
 from herd.train.energy import JOULES_PER_KWH
 
 UNKNOWN = "not on record: name it before you share the model"
@@ -34,7 +35,7 @@ UNKNOWN = "not on record: name it before you share the model"
 class StageReport:
     """What a stage did: steps, tokens read (padding included), tokens counted in the loss, seconds, and its last held-out scores.
 
-    `energy_j` is what `energy_method` counted; a nameplate is no count, so the card then takes the recipe's watts over the hours.
+    `energy_j` is what `energy_method` counted: a nameplate's joules are watts over seconds.
     """
 
     name: str
@@ -75,32 +76,38 @@ def write_card(
     abilities: Abilities | None = None,
     beside: Beside | None = None,
     data: Path | None = None,
+    stages: Sequence[tuple[str, StageConfig]] | None = None,
+    history: str = "",
 ) -> None:
     """Write README.md and training.json (the same figures for programs) into the model's folder.
 
-    `data` is the run's data folder, which may hold the report.json of the curation that made it.
+    `data` is the run's data folder, which may hold the report.json of the curation that made it. A model that took another way than its
+    recipe has the `stages` that ran, one for each report, and its `history` in words.
     """
+    stages = config.stages() if stages is None else stages
     found = {} if abilities is None else {config.name: abilities}
     answers = {config.name: _samples(config, model, tokenizer)}
     if beside is not None:
         name = beside.name if beside.name != config.name else f"{beside.name} before"
         found[name], answers[name] = beside.abilities, _samples(config, beside.model, beside.tokenizer)
-    facts = _facts(config, reports) | {"abilities": {name: asdict(each) for name, each in found.items()}}
+    facts = _facts(config, reports, stages) | {"abilities": {name: asdict(each) for name, each in found.items()}}
     curated = None if data is None or not (data / REPORT_JSON).exists() else read_report(data / REPORT_JSON)
     (folder / "training.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_render(config, facts, answers, found, curated), encoding="utf-8")
+    (folder / "README.md").write_text(_render(config, facts, answers, found, curated, stages=stages, history=history), encoding="utf-8")
 
 
-def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, object]:
+def _facts(config: RecipeConfig, reports: tuple[StageReport, ...], stages: Sequence[tuple[str, StageConfig]]) -> dict[str, object]:
     power, hours = config.power, sum(report.seconds for report in reports) / 3600
     nameplate = Power(watts=power.watts, pue=power.pue, grid_kg_per_kwh=power.grid_kg_per_kwh)
     methods = {report.energy_method for report in reports}
-    measured = "nameplate" not in methods
-    kwh = sum(report.energy_j for report in reports) / JOULES_PER_KWH
+    # Where some stages were measured and others were not, these add their watts over their seconds.
+    counted = [report.energy_j or power.watts * report.seconds for report in reports]
+    measured = methods != {"nameplate"}
+    kwh = sum(counted) / JOULES_PER_KWH
     used = account_energy(kwh, nameplate, device_hours=hours) if measured else account(hours, nameplate)
     flops = sum(
         report.num_tokens * config.model.training_flops_per_token(stage.sequence_length)
-        for report, (_, stage) in zip(reports, config.stages(), strict=True)
+        for report, (_, stage) in zip(reports, stages, strict=True)
     )
     return {
         "recipe": config.name,
@@ -110,7 +117,7 @@ def _facts(config: RecipeConfig, reports: tuple[StageReport, ...]) -> dict[str, 
         "energy_kwh": round(used.energy_kwh, 4),
         "energy_method": "+".join(sorted(methods)) if measured else "nameplate",
         "carbon_kg_co2eq": round(used.carbon_kg, 4),
-        "machine": reports[0].machine,
+        "machine": "; then ".join(dict.fromkeys(report.machine for report in reports)),
         "stages": [
             {
                 "name": report.name,
@@ -147,6 +154,9 @@ def _render(
     answers: Mapping[str, Sequence[Output]],
     abilities: Mapping[str, Abilities],
     curated: CurateReport | None,
+    *,
+    stages: Sequence[tuple[str, StageConfig]],
+    history: str,
 ) -> str:
     model, power = config.final_model, config.power
     lines = [
@@ -156,6 +166,7 @@ def _render(
         f"`{config.name}`. It proves the pipeline and runs anywhere. It is far too small to be relied on: it invents facts, and its",
         "arithmetic is often wrong.",
         "",
+        *((history, "") if history else ()),
         "| | |",
         "|---|---|",
         f"| layers, width, ffn | {model.num_hidden_layers}, {model.hidden_size}, {model.intermediate_size} |",
@@ -174,18 +185,18 @@ def _render(
         "| stage | steps | tokens read | tokens in the loss | minutes |",
         "|---|---|---|---|---|",
     ]
-    stages: list[dict[str, object]] = facts["stages"]  # type: ignore[assignment]
+    done: list[dict[str, object]] = facts["stages"]  # type: ignore[assignment]
     lines += [
         f"| {s['name']} | {s['num_steps']:,} | {s['num_tokens']:,} | {s['num_counted']:,} | {float(str(s['seconds'])) / 60:.1f} |"
-        for s in stages
+        for s in done
     ]
-    lines += ["", "## Held-out bits per byte", "", *_heldout_table(stages), "", "## Data", "", *_data_table(config, stages), ""]
+    lines += ["", "## Held-out bits per byte", "", *_heldout_table(done), "", "## Data", "", *_data_table(stages, done), ""]
     lines += [*_curation(curated), ""]
     if abilities and (table := abilities_table(abilities)):
         lines += ["## What it can do", "", "Greedy answers; facts and requests stand in no training set.", "", *table, ""]
     lines += ["## Samples", "", "Temperature 0.6, top-p 0.9, seed 0, one try each, in the recipe's order.", ""]
     lines += _sample_lines(config.sample_prompts, answers)
-    lines += ["## Licence", "", _weights_licence(config), ""]
+    lines += ["## Licence", "", _weights_licence(stages), ""]
     return "\n".join(lines)
 
 
@@ -220,11 +231,15 @@ def _curation(curated: CurateReport | None) -> list[str]:
 def _energy(facts: dict[str, object], power: PowerConfig) -> str:
     if facts["energy_method"] == "nameplate":
         return f"| energy, by nameplate | {facts['energy_kwh']} kWh: {power.hardware}, taken as {power.watts:g} W, PUE {power.pue:g} |"
-    return f"| energy, measured ({facts['energy_method']}) | {facts['energy_kwh']} kWh, PUE {power.pue:g} (assumed) included |"
+    methods = str(facts["energy_method"]).split("+")
+    how = f"measured ({'+'.join(method for method in methods if method != 'nameplate')})"
+    if "nameplate" in methods:
+        return f"| energy, {how} and by nameplate | {facts['energy_kwh']} kWh, PUE {power.pue:g} (assumed) included |"
+    return f"| energy, {how} | {facts['energy_kwh']} kWh, PUE {power.pue:g} (assumed) included |"
 
 
-def _weights_licence(config: RecipeConfig) -> str:
-    if all(_licence(source.path)[1] != UNKNOWN for _, stage in config.stages() for source in stage.sources):
+def _weights_licence(stages: Sequence[tuple[str, StageConfig]]) -> str:
+    if all(_licence(source.path)[1] != UNKNOWN for _, stage in stages for source in stage.sources):
         return "The weights are released under Apache-2.0; the data keep the licences named above, with thanks to their authors."
     return "The licence of the weights is for whoever trained them to choose; the data keep the licences named above."
 
@@ -244,10 +259,10 @@ def _heldout_table(stages: list[dict[str, object]]) -> list[str]:
     ]
 
 
-def _data_table(config: RecipeConfig, stages: list[dict[str, object]]) -> list[str]:
-    epochs: dict[str, dict[str, float]] = {str(stage["name"]): stage["epochs"] for stage in stages}  # type: ignore[misc]
+def _data_table(stages: Sequence[tuple[str, StageConfig]], done: list[dict[str, object]]) -> list[str]:
+    epochs: dict[str, dict[str, float]] = {str(stage["name"]): stage["epochs"] for stage in done}  # type: ignore[misc]
     rows: dict[str, str] = {}
-    for name, stage in config.stages():
+    for name, stage in stages:
         for source in stage.sources:
             origin, licence = _licence(source.path)
             languages = ", ".join(source.languages) or "all"
