@@ -43,8 +43,13 @@ def test_answers_and_calls_are_learned_and_each_ends() -> None:
 def test_what_is_held_back_never_stands_in_training() -> None:
     held_back = held_back_calls(60)
     assert len({call.question for call in held_back}) > 40
-    asked = {record["messages"][0]["content"] for record in tool_drills(5, 3000)}
+    drilled = list(tool_drills(5, 3000))
+    asked = {record["messages"][0]["content"] for record in drilled}
     assert not asked & {call.question for call in held_back}
+    calls = [call for record in drilled for message in read_dialogue(record).messages for call in message.tool_calls]
+    values = {name: {str(call.arguments[name]) for call in calls if name in call.arguments} for name in ("city", "song", "minutes", "task")}
+    assert not any(values[name] & {str(call.arguments.get(name)) for call in held_back} for name in values)
+    assert len(values["city"]) > 100, "most are any words at all"
     for call in held_back:
         names = [tool["function"]["name"] for tool in call.tools]
         assert call.name in names and len(names) <= 2

@@ -70,11 +70,12 @@ def _needles(weight: float, *, sizes: tuple[int, ...] = (5_000, 11_000, 22_000, 
     )
 
 
-def _dialogues(*, own: float, public: float, tools: float) -> tuple[SourceConfig, ...]:
-    """Dialogues in the 3.1 format, in per cent: our own and our drills, the public sets, and calls of tools."""
+def _dialogues(*, own: float, public: float, tools: float, copies: float = 0.0) -> tuple[SourceConfig, ...]:
+    """Dialogues in the 3.1 format, in per cent: our own and our drills, the public sets, calls of tools, and drills in copying."""
     mine = (chat("own", "own:dialogues", own * 0.7), chat("drills", "own:drills", own * 0.3, num_items=30_000)) if own else ()
     return (
         *mine,
+        *((chat("copies", "own:copies", copies, num_items=20_000),) if copies else ()),
         chat("dolly", "instruct/dolly_hhrlhf_small.jsonl.zst", public * 0.16),
         chat("smalltalk", "instruct/chatterbot_smalltalk.jsonl.zst", public * 0.06),
         chat("persona", "instruct/synthetic_persona_chat.jsonl.zst", public * 0.28),
@@ -147,7 +148,7 @@ def cria2() -> RecipeConfig:
     whole = longer.at(8192)
     anneal = replace(
         whole,
-        sources=_scaled(_prose(), 0.6) + _needles(6.0) + _dialogues(own=6.0, public=12.0, tools=12.0),
+        sources=_scaled(_prose(), 0.6) + _needles(6.0) + _dialogues(own=6.0, public=12.0, tools=12.0, copies=4.0),
         num_steps=300,
         lr=1.2e-3,
         decay="linear",
@@ -159,7 +160,7 @@ def cria2() -> RecipeConfig:
     )
     sft = replace(
         anneal,
-        sources=_scaled(_prose(), 0.1) + _needles(6.0) + _dialogues(own=24.0, public=18.0, tools=27.0),
+        sources=_scaled(_prose(), 0.1) + _needles(6.0) + _dialogues(own=24.0, public=18.0, tools=42.0, copies=14.0),
         num_steps=250,
         batch_size=8,
         micro_batch_size=8,

@@ -12,6 +12,7 @@ GUARD = (
 LICENCES: dict[str, tuple[str, str]] = {
     "own:dialogues": OWN,
     "own:drills": OWN,
+    "own:copies": OWN,
     "own:needles": OWN,
     "own:tool-drills": OWN,
     "own:guard": GUARD,

@@ -14,6 +14,7 @@ from herd.base.errors import NotFoundError
 from herd.data.records import Record, read_records
 from herd.data.rows import Document
 from herd.recipes.chat_data import drills, own_dialogues
+from herd.recipes.copy_drills import copies
 from herd.recipes.dialogue import read_dialogue
 from herd.recipes.guard_records import guard_records
 from herd.recipes.needle_text import needle_records
@@ -39,6 +40,8 @@ def read_source(source: SourceConfig, data: Path | None, *, seed: int) -> Iterat
         records: Iterator[Record] = own_dialogues()
     elif source.path == "own:drills":
         records = drills(seed, source.num_items or 10_000)
+    elif source.path == "own:copies":
+        records = copies(seed, source.num_items or 10_000)
     elif source.path == "own:tool-drills":
         records = tool_drills(seed, source.num_items or 10_000)
     elif source.path in ("own:guard", "own:guard-short"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.data.records import Record
+from herd.recipes.copy_drills import any_words
 
 _HELD_BACK = 5
 """Of every so many values or templates the last is held back."""
@@ -72,21 +73,16 @@ _MESSAGES = _list(
 _TIMES = _list("7 am,8 am,9:30 am,noon,3 pm,5 pm,6:15 pm,8 pm,9 pm,midnight")
 
 
-_SYLLABLES = _list("ba,lo,mi,te,ra,su,no,ken,dor,vil,pal,ster,mon,gra,fi,lan,der,ho,bri,wick,ton,ma,sel,or,ru,gan,pe,ti")
-
-
-def _made_up(rng: random.Random) -> str:
-    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))
-
-
 def _pick(values: Sequence[str]) -> Callable[[random.Random, bool], str]:
-    """A value of the list; in training every third time one that was never seen, so that what is learned is to copy."""
+    """A value of the list; in training three times of five any words at all, so that what is learned is to copy."""
+    kept = set(_split(values, True))
 
     def make(rng: random.Random, held_back: bool) -> str:
-        if held_back or rng.random() > 1 / 3:
+        if held_back or rng.random() < 2 / 5:
             return rng.choice(_split(values, held_back))
-        word = _made_up(rng)
-        return word.capitalize() if values[0][0].isupper() else word
+        while (words := any_words(rng, rng.choice(values))) in kept:
+            pass
+        return words
 
     return make
 
