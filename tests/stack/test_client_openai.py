@@ -205,7 +205,7 @@ def test_a_tool_made_of_a_pydantic_model_is_parsed(client: OpenAI) -> None:
         model=MODEL, messages=RIVER, tools=[tool], tool_choice="required", parallel_tool_calls=False, seed=1, max_completion_tokens=400
     ) as stream:
         kinds = {event.type for event in stream}
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+        (call,) = list(stream.get_final_completion().choices[0].message.tool_calls or [])
     assert isinstance(call.function.parsed_arguments, Animal)
     assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
 
