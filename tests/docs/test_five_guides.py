@@ -63,13 +63,14 @@ def hub_of(folder: Path) -> Any:
     return SimpleNamespace(model_info=info, download=download)
 
 
-def test_a_real_llama_is_fetched_named_and_run(guide: Guide, cria: Path) -> None:
+def test_a_real_llama_is_fetched_named_and_run(guide: Guide, cria: Path, stand_in: Path) -> None:
     hub = hub_of(cria)
     guide.monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     guide.monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.download)
     data = guide.folder / "data"
     copy_model(cria, data / "Llama-3.1-8B-Instruct")
-    assert run(["convert", str(cria), str(data / "Meta-Llama-3.1-8B-Instruct/original"), "--to", "meta"]) == 0
+    # Meta's format cannot tell how cria grew its context.
+    assert run(["convert", str(stand_in), str(data / "Meta-Llama-3.1-8B-Instruct/original"), "--to", "meta"]) == 0
     assert run(["convert", str(cria), str(data / "llama-3.1-8b-instruct.Q4_K_M.gguf"), "--to", "gguf", "-q", "Q8_0"]) == 0
     guide.swaps = {"/data/": f"{data}/"}
     guide.typed = {"herd chat": "What is a river?\n"}
