@@ -14,7 +14,7 @@ import asyncio, json, sys
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 url = sys.argv[1]
 llm = ChatOpenAI(model="cria", base_url=url, api_key="none", temperature=0, max_tokens=24, seed=1, max_retries=0)
@@ -45,7 +45,7 @@ told["after the call"] = llm.bind_tools([get_weather]).invoke([HumanMessage("Wea
 
 class Animal(BaseModel):
     """An animal."""
-    name: str
+    name: str = Field(max_length=40)
     legs: int
 
 for method in ("json_schema", "function_calling"):

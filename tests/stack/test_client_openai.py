@@ -11,7 +11,7 @@ import pytest
 from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 from openai import OpenAI
 from openai_client import CLOCK, MODEL, RIVER, WEATHER, Joined, ask, calls_of  # pyright: ignore[reportMissingImports]
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 # Chat
 
@@ -182,7 +182,7 @@ def test_code_for_the_interpreter_is_a_call_whole_and_streamed(client: OpenAI, s
 class Animal(BaseModel):
     """What the answer has to be."""
 
-    name: str
+    name: str = Field(max_length=40)
     legs: int
     tags: list[str]
 

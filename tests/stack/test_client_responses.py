@@ -13,7 +13,7 @@ import pytest
 from client_server import LiveServer  # pyright: ignore[reportMissingImports]
 from foreign_python import python_with, run_foreign  # pyright: ignore[reportMissingImports]
 from openai import OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from scripted_app import Script, scripted  # pyright: ignore[reportMissingImports]
 
 WEATHER: Any = {
@@ -60,7 +60,7 @@ import json, sys
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 def made(**fields):
     return ChatOpenAI(model="cria", base_url=sys.argv[1], api_key="none", use_responses_api=True, max_retries=0, temperature=0, **fields)
@@ -87,7 +87,7 @@ told["after"] = text_of(llm.bind_tools([get_weather], tool_choice="none").invoke
 
 class Animal(BaseModel):
     """An animal."""
-    name: str
+    name: str = Field(max_length=40)
     legs: int
 
 told["structured"] = made(max_tokens=400).with_structured_output(Animal, method="json_schema").invoke("Name an animal.").model_dump()
@@ -98,7 +98,7 @@ print(json.dumps(told))
 class Animal(BaseModel):
     """An animal."""
 
-    name: str
+    name: str = Field(max_length=40)
     legs: int
 
 
