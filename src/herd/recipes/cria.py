@@ -101,7 +101,7 @@ SAMPLE_PROMPTS = (
 
 
 def cria() -> RecipeConfig:
-    """The bundled model: pre-training on prose with a sixth of dialogue, annealing on the best of both, tuning on answers."""
+    """The first edition: pre-training on prose with a sixth of dialogue, annealing on the best of both, tuning on answers."""
     return RecipeConfig(
         name="cria",
         seed=31,
