@@ -49,7 +49,8 @@ def make_stage(shape: str) -> StageConfig:
     """The step of a shape."""
     *_, length, rows = SHAPES[shape]
     source = SourceConfig(name="random", path="-")
-    return StageConfig(sources=(source,), num_steps=100, sequence_length=length, batch_size=rows, micro_batch_size=rows, lr=3e-4)
+    sizes = {"sequence_length": length, "batch_size": rows, "micro_batch_size": rows}
+    return StageConfig(sources=(source,), num_steps=100, lr=3e-4, compute_dtype="bfloat16", **sizes)
 
 
 def make_batch(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

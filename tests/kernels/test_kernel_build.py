@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -138,6 +139,24 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(stub: Path, monkeyp
         pytest.skip("this machine has the plain level only")
     monkeypatch.setenv("REFUSE", "-mavx512f")
     assert Library(build.build()).levels == ["scalar", "avx2"]
+
+
+def test_levels_that_this_processor_does_not_run_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    cpuinfo, older = tmp_path / "cpuinfo", "fpu sse4_2 avx avx2 fma f16c"
+    for flags, levels in (
+        ("fpu sse4_2 avx", ("scalar",)),
+        (older, ("scalar", "avx2")),
+        (f"{older} avx512f avx512bw avx512vl avx512dq avx512_vnni", ("scalar", "avx2", "avx512", "avx512vnni")),
+    ):
+        cpuinfo.write_text(f"processor\t: 0\nvmx flags\t: amx_tile\nflags\t\t: {flags}\nbugs\t\t: amx_int8\n", encoding="ascii")
+        assert build.levels_here(cpuinfo) == levels
+    cpuinfo.write_text("Features\t: fp asimd\n", encoding="ascii")
+    assert build.levels_here(cpuinfo) == build.levels_here(tmp_path / "missing") == tuple(build.machine_levels()), "it is not told"
+
+
+def test_the_system_tells_of_the_levels_that_the_library_finds_by_itself(stub: Path) -> None:
+    assert tuple(Library(build.build()).levels) == build.levels_here()
 
 
 def test_a_cached_file_that_does_not_load_is_built_anew(stub: Path, anew: None) -> None:

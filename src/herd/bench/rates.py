@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from herd.kernels.dispatch import choice
+from herd.kernels.torch_compat import multiplies_bfloat16
 
 _LEAST_S = 0.2
 _REPEATS = 5
@@ -52,8 +53,13 @@ def device_read_rate(device: torch.device, size_bytes: int) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second (two for each multiplication and addition) of a large product in this dtype."""
+    """Operations a second (two for each multiplication and addition) of a large product in this dtype.
+
+    On a processor that does not multiply bfloat16, float32's: what is stored in bfloat16 is multiplied there as float32.
+    """
     side = 2048
+    if dtype == torch.bfloat16 and not multiplies_bfloat16(device.type):
+        dtype = torch.float32
     left, right = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
 
     def product() -> None:

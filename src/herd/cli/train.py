@@ -139,11 +139,12 @@ def _dry_run(config: AnyConfig, place: Path, *, json: bool) -> None:
     from herd.cli.output import line, print_json
     from herd.recipes.config import RecipeConfig
     from herd.recipes.estimate import describe, estimate_stages, this_machine
+    from herd.train.precision import compute_dtype
 
     estimates = []
     if isinstance(config, RecipeConfig):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        machine = this_machine(device, getattr(torch, config.pretrain.compute_dtype), config.parallel)
+        machine = this_machine(device, compute_dtype(config.pretrain, device), config.parallel)
         estimates = estimate_stages(config, folder=place, machine=machine)
     if json:
         print_json({"config": to_dict(config), "stages": [to_dict(estimate) for estimate in estimates]})

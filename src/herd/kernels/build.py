@@ -1,8 +1,9 @@
 """Compile the C kernels with the system's C compiler, once: `HERD_HOME/kernels/<digest>.so`.
 
 The digest covers sources, flags, machine and the compiler's version, so a library is never stale. Each instruction set is its own set of
-objects with its own `-m` flags; a level that the compiler does not know is left out. Processes that build at once wait for the first one.
-A wheel may carry a library built beforehand (`hatch_build.py`): it is looked for by the digest of sources and flags alone.
+objects with its own `-m` flags; a level that the compiler does not know is left out, and so is one that this processor does not run, which
+is half of the work on a processor without AVX-512. Processes that build at once wait for the first one. A wheel may carry a library built
+beforehand (`hatch_build.py`), with every level: it is looked for by the digest of sources and flags alone.
 No torch here: the wheel's build hook imports this file.
 """
 
@@ -59,6 +60,8 @@ LEVELS: dict[str, tuple[str, ...]] = {
 """In the order of `enum herd_isa`; on one machine, the plainest first."""
 QUANTISED_ONLY = {"avx512vnni": "avx512", "amx": "avx512bf16", "neon": "scalar"}
 """Levels that have products of integers of their own, and whose other kernels they use."""
+_KERNEL_NAMES = {"-mavx512vnni": "avx512_vnni", "-mavx512bf16": "avx512_bf16", "-mamx-tile": "amx_tile", "-mamx-int8": "amx_int8"}
+"""What the kernel calls a compiler's flag, where it is another name."""
 _MACHINES = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm"}
 QUANTISED_SOURCES = ("qlinear.c",)
 LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c", "fp8.c", *QUANTISED_SOURCES)
@@ -108,14 +111,28 @@ def machine_levels() -> dict[str, tuple[str, ...]]:
     return {level: LEVELS[level] for level in (("scalar", "neon") if kind == "arm" else ("scalar",))}
 
 
+def levels_here(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Those of them that this processor runs, where the system tells (Linux on x86); else all, and the library itself looks."""
+    levels = machine_levels()
+    try:
+        told = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\nflags")[2].partition("\n")[0]
+    except OSError:
+        told = ""
+    has = set(told.partition(":")[2].split())
+    if not has:
+        return tuple(levels)
+    wanted = {level: [_KERNEL_NAMES.get(flag, flag[2:]) for flag in flags if flag.startswith("-m")] for level, flags in levels.items()}
+    return tuple(level for level, names in wanted.items() if has.issuperset(names))
+
+
 def _sources(level: str) -> tuple[str, ...]:
     return QUANTISED_SOURCES if level in QUANTISED_ONLY else LEVEL_SOURCES
 
 
-def digest(folder: Path, compiler: Compiler | None) -> str:
-    """What names a library: sources, flags and machine, and the compiler unless it is None."""
+def digest(folder: Path, compiler: Compiler | None, levels: Sequence[str] | None = None) -> str:
+    """What names a library: sources, levels (all of this kind of machine, unless given), flags, and the compiler unless it is None."""
     parts = [platform.system(), platform.machine(), *BASE_FLAGS, *LINK_FLAGS]
-    parts += [f"{name}:{' '.join(flags)}" for name, flags in machine_levels().items()]
+    parts += [f"{name}:{' '.join(flags)}" for name, flags in machine_levels().items() if levels is None or name in levels]
     parts += [*compiler.command, compiler.version] if compiler else []
     found = hashlib.sha256("\0".join(parts).encode())
     for path in sorted(folder.glob("*.[ch]")):
@@ -131,15 +148,15 @@ def shipped_library() -> Path | None:
 
 def build() -> Path:
     """The library for this machine, compiled if it is not in the cache. Raises HerdError with the compiler's words."""
-    folder, compiler = source_folder(), find_compiler()
-    target = cache_folder() / f"{digest(folder, compiler)}.so"
+    folder, compiler, levels = source_folder(), find_compiler(), levels_here()
+    target = cache_folder() / f"{digest(folder, compiler, levels)}.so"
     if target.is_file():
         return target
     with _lock(target.with_suffix(".lock")):
         if not target.is_file():
             _LOG.info("compiling the CPU kernels with %s, once: some seconds", compiler.version)
             with atomic_file(target) as temporary:
-                compile_library(folder, compiler, temporary)
+                compile_library(folder, compiler, temporary, levels)
             _forget_old(target)
     return target
 
@@ -169,8 +186,8 @@ def _forget_old(target: Path) -> None:
         path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def compile_library(folder: Path, compiler: Compiler, target: Path) -> list[str]:
-    """Compile every level and link them into `target`; the levels that are in it. Raises HerdError if even the plain one fails."""
+def compile_library(folder: Path, compiler: Compiler, target: Path, levels: Sequence[str] | None = None) -> list[str]:
+    """Compile levels (all, unless given) and link them into `target`; those in it. Raises HerdError if even the plain one fails."""
     with tempfile.TemporaryDirectory(prefix="herd-kernels-") as name:
         objects = Path(name)
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
@@ -179,24 +196,25 @@ def compile_library(folder: Path, compiler: Compiler, target: Path) -> list[str]
                     pool.submit(_compile, compiler, folder / source, objects / f"{source}.{level}.o", level) for source in _sources(level)
                 ]
                 for level in machine_levels()
+                if levels is None or level in levels
             }
             built = {level: [task.result() for task in tasks] for level, tasks in made.items()}
         whole = [level for level, results in built.items() if not any(isinstance(result, HerdError) for result in results)]
-        levels = [level for level in whole if QUANTISED_ONLY.get(level, level) in whole]
+        kept = [level for level in whole if QUANTISED_ONLY.get(level, level) in whole]
         for level in built:
             if level not in whole:
                 failure = next(result for result in built[level] if isinstance(result, HerdError))
                 if level == "scalar":
                     raise failure
                 _LOG.debug("without %s: %s", level, failure.message)
-        paths = [path for level in levels for path in built[level] if isinstance(path, Path)]
-        have = [f"-DHERD_HAVE_{level.upper()}" for level in levels]
+        paths = [path for level in kept for path in built[level] if isinstance(path, Path)]
+        have = [f"-DHERD_HAVE_{level.upper()}" for level in kept]
         for source in COMMON_SOURCES:
             path = objects / f"{source}.o"
             _run([*compiler.command, *BASE_FLAGS, *have, "-c", str(folder / source), "-o", str(path)])
             paths.append(path)
         _run([*compiler.command, *map(str, paths), "-o", str(target), *LINK_FLAGS])
-    return levels
+    return kept
 
 
 def _compile(compiler: Compiler, source: Path, target: Path, level: str) -> Path | HerdError:

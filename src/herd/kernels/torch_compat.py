@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,6 +151,15 @@ def collective_of(name: str, args: Any) -> tuple[str, str] | None:
     return kind, str(next(value for value in reversed(args) if isinstance(value, str)))
 
 
+@cache
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Whether products of bfloat16 on such a device are made by its own instructions; on a CPU oneDNN knows, where torch has it."""
+    if device_type != "cpu":
+        return True
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None) if torch.backends.mkldnn.is_available() else None
+    return known is not None and bool(known())
+
+
 def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: Any) -> Tensor:
     """Rowwise fp8 product with fast accumulation. `torch._scaled_mm` is private."""
     import torch
@@ -190,7 +200,7 @@ def _forget_meshes() -> None:
     propagate: Any = getattr(getattr(dispatcher, "sharding_propagator", None), "propagate_op_sharding", None)
     known = (getattr(_redistribute, "_gen_transform_infos", None), propagate)
     for clear in (
-        *(getattr(cache, "cache_clear", None) for cache in known),
+        *(getattr(one, "cache_clear", None) for one in known),
         getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", None),
     ):
         if clear is not None:

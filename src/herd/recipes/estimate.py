@@ -27,6 +27,7 @@ from herd.recipes.config import PowerConfig, RecipeConfig
 from herd.train.config import StageConfig
 from herd.train.parallel.beside import planned_mesh
 from herd.train.parallel.config import ParallelConfig
+from herd.train.precision import compute_dtype
 from herd.train.prediction import StageEstimate
 from herd.train.run_log import LOG, read_lines
 from herd.train.schedule import step_plan
@@ -78,7 +79,7 @@ def estimate_tuning(name: str, stage: StageConfig, model: Transformer, machine: 
             rank.activations + rank.logits + rank.buffers + rank.reserve
             for rank in train_memory(model.config, Mesh(zero=0), batch, supposed)
         )
-        for _, batch in _batches(stage)
+        for _, batch in _batches(stage, on_gpu=machine.on_gpu)
     )
     share = 1 - frozen / 3
     return replace(
@@ -135,9 +136,10 @@ def _assumptions(*, on_gpu: bool) -> Assumptions:
     return Assumptions() if on_gpu else Assumptions(activations=2.5, reserve_gb=0.5)
 
 
-def _batches(stage: StageConfig) -> Iterator[tuple[int, Batch]]:
+def _batches(stage: StageConfig, *, on_gpu: bool) -> Iterator[tuple[int, Batch]]:
     """The steps of each phase, and one of them in the planner's words."""
     narrow: Precision = "fp8" if stage.float8 else "bf16"
+    is_wide = compute_dtype(stage, "cuda" if on_gpu else "cpu") == torch.float32
     for phase in step_plan(stage).phases:
         yield (
             phase.end_step - phase.first_step,
@@ -145,7 +147,7 @@ def _batches(stage: StageConfig) -> Iterator[tuple[int, Batch]]:
                 sequence=phase.sequence_length,
                 tokens=phase.tokens_per_step,
                 micro_batch=phase.micro_batch_size,
-                precision="fp32" if stage.compute_dtype == "float32" else narrow,
+                precision="fp32" if is_wide else narrow,
                 recompute=_RECOMPUTE[stage.recompute],
             ),
         )
@@ -158,7 +160,7 @@ def _mesh(parallel: ParallelConfig) -> Mesh:
 def stage_memory(stage: StageConfig, model: ModelConfig, *, on_gpu: bool, parallel: ParallelConfig | None = None) -> int:
     """Bytes of a stage on its fullest device, by the planner: the largest of its phases."""
     mesh, supposed = _mesh(parallel or ParallelConfig()), _assumptions(on_gpu=on_gpu)
-    return max(fullest_bytes(model, mesh, batch, supposed) for _, batch in _batches(stage))
+    return max(fullest_bytes(model, mesh, batch, supposed) for _, batch in _batches(stage, on_gpu=on_gpu))
 
 
 def _planned_seconds(stage: StageConfig, model: ModelConfig, parallel: ParallelConfig, machine: Machine) -> float | None:
@@ -167,7 +169,7 @@ def _planned_seconds(stage: StageConfig, model: ModelConfig, parallel: ParallelC
     if here is None or (parallel.world_size > 1 and not machine.on_gpu) or (stage.float8 and here.fp8_tflops is None):
         return None
     supposed, mesh = default_assumptions(here), _mesh(parallel)
-    return sum(steps * step_time(model, mesh, batch, here, supposed).total for steps, batch in _batches(stage))
+    return sum(steps * step_time(model, mesh, batch, here, supposed).total for steps, batch in _batches(stage, on_gpu=machine.on_gpu))
 
 
 def _measured_speed(folder: Path) -> float | None:

@@ -51,6 +51,7 @@ from herd.train.parallel.mesh import build_mesh
 from herd.train.parallel.model import ShardedTransformer, build_sharded
 from herd.train.parallel.processes import first_rank_first, is_first, joined, local_device, wait_for_all
 from herd.train.parallel.trainer import ParallelTrainer
+from herd.train.precision import compute_dtype
 from herd.train.prediction import PREDICTION, save_prediction
 from herd.train.preemption import stop_on_signal
 from herd.train.run_log import LOG
@@ -174,7 +175,7 @@ def _other(folder: Path, config: RecipeConfig, data: Path | None) -> Beside:
 def _predict(config: RecipeConfig, output: Path, device: str) -> None:
     """Say beforehand what the run will take. A run of an earlier herd that is under way has no beforehand any more."""
     if not (output / PREDICTION).exists() and not any((output / name / LOG).exists() for name, _ in config.stages()):
-        machine = this_machine(device, getattr(torch, config.pretrain.compute_dtype), config.parallel)
+        machine = this_machine(device, compute_dtype(config.pretrain, device), config.parallel)
         save_prediction(output, estimate_stages(config, machine=machine))
 
 
@@ -182,7 +183,7 @@ def _first_model(config: RecipeConfig, device: str) -> Transformer:
     """The model, or this rank's part of it, with the values that seed and names give."""
     if config.parallel.world_size > 1:
         mesh = build_mesh(config.parallel, device)
-        return build_sharded(config.model, mesh, seed=config.seed, compute_dtype=getattr(torch, config.pretrain.compute_dtype))
+        return build_sharded(config.model, mesh, seed=config.seed, compute_dtype=compute_dtype(config.pretrain, device))
     with torch.device("meta"):
         model = Transformer(config.model)
     return initialise(model, seed=config.seed, device=device)
@@ -297,7 +298,7 @@ def _gate(name: str, stage: StageConfig, run: _Run) -> LengthGate | None:
     if longer is None or not name.startswith("long-"):
         return None
     needles = make_needles(run.tokenizer, count=longer.num_needles, length=stage.sequence_length, seed=run.config.seed)
-    return LengthGate(config=longer, before=run.scores, needles=needles, dtype=getattr(torch, stage.compute_dtype))
+    return LengthGate(config=longer, before=run.scores, needles=needles, dtype=compute_dtype(stage, run.model.device))
 
 
 def _run_digest(config: RecipeConfig, number: int, tokenizer_digest: str) -> str:

@@ -20,7 +20,7 @@ from herd.base.errors import ConfigError
 from herd.base.log import get_logger
 from herd.base.progress import track_steps
 from herd.checkpoint.json_file import read_json_object
-from herd.checkpoint.load import as_dtype, load_model
+from herd.checkpoint.load import load_model
 from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.checkpoint.reward import is_reward_model, load_reward_model
@@ -45,6 +45,7 @@ from herd.train.objectives.objective import Objective
 from herd.train.objectives.preference import Preference
 from herd.train.objectives.ranking import Ranking
 from herd.train.parallel.config import ParallelConfig
+from herd.train.precision import compute_dtype
 from herd.train.prediction import PREDICTION, save_prediction
 from herd.train.run_log import LOG
 from herd.train.step import StepResult
@@ -81,7 +82,7 @@ def run_tune(
     for name, part in prepared.items():
         show_sample(name, part.train, tokenizer)
     run = _run_digest(config, path, digests)
-    dtype = as_dtype(config.train.compute_dtype)
+    dtype = compute_dtype(config.train, model.device)
     prepared = {name: completed(name, part, config, model, tokenizer, run, dtype, output / "data") for name, part in prepared.items()}
     if config.quant.scheme:
         make_trainable(config, model)
@@ -127,7 +128,7 @@ def _context(path: Path) -> int:
 
 def _starting_model(config: TuneConfig, path: Path, device: str) -> Transformer:
     """float32 masters; where only adapters are trained, the frozen weights in the compute dtype."""
-    dtype = config.train.compute_dtype if config.lora.rank else "float32"
+    dtype = compute_dtype(config.train, device) if config.lora.rank else torch.float32
     load = load_reward_model if config.method == "reward" else load_model
     return load(path, dtype=dtype, device=device)
 
@@ -175,7 +176,7 @@ def _fit(
     stage = resolved_stage(config, sum(len(table["tokens"]) for table in tables.values()))
     weights = {source.name: source.weight for source in stage.sources}
     mixture = ColumnMixture(tables, weights, seed=config.seed, num_samples=stage.num_steps * stage.batch_size)
-    objective, dtype = objective_of(config), as_dtype(stage.compute_dtype)
+    objective, dtype = objective_of(config), compute_dtype(stage, model.device)
     if not (folder.parent / PREDICTION).exists() and not (folder / LOG).exists():
         machine = this_machine(model.device.type, dtype, ParallelConfig())
         save_prediction(folder.parent, [estimate_tuning(folder.name, stage, model, machine)])

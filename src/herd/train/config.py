@@ -172,7 +172,7 @@ class StageConfig:
     clip: Literal["norm", "value"] = "norm"
     z_loss: float = 0.0
     answers_only: bool = False
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     float8: bool = False

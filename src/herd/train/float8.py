@@ -92,7 +92,7 @@ def check_float8(device: torch.device) -> None:
     if device.type != "cuda":
         raise Float8UnsupportedError(
             f"float8=true, and the device is {device.type}: 8-bit products need an NVIDIA GPU of compute capability 8.9 or later",
-            hint="set float8=false; compute_dtype=bfloat16 is the fastest that this device has",
+            hint="set float8=false; compute_dtype=auto is the fastest that this device has",
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:

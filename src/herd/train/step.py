@@ -17,6 +17,7 @@ from herd.train.batch import AnyBatch, Batch, as_columns, some_rows
 from herd.train.config import StageConfig
 from herd.train.objectives.next_token import NextToken, next_token_sum
 from herd.train.objectives.objective import Objective, Sums, mean_loss, mean_metrics
+from herd.train.precision import compute_dtype
 from herd.train.update import Accept, apply_update
 
 __all__ = ["Batch", "StepResult", "batch_loss_sum", "some_rows", "train_step"]
@@ -64,7 +65,7 @@ def train_step(
 
     `accept` may refuse the update, by the loss and the gradient norm.
     """
-    dtype = getattr(torch, stage.compute_dtype)
+    dtype = compute_dtype(stage, model.device)
     objective = objective or NextToken()
     columns = as_columns(batch)
     units = objective.units(columns)

@@ -33,6 +33,7 @@ from herd.train.numerics import prepare_model, uncompiled
 from herd.train.objectives.by_source import next_token_for, with_sources
 from herd.train.objectives.objective import Objective
 from herd.train.optimizer import build_adamw
+from herd.train.precision import compute_dtype
 from herd.train.preemption import PreemptedError
 from herd.train.profiling import StepProfiler
 from herd.train.read_ahead import ReadAhead
@@ -138,7 +139,7 @@ class Trainer:
     @property
     def dtype(self) -> torch.dtype:
         """What the matrix products are computed in."""
-        return getattr(torch, self.stage.compute_dtype)
+        return compute_dtype(self.stage, self.model.device)
 
     def resume(self) -> bool:
         """Restore the newest whole state, if there is one; says whether there was."""

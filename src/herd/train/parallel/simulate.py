@@ -31,6 +31,7 @@ from herd.train.parallel.mesh import RankMesh, build_mesh
 from herd.train.parallel.model import ShardedTransformer
 from herd.train.parallel.pipeline import chunk_names
 from herd.train.parallel.step import ParallelStep
+from herd.train.precision import compute_dtype
 
 NAMES = {"tp": "tensor", "cp": "context", "pp": "pipeline", "shard": "data", "dp_replicate": "replicas"}
 """Dimensions in the planner's words."""
@@ -100,7 +101,7 @@ def simulate_rank(config: ModelConfig, parallel: ParallelConfig, stage: StageCon
         core = _core(mesh, stage.micro_batch_size, stage.sequence_length)
         groups = {mesh.group(name).group_name: (said, dist.get_world_size(mesh.group(name))) for name, said in NAMES.items()}
         with fake_tensors():
-            model = _Pretended(config, mesh, compute_dtype=getattr(torch, stage.compute_dtype), build_on="cpu")
+            model = _Pretended(config, mesh, compute_dtype=compute_dtype(stage, "cuda"), build_on="cpu")
             model.known_core = core
             model.split()
             prepare_model(model, _plain(stage))
