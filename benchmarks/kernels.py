@@ -28,12 +28,12 @@ from herd.kernels.rope import make_cache
 PACKAGES = ("llama-herd", "torch", "numpy")
 GB = 1e9
 _SHAPES = {
-    "cria": [(256, 256), (256, 768), (768, 256), (256, 8448)],
+    "cria": [(384, 384), (384, 1024), (1024, 384), (384, 16384)],
     "1b": [(2048, 2048), (2048, 8192), (8192, 2048), (2048, 128256)],
 }
 _ROWS = (1, 8, 32, 512)
 _TURNING_BYTES = {"cria": 1, "1b": 300_000_000}
-_HEADS = {"cria": (4, 1, 64), "1b": (32, 8, 64), "8b": (32, 8, 128)}
+_HEADS = {"cria": (6, 2, 64), "1b": (32, 8, 64), "8b": (32, 8, 128)}
 _CONTEXTS = (1024, 8192, 32768)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CACHE_DTYPES = {**_DTYPES, "int8": torch.int8}
