@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -186,27 +189,33 @@ print(status("VmHWM") - before)
 """
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The large model, in every format; and the tiny one, which warms the measured process up."""
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A model of 97 million parameters in a format; and the tiny one, which warms the measured process up."""
+
+    large: Path
+    small: Path
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+    """One format after the other, each gone before the next: a small disk is enough."""
     with torch.device("meta"):
         model = Transformer(LARGE)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5).view(-1)[::7].uniform_()
-    folder = tmp_path_factory.mktemp("large")
-    paths = {format: write(model, folder, format) for format in FORMATS}
-    small = tmp_path_factory.mktemp("small")
-    return paths | {f"small {format}": write(tiny(), small, format) for format in FORMATS}
+    folder, small = tmp_path_factory.mktemp("large"), tmp_path_factory.mktemp("small")
+    yield Written(large=write(model, folder, request.param), small=write(tiny(), small, request.param))
+    shutil.rmtree(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc, which this system lacks")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("format", FORMATS)
-def test_loading_takes_little_more_memory_than_the_weights(large: dict[str, Path], format: str, dtype: str) -> None:
-    command = [sys.executable, "-c", MEASURE, str(large[format]), str(large[f"small {format}"]), dtype]
+def test_loading_takes_little_more_memory_than_the_weights(written: Written, dtype: str) -> None:
+    command = [sys.executable, "-c", MEASURE, str(written.large), str(written.small), dtype]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert result.returncode == 0, result.stderr
     weights = LARGE.num_parameters * (4 if dtype == "float32" else 2)
@@ -228,8 +237,9 @@ print(status("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc, which this system lacks")
-def test_writing_shards_takes_the_memory_of_shards_and_not_of_the_model(large: dict[str, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CONVERT, str(large["hf"]), str(large["small hf"]), str(tmp_path / "meta")]
+@pytest.mark.parametrize("written", ["hf"], indirect=True)
+def test_writing_shards_takes_the_memory_of_shards_and_not_of_the_model(written: Written, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CONVERT, str(written.large), str(written.small), str(tmp_path / "meta")]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert result.returncode == 0, result.stderr
     shard, tensor = LARGE.num_parameters * 4 // 8, 4096 * 512 * 4
