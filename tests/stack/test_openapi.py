@@ -80,6 +80,8 @@ def test_schemathesis(request: pytest.FixtureRequest, name: str, tmp_path: Path)
         *("--max-examples", "100" if FULL else "8", "--max-time", "600" if FULL else "15"),
         *("--seed", "1", "--no-color", "--generation-database", "none", "--request-timeout", "300"),
     ]
+    with served.client() as client:  # made at the first question, which the program gives ten seconds, and kept
+        client.get("/openapi.json").raise_for_status()
     if name == "keyed":
         command += ["--header", f"Authorization: {bearer('anna')['Authorization']}"]
     done = subprocess.run(

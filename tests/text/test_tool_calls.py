@@ -86,7 +86,11 @@ def test_a_name_that_would_break_its_tag_is_refused(name: str) -> None:
     assert caught.value.hint == "rename the tool"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, b"bytes", object(), {(1, 2): 3}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), {1, 2}, b"bytes", object(), {(1, 2): 3}],
+    ids=["nan", "inf", "set", "bytes", "object", "tuple key"],
+)
 def test_what_json_has_no_word_for_is_refused(value: Any) -> None:
     for style in ("json", "function"):
         with pytest.raises(FormatError, match="not JSON") as caught:
