@@ -165,6 +165,7 @@ def test_share_gpt_calls_are_calls() -> None:
         ({"messages": [{"role": "clown", "content": "x"}]}, "clown"),
         ({"messages": TOOL_TALK, "tools": "{"}, "not JSON"),
         ({"messages": TOOL_TALK, "tools": 3}, "`tools` is int"),
+        ({"messages": TOOL_TALK, "tools": [{"name": "f", "description": "", "parameters": {}}, "f"]}, "`tools` has str in it"),
         ({"messages": TOOL_TALK, "builtin_tools": "brave_search"}, "builtin_tools"),
     ],
 )

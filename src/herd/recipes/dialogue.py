@@ -61,6 +61,9 @@ def read_tools(record: Record) -> dict[str, Any]:
             raise FormatError(f"`tools` is text that is not JSON: {error}", hint="give a list of tool definitions") from error
     if not isinstance(tools, list | tuple):
         raise FormatError(f"`tools` is {type(tools).__name__}", hint="give a list of tool definitions")
+    others = [type(tool).__name__ for tool in tools if not isinstance(tool, ToolDefinition | Mapping)]
+    if others:
+        raise FormatError(f"`tools` has {others[0]} in it", hint="each tool is an object with a name, a description and parameters")
     system = record.get("system")
     names = record.get("builtin_tools") or ()
     if not isinstance(names, list | tuple) or (system is not None and not isinstance(system, str)):
