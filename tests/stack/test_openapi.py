@@ -80,10 +80,10 @@ def test_schemathesis(request: pytest.FixtureRequest, name: str, tmp_path: Path)
         *("--max-examples", "100" if FULL else "8", "--max-time", "600" if FULL else "15"),
         *("--seed", "1", "--no-color", "--generation-database", "none", "--request-timeout", "300"),
     ]
-    with served.client() as client:  # made at the first question, which the program gives ten seconds, and kept
+    headers = bearer("anna") if name == "keyed" else {}
+    command += [word for key, value in headers.items() for word in ("--header", f"{key}: {value}")]
+    with served.client(headers=headers) as client:  # made at the first question, which the program gives ten seconds, and kept
         client.get("/openapi.json").raise_for_status()
-    if name == "keyed":
-        command += ["--header", f"Authorization: {bearer('anna')['Authorization']}"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": "ignore"}, timeout=900
     )
