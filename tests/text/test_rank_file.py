@@ -102,12 +102,22 @@ def test_another_kind_of_file_is_refused_at_its_first_line() -> None:
 def test_any_change_of_bytes_is_read_or_refused_by_name(place: int, replacement: bytes) -> None:
     data = b"\n".join(lines(b"ab", b"abc")) + b"\n"
     place %= len(data)
+    changed = data[:place] + replacement + data[place + len(replacement) :]
     try:
-        ranks = parse_ranks(data[:place] + replacement + data[place + len(replacement) :], FILE)
+        ranks = parse_ranks(changed, FILE)
     except TokenizerError as error:
         assert str(FILE) in error.message and error.hint
     else:
         check_ranks(ranks, "a file that was accepted")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rank_file, "_all_at_once", lambda _: None)
+            assert parse_ranks(changed, FILE) == ranks, "read line by line it is the same"
+
+
+def test_a_file_as_it_is_written_is_read_at_once() -> None:
+    data = b"\n".join(lines(b"ab", b"abc")) + b"\n"
+    assert rank_file._all_at_once(data) == parse_ranks(data, FILE)
+    assert [rank_file._all_at_once(other) for other in (data[:-1], data.replace(b"\n", b"\r\n"), data + lines(b"ab")[0])] == [None] * 3
 
 
 def test_a_file_over_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

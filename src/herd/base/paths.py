@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from importlib.resources import files
 from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def home() -> Path:
@@ -24,9 +25,9 @@ def server_dir() -> Path:
 
 def bundled_model() -> Path:
     """The folder of cria, the model that ships with herd."""
-    return Path(str(files("herd") / "cria"))
+    return _PACKAGE / "cria"
 
 
 def bundled_guard() -> Path:
     """The folder of cria-guard, the guard model that ships with herd."""
-    return Path(str(files("herd") / "cria_guard"))
+    return _PACKAGE / "cria_guard"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +81,8 @@ def _parsed() -> tuple[Path | None, dict[str, Any]]:
     path = find_file()
     if path is None:
         return None, {}
+    import tomllib
+
     try:
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,55 +1,61 @@
-"""The `herd` command: its groups and the options of every command. What goes wrong is told by `failures`."""
+"""The `herd` command: its groups and the options of every command. What goes wrong is told by `failures`.
+
+A command that is named on the command line is the only one whose file is imported, as all of them together take longer than most run.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from herd.cli import (
-    agent,
-    batch,
-    bench,
-    cache,
-    chat,
-    completion,
-    config,
-    convert,
-    data,
-    db,
-    doctor,
-    guard,
-    keys,
-    launch,
-    merge,
-    models,
-    plan,
-    quality,
-    quantize,
-    replay,
-    run_prompt,
-    serve,
-    show,
-    tokenizer,
-    tools,
-    train,
-)
+from herd.cli import completion
 from herd.cli.failures import INTERRUPTED, exit_code
 from herd.cli.group import Sections
 from herd.cli.output import line, note
 
-app = typer.Typer(
-    name="herd",
-    cls=Sections,
-    help="The whole Llama 3.1 system in one package. `herd chat` talks to cria, the bundled model.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+if TYPE_CHECKING:
+    app: typer.Typer
+    """All of it."""
+
+_USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
+_COMMANDS = {
+    "chat": (_USE, "chat"),
+    "agent": (_USE, "agent"),
+    "run": (_USE, "run_prompt"),
+    "batch": (_USE, "batch"),
+    "serve": (_USE, "serve"),
+    "replay": (_USE, "replay"),
+    "code": (_USE, "tools"),
+    "tools": (_USE, "tools"),
+    "guard": (_USE, "guard"),
+    "keys": (_USE, "keys"),
+    "db": (_USE, "db"),
+    "plan": (_USE, "plan"),
+    "bench": (_USE, "bench"),
+    "models": (_MODELS, "models"),
+    "pull": (_MODELS, "models"),
+    "show": (_MODELS, "show"),
+    "convert": (_MODELS, "convert"),
+    "verify": (_MODELS, "convert"),
+    "quantize": (_MODELS, "quantize"),
+    "quality": (_MODELS, "quality"),
+    "train": (_TRAIN, "train"),
+    "launch": (_TRAIN, "launch"),
+    "data": (_TRAIN, "data"),
+    "merge": (_TRAIN, "merge"),
+    "average": (_TRAIN, "merge"),
+    "tokenizer": (_TRAIN, "tokenizer"),
+    "cache": (_MACHINE, "cache"),
+    "doctor": (_MACHINE, "doctor"),
+    "config": (_MACHINE, "config"),
+    "completion": (_MACHINE, "completion"),
+}
+"""The heading that a command stands under, and its file, in which it is a function of its name; in `_GROUPS` it is the file's `app`."""
+_GROUPS = frozenset({"tools", "guard", "keys", "db", "plan", "bench", "data", "tokenizer", "cache", "config"})
 
 
 def _version(wanted: bool) -> bool:
@@ -61,7 +67,6 @@ def _version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Annotated[
@@ -78,37 +83,39 @@ def options(
     configure(log_level, log_format)
 
 
-_USE, _MODELS, _TRAIN, _MACHINE = "Use a model", "Get and look at models", "Train", "This installation"
-app.command("chat", rich_help_panel=_USE)(chat.chat)
-app.command("agent", rich_help_panel=_USE)(agent.agent)
-app.command("run", rich_help_panel=_USE)(run_prompt.run)
-app.command("batch", rich_help_panel=_USE)(batch.batch)
-app.command("serve", rich_help_panel=_USE)(serve.serve)
-app.command("replay", rich_help_panel=_USE)(replay.replay)
-app.command("code", rich_help_panel=_USE)(tools.code)
-app.add_typer(tools.app, name="tools", rich_help_panel=_USE)
-app.add_typer(guard.app, name="guard", rich_help_panel=_USE)
-app.add_typer(keys.app, name="keys", rich_help_panel=_USE)
-app.add_typer(db.app, name="db", rich_help_panel=_USE)
-app.add_typer(plan.app, name="plan", rich_help_panel=_USE)
-app.add_typer(bench.app, name="bench", rich_help_panel=_USE)
-app.command("models", rich_help_panel=_MODELS)(models.models)
-app.command("pull", rich_help_panel=_MODELS)(models.pull)
-app.command("show", rich_help_panel=_MODELS)(show.show)
-app.command("convert", rich_help_panel=_MODELS)(convert.convert)
-app.command("verify", rich_help_panel=_MODELS)(convert.verify)
-app.command("quantize", rich_help_panel=_MODELS)(quantize.quantize)
-app.command("quality", rich_help_panel=_MODELS)(quality.quality)
-app.command("train", rich_help_panel=_TRAIN)(train.train)
-app.command("launch", rich_help_panel=_TRAIN)(launch.launch)
-app.add_typer(data.app, name="data", rich_help_panel=_TRAIN)
-app.command("merge", rich_help_panel=_TRAIN)(merge.merge)
-app.command("average", rich_help_panel=_TRAIN)(merge.average)
-app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=_TRAIN)
-app.add_typer(cache.app, name="cache", rich_help_panel=_MACHINE)
-app.command("doctor", rich_help_panel=_MACHINE)(doctor.doctor)
-app.add_typer(config.app, name="config", rich_help_panel=_MACHINE)
-app.command("completion", rich_help_panel=_MACHINE)(completion.completion)
+def build(names: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """The application with these commands."""
+    made = typer.Typer(
+        name="herd",
+        cls=Sections,
+        help="The whole Llama 3.1 system in one package. `herd chat` talks to cria, the bundled model.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(options)
+    for name in names:
+        heading, file = _COMMANDS[name]
+        module = import_module(f"herd.cli.{file}")
+        if name in _GROUPS:
+            made.add_typer(module.app, name=name, rich_help_panel=heading)
+        else:
+            made.command(name, rich_help_panel=heading)(getattr(module, name))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return build()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _named(arguments: Sequence[str]) -> Iterable[str]:
+    """The command that stands first, where nothing but --debug is before it; else all of them, one of which may be meant."""
+    first = next((word for word in arguments if word != "--debug"), "")
+    return (first,) if first in _COMMANDS else _COMMANDS
 
 
 def _hoisted(argv: Sequence[str]) -> list[str]:
@@ -125,7 +132,7 @@ def run(argv: Sequence[str]) -> int:
     debug = arguments[:1] == ["--debug"] or bool(os.environ.get("HERD_DEBUG"))
     completion.prepare()
     try:
-        result = app(args=arguments, prog_name="herd", standalone_mode=False)
+        result = build(_named(arguments))(args=arguments, prog_name="herd", standalone_mode=False)
     except typer.Exit as leave:
         return leave.exit_code
     except (Exception, KeyboardInterrupt) as error:

@@ -39,6 +39,10 @@ def _parse_line(path: Path, number: int, line: bytes, rank: int) -> bytes:
 
 def parse_ranks(data: bytes, path: Path) -> Ranks:
     """Token bytes to ranks, from a file's content. Raises TokenizerError naming the first line that is wrong."""
+    sound = _all_at_once(data)
+    if sound is not None:
+        check_ranks(sound, str(path))
+        return sound
     ranks: Ranks = {}
     lines = data.split(b"\n")
     if lines and lines[-1] == b"":
@@ -53,6 +57,18 @@ def parse_ranks(data: bytes, path: Path) -> Ranks:
         ranks[token] = number - 1
     check_ranks(ranks, str(path))
     return ranks
+
+
+def _all_at_once(data: bytes) -> Ranks | None:
+    """The ranks of a file that is written as `write_ranks` writes; None for any other, which is read line by line."""
+    words = data.split()[::2]
+    if b"".join(b"%b %d\n" % (word, rank) for rank, word in enumerate(words)) != data:
+        return None
+    try:
+        ranks = {binascii.a2b_base64(word, strict_mode=True): rank for rank, word in enumerate(words)}
+    except binascii.Error:
+        return None
+    return ranks if len(ranks) == len(words) and max(map(len, ranks), default=0) <= MAX_TOKEN_BYTES and b"" not in ranks else None
 
 
 def check_ranks(ranks: Ranks, where: str) -> None:
