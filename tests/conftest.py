@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,7 +15,11 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("herd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("herd")
 
-# Tests give herd homes of their own; the kernels, named by their sources' digest, are compiled once for all of them.
+# Tests give herd homes of their own; what a fixture of a whole session leaves goes with the process.
+if "HERD_HOME" not in os.environ:
+    os.environ["HERD_HOME"] = tempfile.mkdtemp(prefix="herd-test-home-")
+    atexit.register(shutil.rmtree, os.environ["HERD_HOME"], ignore_errors=True)
+# The kernels, named by their sources' digest, are compiled once for all of them.
 os.environ.setdefault("HERD_KERNELS_CACHE", str(Path(tempfile.gettempdir()) / f"herd-test-kernels-{os.getuid()}"))
 
 

@@ -14,7 +14,8 @@ from herd.engine.build import plan_for
 from herd.engine.memory import EngineConfig, cache_bytes_per_token
 from herd.engine.runner import CpuRunner
 from herd.engine.torch_runner import TorchRunner
-from herd.kernels.int8_rows import cache_dtype_of, dequantise, numbers_of, quantise, row_width, scales_of
+from herd.kernels.caches import row_width
+from herd.kernels.int8_rows import cache_dtype_of, dequantise, numbers_of, quantise, scales_of
 from herd.model.presets import preset
 
 FP8 = torch.float8_e4m3fn

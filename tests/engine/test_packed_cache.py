@@ -17,7 +17,9 @@ from herd.checkpoint.load import load_model, save_model
 from herd.engine.disk.identity import state_name
 from herd.engine.packed import cache
 from herd.engine.packed.file import Damaged, read, write
-from herd.engine.packed.weights import PackedModel, pack_model
+from herd.engine.packed.mapped import locate
+from herd.engine.packed.names import digests_of, target_of
+from herd.engine.packed.weights import PackedModel, PackedWeights, pack_model
 from herd.engine.runner import CpuRunner
 from herd.kernels import dispatch
 from herd.model.init import initialise
@@ -46,6 +48,10 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def files() -> list[Path]:
     return sorted(cache.packed_dir().glob("*.herdpack"))
+
+
+def key(folder: Path, dtype: str) -> str:
+    return target_of(digests_of(folder), dtype).stem
 
 
 def reading_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +105,15 @@ def test_a_changed_checkpoint_is_another_and_a_touched_one_the_same(checkpoint: 
     copy.mkdir()
     for path in checkpoint.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    digest = cache._key(copy, torch.bfloat16)
-    assert digest == cache._key(checkpoint, torch.bfloat16) != cache._key(checkpoint, torch.float32)
+    digest = key(copy, "bfloat16")
+    assert digest == key(checkpoint, "bfloat16") != key(checkpoint, "float32")
     weights = next(copy.glob("*.safetensors"))
     os.utime(weights)
-    assert cache._key(copy, torch.bfloat16) == digest
+    assert key(copy, "bfloat16") == digest
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert cache._key(copy, torch.bfloat16) != digest
+    assert key(copy, "bfloat16") != digest
 
 
 @pytest.mark.parametrize("harm", ["cut", "header", "magic", "layout", "section", "empty"])
@@ -166,8 +172,16 @@ def test_none_is_kept_where_none_is_wanted(checkpoint: Path, monkeypatch: pytest
         cache.load_for_engine(checkpoint)
 
 
-def test_a_checkpoint_of_16_bits_is_loaded_as_ever(checkpoint: Path) -> None:
-    assert not isinstance(cache.load_for_engine(checkpoint.parent / "whole"), PackedModel) and not files()
+def test_a_checkpoint_of_16_bits_is_loaded_as_ever_and_packed_for_a_start_without_torch(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = checkpoint.parent / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "MOST_PLAIN_BYTES", 1000)
+        assert not isinstance(cache.load_for_engine(whole), PackedModel) and not files()
+    assert not isinstance(cache.load_for_engine(whole), PackedModel) and len(files()) == 1
+    (path,) = files()
+    assert locate(whole, None) == locate(whole, "bfloat16") == path and locate(whole, "float32") is None
 
 
 def test_a_packed_model_does_nothing_but_generate(checkpoint: Path) -> None:
@@ -195,8 +209,9 @@ def test_every_kind_of_matrix_comes_back(tmp_path: Path) -> None:
             continue
         weights = pack_model(quantise_model(small_model(torch.bfloat16), kind, head=True))
         write(tmp_path / f"{number}", weights, {"number": number})
-        found, facts = read(tmp_path / f"{number}")
-        assert facts == {"number": number}
+        stored, facts = read(tmp_path / f"{number}")
+        found = PackedWeights.of(stored)
+        assert stored.size_bytes == found.size_bytes and facts == {"number": number}
         assert all(torch.equal(a, b) for a, b in zip(weights.tensors(), found.tensors(), strict=True))
         for old, new in zip(weights.blocks, found.blocks, strict=True):
             for name in ("qkv", "out", "gate_up", "down"):

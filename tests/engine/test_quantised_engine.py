@@ -12,7 +12,8 @@ import torch
 from small_model import Answer, answers, mixed_requests, small_engine, small_model  # pyright: ignore[reportMissingImports]
 
 from herd.engine.engine import Engine
-from herd.engine.runner import CpuRunner, runs_in_c
+from herd.engine.packed.weights import runs_in_c
+from herd.engine.runner import CpuRunner
 from herd.engine.stream import TokenRequest
 from herd.engine.torch_runner import TorchRunner
 from herd.kernels import dispatch
@@ -55,7 +56,7 @@ def shuffled(engine: Engine, at_once: int, requests: list[TokenRequest] = REQUES
 def test_c_runs_it(model: Transformer) -> None:
     engine = small_engine(model)
     assert isinstance(engine.stepper.runner, CpuRunner) and engine.stepper.runner._forward is not None
-    head = engine.stepper.runner._head
+    head = engine.stepper.runner._weights.head
     assert head.quant is not None and head.size_bytes < head.num_outputs * (head.num_inputs + 16)
 
 

@@ -81,8 +81,8 @@ def test_the_bits_of_the_ops_one_by_one(dtype: torch.dtype, tied: bool, cache_dt
         assert [len(chunk) for chunk in found] == [len(chunk) for chunk in expected]
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert torch.equal(whole._layers.keys, apart._layers.keys)
-    assert torch.equal(whole._layers.values, apart._layers.values)
+    assert torch.equal(whole._ops.layers.keys, apart._ops.layers.keys)
+    assert torch.equal(whole._ops.layers.values, apart._ops.layers.values)
 
 
 def many(count: int, *, seed: int) -> RaggedBatch:
@@ -108,14 +108,14 @@ def test_a_batch_in_parts_has_the_bits_of_a_batch_in_one(count: int, threads: in
         for batch in (many(count, seed=count), many(count, seed=count + 1), replace(many(count, seed=count), rows_R=np.empty(0, np.int64))):
             for one, other in zip(scores(whole, batch), scores(apart, batch), strict=True):
                 np.testing.assert_array_equal(one, other)
-        assert torch.equal(whole._layers.keys, apart._layers.keys)
+        assert torch.equal(whole._ops.layers.keys, apart._ops.layers.keys)
 
 
 def test_angles_that_another_user_outgrows_are_read_on() -> None:
     """An embedding's long prompt, run op by op, makes a longer table of angles; the one before it must not go while C reads it."""
     made = runner(torch.float32, tied=True, whole=True)
     before = scores(made, BATCHES[0])
-    table = made._layers.rope
+    table = made._ops.layers.rope
     short = weakref.ref(table.upto(1)[0])
     longer = table.upto(5000)[0]
     gc.collect()
@@ -156,10 +156,10 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_batch_is_refused_and_leaves_no_trace(name: str) -> None:
     made = runner(torch.float32, tied=False, whole=True)
-    keys = made._layers.keys.clone()
+    keys = made._ops.layers.keys.clone()
     with pytest.raises(ConfigError):
         scores(made, WRONG[name])
-    assert torch.equal(made._layers.keys, keys)
+    assert torch.equal(made._ops.layers.keys, keys)
     fresh = runner(torch.float32, tied=False, whole=True)
     for one, other in zip(scores(made, BASE), scores(fresh, BASE), strict=True):
         np.testing.assert_array_equal(one, other)

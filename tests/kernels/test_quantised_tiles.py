@@ -40,7 +40,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def run(function: object, x: torch.Tensor, kind: Kind, n: int) -> torch.Tensor:
     packed = pack_quantised([quant_weight(torch.randn(n, x.shape[1], generator=torch.Generator().manual_seed(n)), kind)], x.dtype)
     matrix, out = packed.matrix(), torch.empty(len(x), n, dtype=x.dtype)
-    code = library.CODES[x.dtype]
+    code = library.code(x.dtype)
     arguments = (x.data_ptr(), x.stride(0), len(x), ctypes.byref(matrix), n, x.shape[1], code, library.STORE)
     assert function(*arguments, None, 0, out.data_ptr(), n, code) == 0  # pyright: ignore
     return out

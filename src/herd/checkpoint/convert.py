@@ -19,8 +19,8 @@ from torch import Tensor
 
 from herd.base.atomic import atomic_directory
 from herd.base.errors import DoesNotFitError, TokenizerError, UsageError, did_you_mean
-from herd.checkpoint.hf import CONFIG_FILE, GENERATION_CONFIG_FILE, SHARD_BYTES, main_dtype, write_hf
-from herd.checkpoint.hf_config import SpecialIds, special_ids_from_json
+from herd.checkpoint.hf import GENERATION_CONFIG_FILE, SHARD_BYTES, main_dtype, write_hf
+from herd.checkpoint.hf_config import CONFIG_FILE, SpecialIds, special_ids_from_json
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.load import as_dtype, special_ids
 from herd.checkpoint.meta import write_meta

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from herd.base.errors import CheckpointError, NotFoundError
-from herd.checkpoint.hf_config import DTYPE_NAMES, SpecialIds, config_from_json, config_to_json, generation_config_to_json
+from herd.checkpoint.hf_config import CONFIG_FILE, SpecialIds, config_from_json, config_to_json, generation_config_to_json
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.problems import Problem, compare_shapes, raise_first
 from herd.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
-from herd.checkpoint.source import Format, TensorInfo, TensorSource
+from herd.checkpoint.source import DTYPE_NAMES, Format, TensorInfo, TensorSource
 
-CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from herd.base.errors import CheckpointError, ConfigError, did_you_mean
-from herd.checkpoint.json_file import Fields
+from herd.checkpoint.json_file import Fields, read_json_object
+from herd.kernels.buffer import dtype_name
 from herd.model.config import ModelConfig, RopeScaling
 
+if TYPE_CHECKING:
+    import torch
+
+CONFIG_FILE = "config.json"
 ARCHITECTURE = "LlamaForCausalLM"
-DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +62,11 @@ def config_from_json(data: Mapping[str, Any], where: str, *, accept_quantised: b
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
         initializer_range=fields.number("initializer_range", 0.02),
     )
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether the folder's config.json names a quantisation."""
+    return bool(read_json_object(folder / CONFIG_FILE).get("quantization_config"))
 
 
 def _default_head_dim(hidden: int, heads: int, where: str) -> int:
@@ -177,8 +185,8 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype, ids: SpecialIds | No
         "mlp_bias": False,
         "pretraining_tp": 1,
         "use_cache": True,
-        "torch_dtype": DTYPE_NAMES[dtype],
-        "dtype": DTYPE_NAMES[dtype],
+        "torch_dtype": dtype_name(dtype),
+        "dtype": dtype_name(dtype),
         **_ids_to_json(ids or SpecialIds()),
     }
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from herd.base.atomic import atomic_directory
 from herd.base.errors import UsageError, did_you_mean
 from herd.checkpoint.hf import HfSource, main_dtype, write_hf
-from herd.checkpoint.hf_config import DTYPE_NAMES, SpecialIds
+from herd.checkpoint.hf_config import SpecialIds
 from herd.checkpoint.meta import MetaSource
 from herd.checkpoint.open import open_checkpoint
 from herd.checkpoint.quant_hf import QuantHfSource
-from herd.checkpoint.source import Format, TensorInfo, TensorSource
+from herd.checkpoint.source import DTYPE_NAMES, Format, TensorInfo, TensorSource
 from herd.model.quant_linear import QuantLinear, quantised_matrices
 from herd.model.transformer import Transformer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from herd.base.errors import NotFoundError, UsageError
-from herd.checkpoint.hf import CONFIG_FILE, HfSource
+from herd.checkpoint.hf import HfSource
+from herd.checkpoint.hf_config import CONFIG_FILE, is_quantised
 from herd.checkpoint.source import TensorSource
 
 PARAMS_FILE = "params.json"
@@ -39,7 +40,7 @@ def open_checkpoint(path: Path | str, *, strict: bool = True) -> TensorSource:
 
 
 def _open_hf(path: Path, *, strict: bool) -> TensorSource:
-    from herd.checkpoint.quant_hf import QuantHfSource, is_quantised
+    from herd.checkpoint.quant_hf import QuantHfSource
 
     return QuantHfSource(path, strict=strict) if is_quantised(path) else HfSource(path, strict=strict)
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd.checkpoint.hf import CONFIG_FILE, HfSource
+from herd.checkpoint.hf import HfSource
+from herd.checkpoint.hf_config import CONFIG_FILE
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.problems import Problem, compare_shapes
 from herd.checkpoint.quant_cache import CacheKind, cache_kind, cache_names, scale_problem
@@ -23,11 +24,6 @@ from herd.checkpoint.source import TensorInfo
 from herd.kernels.quantised import FP8_DTYPE, QuantWeight
 
 _DTYPE = torch.bfloat16
-
-
-def is_quantised(folder: Path) -> bool:
-    """Whether the folder's config.json names a quantisation."""
-    return bool(read_json_object(folder / CONFIG_FILE).get("quantization_config"))
 
 
 class QuantHfSource(HfSource):

@@ -15,8 +15,8 @@ from torch import nn
 
 from herd.base.atomic import atomic_directory
 from herd.base.errors import CheckpointError
-from herd.checkpoint.hf import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, read_weight_map, write_json
-from herd.checkpoint.hf_config import ARCHITECTURE, config_from_json, config_to_json
+from herd.checkpoint.hf import INDEX_FILE, SINGLE_FILE, read_weight_map, write_json
+from herd.checkpoint.hf_config import ARCHITECTURE, CONFIG_FILE, config_from_json, config_to_json
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.load import SavesTokenizer, as_dtype, load_model, special_ids
 from herd.checkpoint.problems import compare_shapes, raise_first

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from herd.model.config import ModelConfig
 
+DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+"""What weights can be stored in and computed with, as config.json calls it."""
+
 Format = Literal["hf", "meta", "gguf"]
 
 

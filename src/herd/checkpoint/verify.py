@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from herd.base.errors import CheckpointError, ConfigError, HerdError
-from herd.checkpoint.hf import CONFIG_FILE, HfSource
+from herd.checkpoint.hf import HfSource
+from herd.checkpoint.hf_config import CONFIG_FILE
 from herd.checkpoint.meta import MetaSource
 from herd.checkpoint.open import PARAMS_FILE, open_checkpoint
 from herd.checkpoint.problems import Problem

@@ -11,7 +11,7 @@ from herd.cli.load import JsonOption
 if TYPE_CHECKING:
     from herd.engine.packed.listing import Kept
 
-app = typer.Typer(help="Packed weights of quantised models, kept for the next start: list, prune, clear.", no_args_is_help=True)
+app = typer.Typer(help="Packed weights, kept for the next start: list, prune, clear.", no_args_is_help=True)
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
 _DAY_S = 86_400.0
@@ -22,8 +22,8 @@ def list_kept(json: JsonOption = False) -> None:
     """List what is kept: model, size, when it was last used, and why it will not be used again where it is stale."""
     from herd.base.memory import gib
     from herd.cli.output import note, print_json, table
-    from herd.engine.packed.cache import limit_bytes, packed_dir
     from herd.engine.packed.listing import kept
+    from herd.engine.packed.names import limit_bytes, packed_dir
 
     found, limit = kept(), limit_bytes()
     total = sum(item.size_bytes for item in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,10 +46,11 @@ def load_llm(
     """The model that flags and settings name, refused before loading if its weights do not fit in memory."""
     from herd.checkpoint.resolve import resolve_model
     from herd.cli.fits import check_fits
+    from herd.engine.packed.mapped import locate
     from herd.inference.llm import LLM
     from herd.kernels.dispatch import set_num_threads
 
-    count = set_threads(threads)
+    count = _thread_count(threads)
     if count:
         set_num_threads(count)
     chosen = settings.value("model", model)
@@ -56,25 +58,38 @@ def load_llm(
     place = choose_device(settings.value("device", device))
     if (tp, pp) != (1, 1) and device is None:
         place = "cpu"
-    path = resolve_model(chosen)
-    check_fits(path, dtype=None if kind == "auto" else kind, device=place)
-    llm = LLM(path, dtype=None if kind == "auto" else kind, device=place, tp=tp, pp=pp)
+    path, dtype = resolve_model(chosen), None if kind == "auto" else kind
+    packed = locate(path, dtype) if place == "cpu" and (tp, pp) == (1, 1) else None
+    if packed is None or "torch" in sys.modules:
+        _limit_torch(count)
+    check_fits(path, dtype=dtype, device=place, packed=packed)
+    llm = LLM(path, dtype=dtype, device=place, tp=tp, pp=pp)
     llm.name = chosen
     return llm
 
 
 def set_threads(flag: int | None) -> int:
     """Let torch use as many CPU threads as flag and settings say; returns how many, 0 for every core. Raises UsageError out of range."""
+    count = _thread_count(flag)
+    _limit_torch(count)
+    return count
+
+
+def _thread_count(flag: int | None) -> int:
+    """How many CPU threads flag and settings say, 0 for every core. Raises UsageError out of range."""
     count = settings.value("threads", flag)
     if not 0 <= count <= _MAX_THREADS:
         raise UsageError(
             f"threads is {count}, it must be 0 (all cores) to {_MAX_THREADS}", hint="leave --threads and HERD_THREADS out to use every core"
         )
+    return count
+
+
+def _limit_torch(count: int) -> None:
     if count:
         import torch
 
         torch.set_num_threads(count)
-    return count
 
 
 def check_device(place: str) -> str:
@@ -87,11 +102,14 @@ def check_device(place: str) -> str:
 
 def choose_device(place: str) -> str:
     """The device that a setting names; `auto` takes a GPU where there is one. Raises UsageError for one that is unknown or not there."""
-    import torch
+    from herd.kernels.torch_build import default_device
 
     kind, _, index = check_device(place).partition(":")
     if kind == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no {place} on this machine", hint="use --device cpu; `herd doctor` lists the GPUs that torch sees")
+        return default_device()
+    if kind == "cuda":
+        import torch
+
+        if int(index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"there is no {place} on this machine", hint="use --device cpu; `herd doctor` lists the GPUs that torch sees")
     return place

@@ -58,8 +58,15 @@ class BlockCopier(Protocol):
     `block_layout` tells dtypes and shapes of what a block's `block_bytes` are.
     """
 
-    block_layout: str
-    block_bytes: int
+    @property
+    def block_layout(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def block_bytes(self) -> int:
+        """See above."""
+        ...
 
     def copy_out(self, block: int) -> memoryview:
         """A copy of a block's content, of every layer."""

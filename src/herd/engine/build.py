@@ -1,4 +1,4 @@
-"""An engine from a model: sizes planned, memory allocated, scheduler and runner put together."""
+"""An engine from a model: sizes planned, memory allocated, scheduler and runner put together. Needs no torch for a mapped model."""
 
 from __future__ import annotations
 
@@ -8,51 +8,52 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from herd.base.errors import ConfigError
 from herd.base.log import get_logger
 from herd.engine.blocks import BlockPool
-from herd.engine.disk.build import open_folder, open_secret
-from herd.engine.disk.cache import DiskCache
-from herd.engine.draft_model import DEFAULT_NUM_DRAFT, DraftModel
 from herd.engine.engine import Engine
-from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.memory import EngineConfig, MemoryPlan, plan_memory, with_context
-from herd.engine.packed.weights import PackedModel, weights_bytes
-from herd.engine.runner import CpuRunner, runs_in_c
+from herd.engine.packed.mapped import MappedModel
+from herd.engine.runner import CpuRunner
 from herd.engine.scheduler import Scheduler
-from herd.engine.speculation import Guesser, PromptLookup
-from herd.engine.torch_runner import TorchRunner
+from herd.engine.speculation import DEFAULT_NUM_DRAFT, Guesser, PromptLookup
 from herd.kernels import dispatch
+from herd.kernels.buffer import dtype_name
 from herd.kernels.triton import runtime
 from herd.model.config import ModelConfig
-from herd.model.transformer import Transformer
 
 if TYPE_CHECKING:
+    import torch
+
     from herd.engine.gpu.runner import GpuRunner
+    from herd.engine.grammar.compiler import GrammarCompiler
+    from herd.engine.torch_runner import TorchRunner
+    from herd.model.transformer import Transformer
 
 log = get_logger(__name__)
 
-DTYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
-
 
 def plan_for(
-    model: Transformer, config: EngineConfig, draft: Transformer | None = None, *, device: torch.device | None = None
+    model: Transformer | MappedModel, config: EngineConfig, draft: Transformer | None = None, *, device: torch.device | None = None
 ) -> MemoryPlan:
     """What serving a loaded model takes, with a draft model if there is one; or of a model on the meta device, what it would take on
     `device`. Raises as `plan_memory`, ConfigError where the GPU's kernels cannot be asked.
     """
-    common: dict[str, Any] = {"dtype": DTYPES[str(model.dtype)], "weights_bytes": weights_bytes(model)}
+    if isinstance(model, MappedModel):
+        size = model.weights.size_bytes if model.quantised else None
+        return plan_memory(model.config, config, dtype=model.dtype, weights_bytes=size)
+    from herd.engine.packed.weights import weights_bytes
+
+    common: dict[str, Any] = {"dtype": dtype_name(model.dtype), "weights_bytes": weights_bytes(model)}
     if _on_gpu(model) if device is None else _would_run_in_triton(model, device):
         common["buffer_bytes"] = _gpu_bytes(model, config) + (_gpu_bytes(draft, config) if draft is not None else 0)
     if draft is None:
         return plan_memory(model.config, config, **common)
-    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=DTYPES[str(draft.dtype)])
+    return plan_memory(model.config, config, **common, draft=draft.config, draft_dtype=dtype_name(draft.dtype))
 
 
 def build_engine(
-    model: Transformer,
+    model: Transformer | MappedModel,
     config: EngineConfig | None = None,
     *,
     vocab_size: int | None = None,
@@ -81,11 +82,19 @@ def build_engine(
         check_vocabularies(model.config, draft, vocab_size)
     plan = plan_for(model, config, draft)
     runner = _runner(model, config, plan, vocab_size)
-    secret = None if config.prefix_dir is None else open_secret(config.prefix_dir)
+    secret = None
+    if config.prefix_dir is not None:
+        from herd.engine.disk.build import open_secret
+
+        secret = open_secret(config.prefix_dir)
     key = secret or secrets.token_bytes(32)
     pool = BlockPool(plan.num_blocks, config.block_size, key=key)
     disk = None
     if config.prefix_dir is not None and secret is not None:
+        from herd.engine.disk.build import open_folder
+        from herd.engine.disk.cache import DiskCache
+
+        assert not isinstance(model, MappedModel), "the name of its blocks' state takes torch"
         folder = open_folder(config.prefix_dir, model, runner, secret=secret, max_bytes=config.prefix_dir_bytes)
         disk = DiskCache(folder, pool, runner, clock=clock)
     scheduler = Scheduler(
@@ -116,6 +125,8 @@ def make_guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPl
     """A draft model in this process, prompt lookup, or nothing, as the sizes say. `key` is that of the engine's own blocks."""
     if draft is None:
         return PromptLookup(config.num_draft) if config.num_draft else None
+    from herd.engine.draft_model import DraftModel
+
     return DraftModel(
         _runner(draft, config, plan, vocab_size),
         BlockPool(plan.num_blocks, config.block_size, key=key),
@@ -125,9 +136,9 @@ def make_guesser(draft: Transformer | None, config: EngineConfig, plan: MemoryPl
     )
 
 
-def _with_context(model: Transformer, config: EngineConfig) -> EngineConfig:
+def _with_context(model: Transformer | MappedModel, config: EngineConfig) -> EngineConfig:
     """The config, its context set to what is affordable where no size was asked for."""
-    found = with_context(model.config, config, dtype=DTYPES[str(model.dtype)])
+    found = with_context(model.config, config, dtype=dtype_name(model.dtype))
     if config.context is None and found.context is not None and found.context < model.config.max_position_embeddings:
         log.info(
             "the context is %s of the model's %s tokens, what half of the free memory holds; ask for more with EngineConfig(context=...)",
@@ -145,6 +156,8 @@ def _gpu_bytes(model: Transformer, config: EngineConfig) -> int:
 
 def _on_gpu(model: Transformer) -> bool:
     """Whether the GPU runner takes a model. Raises ConfigError where that is asked for and cannot be."""
+    from herd.model.transformer import Transformer
+
     if type(model) is not Transformer or not dispatch.runs_triton(model.device):
         return False
     from herd.engine.gpu.weights import runs_in_triton
@@ -166,7 +179,9 @@ def _would_run_in_triton(model: Transformer, device: torch.device) -> bool:
     return runs_in_triton(model)
 
 
-def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None) -> CpuRunner | TorchRunner | GpuRunner:
+def _runner(
+    model: Transformer | MappedModel, config: EngineConfig, plan: MemoryPlan, vocab_size: int | None
+) -> CpuRunner | TorchRunner | GpuRunner:
     common: dict[str, Any] = {
         "num_blocks": plan.num_blocks,
         "block_size": config.block_size,
@@ -174,6 +189,18 @@ def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_si
         "cache_dtype": config.cache_dtype,
         "vocab_size": vocab_size,
     }
+    if not isinstance(model, MappedModel):
+        found = _torch_runner(model, config, plan, common)
+        if found is not None:
+            return found
+    return CpuRunner(model, max_tokens=config.token_budget, **common)
+
+
+def _torch_runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, common: dict[str, Any]) -> TorchRunner | GpuRunner | None:
+    """The runner of a model on a GPU, or of one that computes by itself; None where the CPU's takes it."""
+    from herd.engine.packed.weights import PackedModel, runs_in_c
+    from herd.model.transformer import Transformer
+
     if _on_gpu(model):
         from herd.engine.gpu.runner import GpuRunner
 
@@ -181,5 +208,7 @@ def _runner(model: Transformer, config: EngineConfig, plan: MemoryPlan, vocab_si
         return GpuRunner(model, **sizes, **common)
     # A subclass may compute otherwise than its parameters say, so it is run itself.
     if model.device.type != "cpu" or type(model) not in (Transformer, PackedModel) or not runs_in_c(model):
+        from herd.engine.torch_runner import TorchRunner
+
         return TorchRunner(model, **common)
-    return CpuRunner(model, max_tokens=config.token_budget, **common)
+    return None

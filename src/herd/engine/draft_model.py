@@ -21,8 +21,6 @@ from herd.engine.request import Sequence
 from herd.engine.sampler import Seen, sample
 from herd.engine.speculation import Due
 
-DEFAULT_NUM_DRAFT = 4
-
 
 @dataclass(slots=True)
 class _State:

@@ -11,12 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from herd.base.errors import ContextOverflowError, FormatError, HerdError, TokenizerError
 from herd.base.log import get_logger
 from herd.engine.batch import Runner
-from herd.engine.disk.cache import DiskCache
-from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import MemoryPlan
 from herd.engine.params import TokenParams
@@ -25,6 +24,10 @@ from herd.engine.scheduler import Scheduler
 from herd.engine.speculation import Guesser
 from herd.engine.stepper import Stepper
 from herd.engine.stream import Emit, TokenRequest, TokenStream
+
+if TYPE_CHECKING:
+    from herd.engine.disk.cache import DiskCache
+    from herd.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 
 log = get_logger(__name__)
 

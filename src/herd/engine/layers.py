@@ -1,8 +1,8 @@
 """The blocks of a model, or a run of them, over packed weights and a paged cache, by the kernels of `herd.kernels`.
 
-Knows no embedding and no scores: a residual stream goes in and comes out. Everything is allocated here, once. A row's result is the same
-whatever else is in the batch (kernels' law). Where each of several processes has a share of every block, `whole` makes of their parts of a
-sum the sum. Shapes: T tokens, D model dim, N query heads, K KV heads, H head dim, F ffn dim.
+Knows no embedding and no scores: a residual stream goes in and comes out, and what they write to is given (`arenas`). A row's result is
+the same whatever else is in the batch (kernels' law). Where each of several processes has a share of every block, `whole` makes of their
+parts of a sum the sum. Shapes: T tokens, D model dim, N query heads, K KV heads, H head dim, F ffn dim.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from herd.engine import block_copy
+from herd.engine.arenas import Arenas
 from herd.engine.batch import RaggedBatch
 from herd.kernels.attention import paged_attention
 from herd.kernels.batch import Batch, plan_batch
-from herd.kernels.forward import Block
 from herd.kernels.linear import PackedLinear, linear, linear_swiglu, pack_gate_up, pack_linear
 from herd.kernels.norm import add_rms_norm, rms_norm
 from herd.kernels.packed_quant import common_format, pack_quantised, pack_quantised_gated
 from herd.kernels.quantised import QuantWeight
-from herd.kernels.rope import RopeTable, make_cache, rope_write
+from herd.kernels.rope import RopeTable, rope_write
 from herd.model.block import Block as DecoderBlock
 from herd.model.config import ModelConfig
 from herd.model.quant_linear import QuantLinear
@@ -100,56 +101,40 @@ def pack_block(block: nn.Module, dtype: torch.dtype) -> BlockWeights:
     )
 
 
-def _placed(weights: BlockWeights, keys: Tensor, values: Tensor) -> Block:
-    parts = {name: getattr(weights, name) for name in ("norm", "qkv", "out", "ffn_norm", "gate_up", "down")}
-    return Block(**parts, keys=keys, values=values)
-
-
 def _nothing(part: Tensor) -> None:
     """The part is the sum."""
 
 
 class PackedLayers:
-    """Blocks with their cache and their arena of activations. `config` has the heads and the ffn dim that these blocks have."""
+    """Blocks over a cache and an arena of activations. `config` and `arenas` have the heads and the ffn dim that these blocks have.
+
+    Attributes:
+        block_layout, block_bytes: see `batch.BlockCopier`.
+    """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        blocks: Iterable[nn.Module | BlockWeights],
-        *,
-        dtype: torch.dtype,
-        cache_dtype: torch.dtype,
-        num_blocks: int,
-        block_size: int,
-        max_tokens: int,
+        self, config: ModelConfig, blocks: Iterable[nn.Module | BlockWeights], arenas: Arenas, *, rope: RopeTable | None = None
     ) -> None:
-        self.config, self.num_blocks, self.block_size = config, num_blocks, block_size
-        self.rope = RopeTable(rope_frequencies(config))
-        self.keys, self.values = make_cache(
-            num_layers=config.num_hidden_layers,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            dtype=cache_dtype,
-        )
-        packed = (block if isinstance(block, BlockWeights) else pack_block(block, dtype) for block in blocks)
-        self.blocks = [_placed(*block) for block in zip(packed, self.keys, self.values, strict=True)]
+        self.config, self.arenas = config, arenas
+        _, self.num_blocks, self.block_size, _, _ = arenas.keys.shape
+        self.rope = rope or RopeTable(rope_frequencies(config))
+        self.keys, self.values = arenas.keys.tensor(), arenas.values.tensor()
+        self.activations = {name: arena.tensor() for name, arena in arenas.activations.items()}
+        self.residual = self.activations["residual"]
+        dtype = self.residual.dtype
+        self.blocks = [block if isinstance(block, BlockWeights) else pack_block(block, dtype) for block in blocks]
         query, keyvalue = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self._split = (query, keyvalue, keyvalue)
-        hidden, ffn = config.hidden_size, config.intermediate_size
-        widths = {"residual": hidden, "normed": hidden, "qkv": query + 2 * keyvalue, "mixed": query, "ffn": ffn, "delta": hidden}
-        self.arenas = {name: torch.empty(max_tokens, width, dtype=dtype) for name, width in widths.items()}
-        self.residual = self.arenas["residual"]
+        self._caches = (self.keys, self.values)
+        self.block_layout, self.block_bytes = block_copy.block_layout(self._caches), block_copy.block_bytes(self._caches)
 
-    def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
-        """Copy cache blocks, (from, to), before anything of a step is written. Most steps have none, and then torch is not called."""
-        if not copies:
-            return
-        with torch.inference_mode():
-            source, target = torch.tensor(copies).t()
-            for cache in (self.keys, self.values):
-                cache[:, target] = cache[:, source]
+    def copy_out(self, block: int) -> memoryview:
+        """See `batch.BlockCopier`."""
+        return block_copy.copy_out(self._caches, block)
+
+    def copy_in(self, block: int, content: memoryview) -> None:
+        """See `batch.BlockCopier`."""
+        block_copy.copy_in(self._caches, block, content)
 
     def plan(self, batch: RaggedBatch) -> Batch:
         """The batch as the kernels want it."""
@@ -164,10 +149,10 @@ class PackedLayers:
     def run(self, x_TD: Float[Tensor, "T D"], plan: Batch, whole: Whole = _nothing) -> Float[Tensor, "T D"]:
         """The residual stream after the last block, in place of the one before the first."""
         count, eps = plan.num_tokens, self.config.rms_norm_eps
-        normed, delta, ffn = (self.arenas[name][:count] for name in ("normed", "delta", "ffn"))
+        normed, delta, ffn = (self.activations[name][:count] for name in ("normed", "delta", "ffn"))
         rms_norm(x_TD, self.blocks[0].norm, eps, out=normed)
         for number, block in enumerate(self.blocks):
-            whole(linear(self._attend(block, normed, plan), block.out, out=delta))
+            whole(linear(self._attend(number, normed, plan), block.out, out=delta))
             add_rms_norm(x_TD, delta, block.ffn_norm, eps, out=normed)
             product = linear_swiglu(normed, block.gate_up, out=ffn)
             whole(linear(product, block.down, out=delta))
@@ -175,11 +160,12 @@ class PackedLayers:
                 add_rms_norm(x_TD, delta, self.blocks[number + 1].norm, eps, out=normed)
         return x_TD.add_(delta)
 
-    def _attend(self, block: Block, normed_TD: Tensor, plan: Batch) -> Tensor:
+    def _attend(self, layer: int, normed_TD: Tensor, plan: Batch) -> Tensor:
         count, head_dim = plan.num_tokens, self.config.head_dim
-        qkv = linear(normed_TD, block.qkv, out=self.arenas["qkv"][:count])
+        keys, values = self.keys[layer], self.values[layer]
+        qkv = linear(normed_TD, self.blocks[layer].qkv, out=self.activations["qkv"][:count])
         q, k, v = (part.view(count, -1, head_dim) for part in qkv.split(self._split, dim=-1))
-        rope_write(q, k, v, self.rope, block.keys, block.values, plan)
-        mixed = self.arenas["mixed"][:count]
-        paged_attention(q, block.keys, block.values, plan, out=mixed.view(count, -1, head_dim))
+        rope_write(q, k, v, self.rope, keys, values, plan)
+        mixed = self.activations["mixed"][:count]
+        paged_attention(q, keys, values, plan, out=mixed.view(count, -1, head_dim))
         return mixed

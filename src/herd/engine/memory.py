@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from herd.base.errors import ConfigError, DoesNotFitError
 from herd.base.memory import available_memory, gib
-from herd.engine.disk.cache import READ_BYTES, WRITE_BYTES
 from herd.model.config import ModelConfig
 
 OVERHEAD_BYTES = 400 * 2**20
@@ -144,7 +143,7 @@ def plan_memory(
             f"the context of {context:,} tokens is over the model's {config.max_position_embeddings:,}",
             hint=f"set a context of {config.max_position_embeddings} or less",
         )
-    fixed = _step_bytes(config, engine, wide) | {"overhead_bytes": OVERHEAD_BYTES + (READ_BYTES + WRITE_BYTES if engine.prefix_dir else 0)}
+    fixed = _step_bytes(config, engine, wide) | {"overhead_bytes": OVERHEAD_BYTES + (_disk_bytes() if engine.prefix_dir else 0)}
     fixed["weights_bytes"] = config.num_parameters * wide if weights_bytes is None else weights_bytes
     fixed["activation_bytes"] += buffer_bytes
     if score_bytes is not None:
@@ -174,6 +173,13 @@ def plan_memory(
         cache_tokens=(num_blocks - 1) * engine.block_size,
         context=context,
     )
+
+
+def _disk_bytes() -> int:
+    """What may lie in memory on its way to a prefix cache on disk and from it."""
+    from herd.engine.disk.cache import READ_BYTES, WRITE_BYTES
+
+    return READ_BYTES + WRITE_BYTES
 
 
 def _step_bytes(config: ModelConfig, engine: EngineConfig, wide: int) -> dict[str, int]:

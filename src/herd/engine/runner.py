@@ -1,41 +1,34 @@
 """The CPU runner: embedding, packed layers over a paged cache and scores, by the kernels of `herd.kernels`: in one call of C where it can,
-else op by op (`layers`).
+else op by op (`op_runner`).
 
-Built from a `Transformer`'s config and parameters; rounding points are the model's, and a parity test holds the two together. Everything is
-allocated here, once: packed weights, cache, activations, scores. A row's scores are the same whatever else is in the batch (kernels' law).
+Built from a `Transformer`'s config and parameters, or from packed weights in a mapped file; rounding points are the model's, and a parity
+test holds the two together. Everything is allocated here, once: cache, activations, scores. A row's scores are the same whatever else is in
+the batch (kernels' law). Needs no torch where the weights are mapped and C runs; what goes op by op imports it.
 Shapes: T tokens, D model dim, R rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from herd.engine import block_copy
+from herd.engine.arenas import allocate
 from herd.engine.batch import RaggedBatch
-from herd.engine.layers import PackedLayers, packs, stack_packs
-from herd.engine.packed.weights import PackedModel, pack_model
-from herd.kernels import dispatch, draw
-from herd.kernels.forward import Forward
-from herd.kernels.int8_rows import cache_dtype_of
-from herd.kernels.linear import linear
-from herd.kernels.norm import rms_norm
-from herd.model.quant_linear import quantised_matrices
-from herd.model.transformer import Transformer
+from herd.engine.packed.mapped import MappedModel
+from herd.kernels import draw
+from herd.kernels.buffer import Buffer, dtype_name
+from herd.kernels.caches import cache_dtype_name
+from herd.kernels.forward import Angles, Block, Forward
 
-
-def runs_in_c(model: Transformer) -> bool:
-    """Whether every quantised matrix of a model has a kernel here; a model with one that has none computes by itself."""
-    if isinstance(model, PackedModel) or not quantised_matrices(model):
-        return True
-    if dispatch.native(model.device, model.dtype) is None:
-        return False
-    head = model.lm_head
-    return all(packs(block) for block in model.model.layers) and (head is None or stack_packs((head,)))
+if TYPE_CHECKING:
+    from herd.engine.op_runner import OpRunner
+    from herd.engine.packed.stored import StoredWeights
+    from herd.engine.packed.weights import PackedWeights
+    from herd.model.transformer import Transformer
 
 
 class CpuRunner:
@@ -45,7 +38,7 @@ class CpuRunner:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | MappedModel,
         *,
         num_blocks: int,
         block_size: int,
@@ -58,89 +51,95 @@ class CpuRunner:
         self.config, self.num_blocks, self.block_size = config, num_blocks, block_size
         self.draws_rows = draw.available()
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
-        packed = pack_model(model, self.vocab_size)
-        self._layers = PackedLayers(
+        self._weights, self._angles = _weights_of(model, self.vocab_size)
+        self._arenas = allocate(
             config,
-            packed.blocks,
-            dtype=model.dtype,
-            cache_dtype=cache_dtype_of(cache_dtype, model.dtype),
+            dtype=dtype_name(model.dtype),
+            cache_dtype=cache_dtype_name(cache_dtype, model.dtype),
             num_blocks=num_blocks,
             block_size=block_size,
             max_tokens=max_tokens,
         )
-        caches = (self._layers.keys, self._layers.values)
-        self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)
-        self._norm, self._head, self._embedding = packed.norm, packed.head, packed.embedding
-        self._scores = torch.empty(score_rows, self.vocab_size, dtype=torch.float32)
-        self._states = torch.empty(score_rows, config.hidden_size, dtype=torch.float32)
+        self._scores = Buffer.zeros((score_rows, self.vocab_size), "float32")
         self._forward = self._whole()
 
     def _whole(self) -> Forward | None:
         """All blocks in one call, where C knows the shapes."""
-        config = self.config
+        config, weights, arenas = self.config, self._weights, self._arenas
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         shape = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-        if not Forward.fits(self._head, self._embedding, **shape, cache_dtype=self._layers.keys.dtype):
+        if not Forward.fits(weights.head, weights.embedding, **shape, cache_dtype=arenas.keys.dtype):
             return None
+        names = ("norm", "qkv", "out", "ffn_norm", "gate_up", "down")
         return Forward(
-            self._layers.blocks,
-            norm=self._norm,
-            head=self._head,
-            embedding=self._embedding,
-            rope=self._layers.rope,
+            [
+                Block(**{name: getattr(block, name) for name in names}, keys=arenas.keys[layer], values=arenas.values[layer])
+                for layer, block in enumerate(weights.blocks)
+            ],
+            norm=weights.norm,
+            head=weights.head,
+            embedding=weights.embedding,
+            rope=self._angles,
             num_heads=heads,
             eps=config.rms_norm_eps,
-            arenas=self._layers.arenas,
+            arenas=arenas.activations,
             scores=self._scores,
         )
 
+    @cached_property
+    def _ops(self) -> OpRunner:
+        """The ops, over the same memory."""
+        from herd.engine.op_runner import OpRunner
+        from herd.engine.packed.weights import PackedWeights
+        from herd.kernels.rope import RopeTable
+
+        weights = self._weights if isinstance(self._weights, PackedWeights) else PackedWeights.of(self._weights)
+        rope = self._angles if isinstance(self._angles, RopeTable) else None
+        return OpRunner(self.config, weights, self._arenas, self._scores, rope=rope)
+
     def run(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """See `batch.Runner.run`: the batch has been computed when this returns."""
-        self._layers.copy(batch.copies)
+        self._arenas.copy_blocks(batch.copies)
         if self._forward is None or not self._forward.available or len(batch.hidden_E):
-            return self._by_ops(batch)
+            normed_RD = self._ops.normed_rows(batch)
+            return self._chunks(len(normed_RD), lambda first, count: self._ops.score(normed_RD[first : first + count]))
         places = {"first_S": batch.first_S, "starts": batch.starts, "block_table_SW": batch.block_table_SW}
         self._forward(batch.tokens_T, rows_R=batch.rows_R, **places)
         return self._chunks(len(batch.rows_R), self._forward.score)
-
-    @torch.inference_mode()
-    def _by_ops(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        hidden = self._hidden(batch)[torch.from_numpy(batch.rows_R)]
-        normed_RD = rms_norm(hidden, self._norm, self.config.rms_norm_eps)
-
-        @torch.inference_mode()
-        def score(first: int, count: int) -> NDArray[np.float32]:
-            return linear(normed_RD[first : first + count], self._head, out=self._scores[:count]).numpy()
-
-        return self._chunks(len(normed_RD), score)
 
     def _chunks(self, num_rows: int, score: Callable[[int, int], NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for first in range(0, num_rows, len(self._scores)):
             yield first, score(first, min(num_rows - first, len(self._scores)))
 
     def hidden(self, batch: RaggedBatch) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """See `batch.Runner.hidden`: the residual stream of the last batch, run op by op, is still in its arena."""
-        rows = torch.from_numpy(batch.hidden_E)
-        for first in range(0, len(rows), len(self._states)):
-            with torch.inference_mode():
-                part = self._layers.residual[rows[first : first + len(self._states)]]
-                states = self._states[: len(part)].copy_(rms_norm(part, self._norm, self.config.rms_norm_eps))
-            yield first, states.numpy()
+        """See `batch.Runner.hidden`: a batch that has some was run op by op."""
+        return self._ops.states(batch)
+
+    @property
+    def block_layout(self) -> str:
+        """See `batch.BlockCopier`."""
+        return self._ops.layers.block_layout
+
+    @property
+    def block_bytes(self) -> int:
+        """See `batch.BlockCopier`."""
+        return self._ops.layers.block_bytes
 
     def copy_out(self, block: int) -> memoryview:
         """See `batch.BlockCopier`."""
-        return block_copy.copy_out((self._layers.keys, self._layers.values), block)
+        return self._ops.layers.copy_out(block)
 
     def copy_in(self, block: int, content: memoryview) -> None:
         """See `batch.BlockCopier`."""
-        block_copy.copy_in((self._layers.keys, self._layers.values), block, content)
+        self._ops.layers.copy_in(block, content)
 
-    def _hidden(self, batch: RaggedBatch) -> Tensor:
-        """The residual stream after the last block, [T, D], in the arena."""
-        plan = self._layers.plan(batch)
-        x_TD = self._layers.residual[: plan.num_tokens]
-        x_TD.copy_(self._embed(torch.from_numpy(batch.tokens_T).long()))
-        return self._layers.run(x_TD, plan)
 
-    def _embed(self, tokens_T: Tensor) -> Tensor:
-        return self._head.rows(tokens_T) if self._embedding is None else self._embedding[tokens_T]
+def _weights_of(model: Transformer | MappedModel, vocab_size: int) -> tuple[PackedWeights | StoredWeights, Angles]:
+    """A model's packed weights, of the output matrix the first rows, and its angles."""
+    if isinstance(model, MappedModel):
+        return model.weights.with_vocabulary(vocab_size), model.angles
+    from herd.engine.packed.weights import pack_model
+    from herd.kernels.rope import RopeTable
+    from herd.model.rope import rope_frequencies
+
+    return pack_model(model, vocab_size), RopeTable(rope_frequencies(model.config))

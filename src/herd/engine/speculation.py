@@ -18,6 +18,9 @@ from herd.engine.payoff import Payoff
 from herd.engine.request import Sequence
 from herd.engine.sampler import Seen
 
+DEFAULT_NUM_DRAFT = 4
+"""Tokens guessed at once where nothing else is asked for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,7 @@ from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.engine.ahead import Ahead
 from herd.engine.batch import RaggedBatch, RowReader, Runner
-from herd.engine.disk.cache import DiskCache
 from herd.engine.draw import AheadRunner, Drawer, Drawn
-from herd.engine.grammar.compiler import CompiledGrammar
-from herd.engine.grammar.pool import MaskPool
-from herd.engine.grammar.state import GrammarState, Mask
 from herd.engine.params import TokenParams
 from herd.engine.pooling import Pooler
 from herd.engine.request import Sequence
@@ -33,6 +30,12 @@ from herd.engine.speculation import Due, Guesser
 from herd.engine.step import Step, StepItem, StepResult
 from herd.engine.stream import Admitted, Embedded, Emit, Failed, Finish, PromptLogprobs, TokenEvent, TokenRequest, Tokens
 from herd.engine.tables import BlockTables
+
+if TYPE_CHECKING:
+    from herd.engine.disk.cache import DiskCache
+    from herd.engine.grammar.compiler import CompiledGrammar
+    from herd.engine.grammar.pool import MaskPool
+    from herd.engine.grammar.state import GrammarState, Mask
 
 _NOTHING = StepResult(accepted=[])
 """Of an item in the middle of a prompt."""
@@ -302,6 +305,8 @@ class Stepper:
         if not states:
             return {}
         if self._mask_pool is None:
+            from herd.engine.grammar.pool import MaskPool
+
             self._mask_pool = MaskPool()
         return dict(zip(states, self._mask_pool.start(list(states.values())), strict=True))
 

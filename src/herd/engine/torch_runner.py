@@ -18,7 +18,8 @@ from herd.engine import block_copy
 from herd.engine.batch import RaggedBatch
 from herd.kernels import draw
 from herd.kernels.batch import Batch, plan_batch
-from herd.kernels.int8_rows import BYTE_DTYPES, cache_dtype_of, dequantise, row_width, stored
+from herd.kernels.caches import row_width
+from herd.kernels.int8_rows import BYTE_DTYPES, cache_dtype_of, dequantise, stored
 from herd.model.attention import sdpa
 from herd.model.transformer import Transformer
 

@@ -12,10 +12,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from herd.engine.grammar.spec import Grammar
@@ -32,9 +31,13 @@ from herd.inference.reading import Reading
 from herd.inference.requests import ChatOptions, Messages, Prompts, chat_request, check_prompts, completion_requests
 from herd.inference.score import Score, ScoreReader, pairs, score_request
 from herd.model.config import ModelConfig
-from herd.model.transformer import Transformer
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from herd.model.transformer import Transformer
 
 _Result = TypeVar("_Result")
 

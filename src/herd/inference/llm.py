@@ -8,28 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
 from herd.engine.pooling import Pooling
-from herd.inference.batch_run import BatchReport, run_file
-from herd.inference.embed import EmbedReader, as_array, embed_request
 from herd.inference.loaded import DEFAULT_MODEL, load
 from herd.inference.local import LocalModel
 from herd.inference.output import Output, outputs_of
 from herd.inference.params import SamplingParams
 from herd.inference.port import Event
 from herd.inference.requests import ChatOptions, Messages, Prompts, chat_request, check_prompts, completion_requests
-from herd.inference.score import Score, ScoreReader, pairs, score_request
 from herd.model.config import ModelConfig
-from herd.model.transformer import Transformer
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from herd.inference.batch_run import BatchReport
+    from herd.inference.score import Score
+    from herd.model.transformer import Transformer
 
 __all__ = ["DEFAULT_MODEL", "LLM", "Output"]
 
@@ -174,6 +176,8 @@ class LLM:
 
         Raises ContextOverflowError, TokenizerError, UsageError.
         """
+        from herd.inference.embed import EmbedReader, as_array, embed_request
+
         requests = [embed_request(self.tokenizer, text, pooling) for text in check_prompts(texts)]
         vectors = self.inference.read([(request, EmbedReader()) for request in requests])
         return as_array(vectors, normalize=normalize, width=self.config.hidden_size)
@@ -184,6 +188,8 @@ class LLM:
         Prompt and continuation are encoded together and cut where the prompt's own encoding ends, blanks at its end not counted, as
         lm-evaluation-harness does. Raises ContextOverflowError, TokenizerError, UsageError before anything is computed.
         """
+        from herd.inference.score import ScoreReader, pairs, score_request
+
         requests = [score_request(self.tokenizer, prompt, continuation) for prompt, continuation in pairs(prompts, continuations)]
         return self.inference.read([(request, ScoreReader()) for request in requests])
 
@@ -200,4 +206,6 @@ class LLM:
 
         Raises NotFoundError, FormatError for an output that belongs to another input, UsageError.
         """
+        from herd.inference.batch_run import run_file
+
         return run_file(self.inference, source, target, params=params, window=window)

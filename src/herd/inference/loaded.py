@@ -1,25 +1,33 @@
-"""A model by name, path or object, made ready to answer: weights, tokenizer and engine. What `LLM` and `AsyncLLM` begin with."""
+"""A model by name, path or object, made ready to answer: weights, tokenizer and engine. What `LLM` and `AsyncLLM` begin with.
+
+A model whose packed weights an earlier start has kept is mapped, and answers on the CPU without torch ever being imported.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from herd.base.errors import ConfigError, UsageError
-from herd.checkpoint.load import load_model
 from herd.checkpoint.resolve import load_checkpoint_tokenizer, resolve_model
 from herd.engine.build import build_engine
-from herd.engine.draft_model import DEFAULT_NUM_DRAFT
 from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
-from herd.engine.packed.cache import load_for_engine
+from herd.engine.packed.mapped import MappedModel, find_mapped
+from herd.engine.speculation import DEFAULT_NUM_DRAFT
 from herd.inference.prepare import grammar_compiler
+from herd.kernels.buffer import dtype_name
+from herd.kernels.torch_build import default_device
 from herd.model.config import ModelConfig
-from herd.model.transformer import Transformer
 from herd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from herd.model.transformer import Transformer
 
 DEFAULT_MODEL = "cria"
 NGRAM = "ngram"
@@ -28,20 +36,22 @@ NGRAM = "ngram"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """The parts."""
+    """The parts. `weights` gives the model, or is None where it is spread over several processes. `dtype` and `device` are the model's."""
 
     name: str
-    weights: Transformer | None
+    weights: Callable[[], Transformer] | None
     config: ModelConfig
     tokenizer: Tokenizer
     engine: Engine
+    dtype: str
+    device: str
 
     @property
     def model(self) -> Transformer:
         """The weights. Raises UsageError where they are spread over several processes."""
         if self.weights is None:
             raise UsageError("this model's weights are spread over several processes", hint="leave out tp and pp to have them here")
-        return self.weights
+        return self.weights()
 
 
 def load(
@@ -57,8 +67,8 @@ def load(
     pp: int = 1,
 ) -> Loaded:
     """Load what is not loaded yet and start an engine. Raises DoesNotFitError, NotFoundError, UsageError, ConfigError."""
-    name = "model" if isinstance(model, Transformer) else str(model)
-    if isinstance(model, Transformer):
+    name = str(model) if isinstance(model, str | Path) else "model"
+    if not isinstance(model, str | Path):
         if tokenizer is None:
             raise UsageError("a Transformer came without its tokenizer", hint="pass tokenizer=herd.load_tokenizer(path)")
     else:
@@ -73,25 +83,48 @@ def load(
         from herd.engine.parallel.build import build_parallel_engine
 
         if isinstance(draft, str | Path):
-            draft = _load_draft(draft, tokenizer, dtype=dtype, device=torch.device("cpu"))
+            draft = _load_draft(draft, tokenizer, dtype=dtype, device="cpu")
         spread = build_parallel_engine(model, config, tp=tp, pp=pp, dtype=dtype, vocab_size=size, draft=draft, grammars=grammars)
-        return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread)
+        facts = {"dtype": spread.dtype, "device": "cpu"}
+        return Loaded(name=name, weights=None, config=spread.model_config, tokenizer=tokenizer, engine=spread, **facts)
     if isinstance(model, Path):
-        model = load_for_engine(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = device or default_device()
+        found = find_mapped(model, dtype) if str(place) == "cpu" and draft is None and config.prefix_dir is None else None
+        if found is not None:
+            built = build_engine(found, config, vocab_size=size, threaded=threaded, grammars=grammars)
+            weights = cache(partial(_weights_of, found, model))
+            facts = {"dtype": found.dtype, "device": "cpu"}
+            return Loaded(name=name, weights=weights, config=found.config, tokenizer=tokenizer, engine=built, **facts)
+        from herd.engine.packed.cache import load_for_engine
+
+        model = load_for_engine(model, dtype=dtype, device=place)
     if isinstance(draft, str | Path):
         draft = _load_draft(draft, tokenizer, dtype=dtype, device=model.device)
     built = build_engine(model, config, vocab_size=size, draft=draft, threaded=threaded, grammars=grammars)
-    return Loaded(name=name, weights=model, config=model.config, tokenizer=tokenizer, engine=built)
+    facts = {"dtype": dtype_name(model.dtype), "device": str(model.device)}
+    return Loaded(name=name, weights=partial(_same, model), config=model.config, tokenizer=tokenizer, engine=built, **facts)
+
+
+def _same(model: Transformer) -> Transformer:
+    return model
+
+
+def _weights_of(mapped: MappedModel, path: Path) -> Transformer:
+    from herd.engine.packed.cache import model_of
+
+    return model_of(mapped, path)
 
 
 def _check_spread(device: torch.device | str | None) -> None:
     """Raises UsageError for a device that a model over several processes cannot have."""
-    if device is not None and torch.device(device).type != "cpu":
+    if device is not None and str(device).partition(":")[0] != "cpu":
         raise UsageError(f"tp and pp spread a model over processes on the CPU, not on {device}", hint='pass device="cpu"')
 
 
-def _load_draft(draft: str | Path, tokenizer: Tokenizer, *, dtype: torch.dtype | str | None, device: torch.device) -> Transformer:
+def _load_draft(draft: str | Path, tokenizer: Tokenizer, *, dtype: torch.dtype | str | None, device: torch.device | str) -> Transformer:
     """A draft model from a checkpoint. Names of special tokens may differ, ids and bytes of the others may not."""
+    from herd.checkpoint.load import load_model
+
     path = resolve_model(draft)
     theirs = load_checkpoint_tokenizer(path)
     if theirs.ranks != tokenizer.ranks or theirs.vocab_size != tokenizer.vocab_size:

@@ -82,12 +82,13 @@ def _planned(path: Path) -> dict[str, Any]:
     from herd.checkpoint.hf import main_dtype
     from herd.checkpoint.load import outline_of
     from herd.checkpoint.open import open_checkpoint
-    from herd.engine.build import DTYPES, plan_for
+    from herd.checkpoint.source import DTYPE_NAMES
+    from herd.engine.build import plan_for
     from herd.engine.memory import EngineConfig, cache_bytes_per_token, with_context
 
     with open_checkpoint(path) as source:
         dtype = main_dtype(source)
-        kind = DTYPES.get(str(dtype))
+        kind = DTYPE_NAMES.get(dtype)
         if kind is None:
             raise ConfigError(f"its weights are {dtype}", hint="convert it: herd convert")
         outline = outline_of(source, dtype)

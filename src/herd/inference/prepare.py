@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from herd.base.errors import ContextOverflowError, TokenizerError, UsageError
-from herd.engine.grammar.compiler import GrammarCompiler
 from herd.engine.grammar.spec import Grammar
 from herd.engine.stream import TokenRequest
 from herd.inference.answer import AnswerBuilder
@@ -16,6 +15,9 @@ from herd.inference.params import SamplingParams
 from herd.inference.port import Caller, ChatRequest, CompletionRequest
 from herd.text.prompt import PromptFormat
 from herd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from herd.engine.grammar.compiler import GrammarCompiler
 
 MAX_CALLS = 8
 """Calls of one answer at most, where parallel calls are allowed."""
@@ -104,6 +106,8 @@ class Preparer:
 
 def grammar_compiler(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:
     """The compiler of grammars over a tokenizer, for a model of so many rows. Half a second for a vocabulary of 128,000."""
+    from herd.engine.grammar.compiler import GrammarCompiler
+
     return GrammarCompiler(
         [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)],
         special_ids=tokenizer.special_tokens.values(),

@@ -48,11 +48,11 @@ def paged_attention(
     check_caches(key_cache, value_cache, batch, kv_heads, head_dim)
     found = dispatch.native(q.device, q.dtype)
     unknown = head_dim > library.MAX_HEAD_DIM or head_dim % 2 or heads // kv_heads > library.MAX_GROUP
-    if found is None or unknown or key_cache.dtype not in library.CACHE_CODES:
+    if found is None or unknown or library.cache_code(key_cache.dtype) is None:
         out.copy_(reference(q, key_cache, value_cache, batch))
         return out
-    rows = (q.data_ptr(), q.stride(0), library.CODES[q.dtype], heads, kv_heads, head_dim, head_dim**-0.5)
-    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.CACHE_CODES[key_cache.dtype], batch.block_size)
+    rows = (q.data_ptr(), q.stride(0), library.code(q.dtype), heads, kv_heads, head_dim, head_dim**-0.5)
+    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.cache_code(key_cache.dtype), batch.block_size)
     table = (batch.block_table.data_ptr(), batch.block_table.stride(0), batch.starts.data_ptr(), batch.first.data_ptr())
     library.raise_for(found.attention(*rows, *caches, *table, batch.num_sequences, out.data_ptr(), out.stride(0)))
     return out

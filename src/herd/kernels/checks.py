@@ -5,10 +5,13 @@ An op runs thousands of times a second, so it puts a message together only where
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from herd.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def require(condition: bool, message: str, hint: str) -> None:

@@ -13,18 +13,23 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from herd.base.errors import ConfigError, HerdError, did_you_mean
 from herd.base.log import get_logger
 from herd.kernels import build
+from herd.kernels.buffer import dtype_name
 from herd.kernels.library import Library
 from herd.kernels.triton import runtime
 
+if TYPE_CHECKING:
+    import torch
+
+    from herd.kernels.buffer import Dtype
+
 _LOG = get_logger(__name__)
 OPS = ("linear", "linear_quantised", "rms_norm", "swiglu", "rope_write", "paged_attention")
-NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+NATIVE_DTYPES = ("float32", "bfloat16")
 _KINDS = ("auto", "reference", "triton")
 
 
@@ -113,7 +118,12 @@ def fixed_order() -> bool:
 
 def native(device: torch.device, dtype: torch.dtype) -> Library | None:
     """The library, where C runs for this device and dtype; else None, and the reference runs."""
-    return choice().library if device.type == "cpu" and dtype in NATIVE_DTYPES else None
+    return native_on_cpu(dtype) if device.type == "cpu" else None
+
+
+def native_on_cpu(dtype: Dtype) -> Library | None:
+    """The library, where C runs for this dtype on a CPU."""
+    return choice().library if dtype_name(dtype) in NATIVE_DTYPES else None
 
 
 def runs_triton(device: torch.device) -> bool:
@@ -127,8 +137,10 @@ def runs_triton(device: torch.device) -> bool:
 
 def table() -> list[Row]:
     """What runs, for every op: one row for the dtypes that C knows on a CPU, one for all else."""
+    import torch
+
     chosen = choice()
-    named = " and ".join(str(dtype).removeprefix("torch.") for dtype in NATIVE_DTYPES)
+    named = " and ".join(NATIVE_DTYPES)
     library = chosen.library
     runs = f"C, {library.level}, {library.num_threads} threads" if library else "torch reference"
     rows = [Row(op=op, device="cpu", dtype=named, runs=runs, why=chosen.why) for op in OPS]
@@ -152,7 +164,11 @@ def set_num_threads(count: int) -> None:
 def num_threads() -> int:
     """Threads that work on a call: of the C kernels, or of torch where the reference runs."""
     library = choice().library
-    return library.num_threads if library is not None else torch.get_num_threads()
+    if library is not None:
+        return library.num_threads
+    import torch
+
+    return torch.get_num_threads()
 
 
 def reload() -> None:

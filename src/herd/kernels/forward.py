@@ -10,32 +10,41 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from herd.kernels import dispatch, library
-from herd.kernels.batch import plan_batch
+from herd.kernels.caches import head_dim_of
 from herd.kernels.checks import refuse
-from herd.kernels.int8_rows import head_dim_of
-from herd.kernels.linear import PANELS, QUANTISED, PackedLinear
-from herd.kernels.rope import RopeTable
+from herd.kernels.stored import PANELS, QUANTISED, StoredMatrix
+
+if TYPE_CHECKING:
+    from herd.kernels.buffer import Dtype, Memory
+
+
+@runtime_checkable
+class Angles(Protocol):
+    """Cosines and sines of positions 0, 1, ..., float32 [P, H/2]; `rope.RopeTable` computes them."""
+
+    def upto(self, num_positions: int) -> tuple[Any, Any]:
+        """Tables of at least so many positions."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
     """One block's weights and its caches."""
 
-    norm: Tensor
-    qkv: PackedLinear
-    out: PackedLinear
-    ffn_norm: Tensor
-    gate_up: PackedLinear
-    down: PackedLinear
-    keys: Tensor
-    values: Tensor
+    norm: Memory
+    qkv: StoredMatrix
+    out: StoredMatrix
+    ffn_norm: Memory
+    gate_up: StoredMatrix
+    down: StoredMatrix
+    keys: Memory
+    values: Memory
 
 
 class _Layer(ctypes.Structure):
@@ -83,14 +92,14 @@ class Forward:
         self,
         blocks: Sequence[Block],
         *,
-        norm: Tensor,
-        head: PackedLinear,
-        embedding: Tensor | None,
-        rope: RopeTable,
+        norm: Memory,
+        head: StoredMatrix,
+        embedding: Memory | None,
+        rope: Angles,
         num_heads: int,
         eps: float,
-        arenas: Mapping[str, Tensor],
-        scores: Tensor,
+        arenas: Mapping[str, Memory],
+        scores: Memory,
     ) -> None:
         first = blocks[0]
         num_blocks, block_size, kv_heads, _ = first.keys.shape
@@ -107,8 +116,8 @@ class Forward:
         self._normed, self._row_bytes = normed.data_ptr(), normed.stride(0) * normed.itemsize
         self._matrix, self._head = head.matrix(), head
         weights = head.data.data_ptr() if head.quant is None else ctypes.byref(self._matrix)
-        shape = (head.num_outputs, head.num_inputs, library.CODES[head.dtype], library.STORE)
-        self._head_call = (weights, *shape, None, 0, scores.data_ptr(), scores.stride(0), library.CODES[scores.dtype])
+        shape = (head.num_outputs, head.num_inputs, library.code(head.dtype), library.STORE)
+        self._head_call = (weights, *shape, None, 0, scores.data_ptr(), scores.stride(0), library.code(scores.dtype))
         self._model = _Model(
             layers=ctypes.addressof(self._layers),
             norm=norm.data_ptr(),
@@ -127,22 +136,20 @@ class Forward:
             num_blocks=num_blocks,
             block_size=block_size,
             num_positions=0,
-            dtype=library.CODES[head.dtype],
-            cache_dtype=library.CACHE_CODES[first.keys.dtype],
+            dtype=library.code(head.dtype),
+            cache_dtype=library.cache_code(first.keys.dtype),
             eps=eps,
             scale=head_dim**-0.5,
             **{name: arena.data_ptr() for name, arena in self._arenas.items()},
         )
 
     @staticmethod
-    def fits(
-        head: PackedLinear, embedding: Tensor | None, *, num_heads: int, kv_heads: int, head_dim: int, cache_dtype: torch.dtype
-    ) -> bool:
+    def fits(head: StoredMatrix, embedding: Memory | None, *, num_heads: int, kv_heads: int, head_dim: int, cache_dtype: Dtype) -> bool:
         """Whether C knows a model of these shapes and a cache of this dtype, and the embedding lies in one piece."""
         shaped = head_dim <= library.MAX_HEAD_DIM and head_dim % 2 == 0 and num_heads // kv_heads <= library.MAX_GROUP
         return (
             shaped
-            and cache_dtype in library.CACHE_CODES
+            and library.cache_code(cache_dtype) is not None
             and head.layout in (PANELS, QUANTISED)
             and (embedding is None or embedding.is_contiguous())
         )
@@ -200,6 +207,8 @@ class Forward:
         self, tokens_T: NDArray[np.int32], first_S: NDArray[np.int32], lengths_S: NDArray[np.int32], table: NDArray[np.int32]
     ) -> None:
         """Say what C found wrong."""
+        from herd.kernels.batch import plan_batch
+
         plan_batch(table, first=first_S, lengths=lengths_S, num_blocks=self._model.num_blocks, block_size=self._model.block_size)
         wrong = tokens_T[(tokens_T < 0) | (tokens_T >= self._model.vocab)]
         if len(wrong):

@@ -15,26 +15,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-SCALE_BYTES = 4
+from herd.kernels.caches import SCALE_BYTES, cache_dtype_name
+
 BYTE_DTYPES = (torch.int8, torch.float8_e4m3fn)
 _FP8_MAX = 448.0
 
 
 def cache_dtype_of(name: str | None, default: torch.dtype) -> torch.dtype:
     """The dtype of a cache by the name that users give it: torch's, or fp8. None: the default."""
-    if name is None:
-        return default
-    return torch.float8_e4m3fn if name == "fp8" else getattr(torch, name)
-
-
-def row_width(head_dim: int, dtype: torch.dtype) -> int:
-    """Elements that a cache of `dtype` has for a vector: H, in int8 and fp8 those of the scale too."""
-    return head_dim + SCALE_BYTES if dtype in BYTE_DTYPES else head_dim
-
-
-def head_dim_of(cache: Tensor) -> int:
-    """H of a cache whose last dimension is rows."""
-    return cache.shape[-1] - (SCALE_BYTES if cache.dtype in BYTE_DTYPES else 0)
+    return getattr(torch, cache_dtype_name(name, default))
 
 
 def quantise(x: Float[Tensor, "*batch H"], dtype: torch.dtype = torch.int8) -> Shaped[Tensor, "*batch C"]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from herd.base.errors import DoesNotFitError
+from herd.kernels.buffer import dtype_name
 from herd.kernels.build import LEVELS
+
+if TYPE_CHECKING:
+    from herd.kernels.buffer import Dtype
 
 ABI = 6
 PANEL = 32
@@ -21,8 +24,8 @@ MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 STORE, ADD, SWIGLU = 0, 1, 2
 INTEGERS, E4M3, E4M3_INPUTS = 0, 1, 2
-CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-CACHE_CODES = {**CODES, torch.int8: 3}
+CODES = {"float32": 0, "bfloat16": 1, "float16": 2}
+CACHE_CODES = {**CODES, "int8": 3}
 _NO_MEMORY, BAD_BATCH = 1, 3
 
 _POINTER_THEN_STRIDE = (c_void_p, c_int64)
@@ -132,6 +135,16 @@ class Library:
     @num_threads.setter
     def num_threads(self, count: int) -> None:
         self._loaded.herd_set_num_threads(count)
+
+
+def code(dtype: Dtype) -> int:
+    """The code of a dtype of weights and activations. Raises KeyError for one that C does not know."""
+    return CODES[dtype_name(dtype)]
+
+
+def cache_code(dtype: Dtype) -> int | None:
+    """The code of a cache's dtype, None for one that C does not know."""
+    return CACHE_CODES.get(dtype_name(dtype))
 
 
 def raise_for(status: int) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -22,64 +22,25 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from herd.kernels import dispatch, library, memory, tiles
+from herd.kernels.buffer import Buffer, dtype_name
 from herd.kernels.checks import check_apart, check_rows, flat, refuse, require, row_stride
-
-PANELS, ROWS, QUANTISED = "panels", "rows", "quantised"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantFormat:
-    """How a quantised matrix is stored, in the words of `herd_matrix` of csrc/herd.h; made by `packed_quant`.
-
-    `codes` is one of `library.INTEGERS`, `E4M3` and `E4M3_INPUTS`; the last has a `bound`, 0 where nothing caps the inputs.
-    """
-
-    bits: int
-    group: int
-    input_group: int
-    scale_dtype: torch.dtype
-    zeros: bool
-    codes: int = library.INTEGERS
-    bound: float = 0.0
-
-    def matrix(self, data: int | None = None, columns: int | None = None, size_bytes: int = 0) -> library.Matrix:
-        """The struct, over memory at `data`."""
-        sizes = (self.bits, self.group, self.input_group, library.CODES[self.scale_dtype], int(self.zeros), size_bytes)
-        return library.Matrix(data, columns, *sizes, self.codes, self.bound)
+from herd.kernels.stored import PANELS, ROWS, StoredMatrix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PackedLinear:
-    """A weight matrix as its kernel reads it. `gated`: gate and up of `num_outputs` rows each.
-
-    `dtype` is of inputs and outputs, and of the weights where `quant` is None. `columns`: the input that each stored column belongs to.
-    """
+class PackedLinear(StoredMatrix):
+    """A stored matrix in tensors, for the ops."""
 
     data: Tensor
-    num_outputs: int
-    num_inputs: int
     dtype: torch.dtype
-    layout: str
-    gated: bool = False
-    quant: QuantFormat | None = None
     columns: Tensor | None = None
 
-    def matrix(self) -> library.Matrix:
-        """What C is told of it; the struct points into `data` and `columns`."""
-        data, size = self.data.data_ptr(), self.data.nbytes
-        if self.quant is None:
-            return library.Matrix(data=data, bytes=size)
-        return self.quant.matrix(data, None if self.columns is None else self.columns.data_ptr(), size)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the weights, padding included."""
-        return self.data.nbytes
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the matrix: the outputs, twice when gated."""
-        return self.num_outputs * (2 if self.gated else 1)
+    @staticmethod
+    def of(stored: StoredMatrix) -> PackedLinear:
+        """Tensors over the memory of a stored matrix."""
+        parts = {field.name: getattr(stored, field.name) for field in fields(stored)}
+        parts |= {name: parts[name].tensor() for name in ("data", "columns") if isinstance(parts[name], Buffer)}
+        return PackedLinear(**{**parts, "dtype": getattr(torch, dtype_name(stored.dtype))})
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Shaped[Tensor, "*batch K"]:
         """Rows of the matrix, so that a tied embedding needs no second copy. Raises ConfigError for an id out of range."""
@@ -102,15 +63,10 @@ class PackedLinear:
         every = torch.arange(self.num_outputs)
         return torch.cat([self._unpack(every, self.num_parts, part) for part in range(self.num_parts)])
 
-    @property
-    def num_parts(self) -> int:
-        """Matrices whose panels alternate."""
-        return 2 if self.gated else 1
-
     def _unpack(self, ids: Tensor, step: int, offset: int) -> Tensor:
         out = torch.empty(len(ids), self.num_inputs, dtype=self.dtype)
         ids = ids.contiguous()
-        code, k = library.CODES[self.dtype], self.num_inputs
+        code, k = library.code(self.dtype), self.num_inputs
         if self.quant is not None:
             matrix = self.matrix()
             place = (k, step, offset, ids.data_ptr(), len(ids), out.data_ptr(), k, code)
@@ -190,7 +146,7 @@ def _panels(first: Tensor, num_outputs: int, *, gated: bool) -> PackedLinear:
 def _fill(packed: PackedLinear, weight: Tensor, row: int, part: int) -> None:
     weight = weight.detach()
     weight = weight if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.contiguous()
-    code, k, parts = library.CODES[packed.dtype], packed.num_inputs, packed.num_parts
+    code, k, parts = library.code(packed.dtype), packed.num_inputs, packed.num_parts
     arguments = (weight.data_ptr(), row_stride(weight), len(weight), k, code, packed.data.data_ptr(), row, parts, part)
     library.raise_for(_library(packed).pack(*arguments))
 
@@ -237,13 +193,13 @@ def _run(x: Tensor, packed: PackedLinear, out: Tensor | None, residual: Tensor |
     if packed.layout == ROWS or (packed.quant is None and dispatch.choice().library is None):
         out_MN.copy_(reference(x_MK, packed, residual_MN))
         return out
-    code, null = library.CODES[packed.dtype], (None, 0)
+    code, null = library.code(packed.dtype), (None, 0)
     matrix = packed.matrix()
     weights = packed.data.data_ptr() if packed.quant is None else ctypes.byref(matrix)
     arguments = (x_MK.data_ptr(), row_stride(x_MK), m, weights, n, k, code, epilogue)
     added = null if residual_MN is None else (residual_MN.data_ptr(), row_stride(residual_MN))
     run = _library(packed).linear if packed.quant is None else _library(packed).linear_quantised
-    library.raise_for(run(*arguments, *added, out_MN.data_ptr(), row_stride(out_MN), library.CODES[out_MN.dtype]))
+    library.raise_for(run(*arguments, *added, out_MN.data_ptr(), row_stride(out_MN), library.code(out_MN.dtype)))
     return out
 
 

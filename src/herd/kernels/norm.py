@@ -57,7 +57,7 @@ def _run(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, out: Tenso
         out_MD.copy_(reference(x_MD, weight, eps))
         return out
     added = (None, 0) if delta_MD is None else (delta_MD.data_ptr(), row_stride(delta_MD))
-    arguments = (x_MD.data_ptr(), row_stride(x_MD), *added, weight.data_ptr(), eps, m, d, library.CODES[x.dtype])
+    arguments = (x_MD.data_ptr(), row_stride(x_MD), *added, weight.data_ptr(), eps, m, d, library.code(x.dtype))
     library.raise_for(found.rms_norm(*arguments, out_MD.data_ptr(), row_stride(out_MD)))
     return out
 

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from herd.kernels import dispatch, library, memory
 from herd.kernels.checks import require
-from herd.kernels.linear import QUANTISED, PackedLinear, QuantFormat
+from herd.kernels.linear import PackedLinear
 from herd.kernels.quantised import QuantWeight, int8_rows, matmul
+from herd.kernels.stored import QUANTISED, QuantFormat
 
 MOST_INPUTS = 1024
 """Inputs of a segment at most, but where there is one segment (LDQ of csrc/qshape.h)."""
@@ -44,7 +45,7 @@ def format_of(weight: QuantWeight) -> QuantFormat | None:
     group = 0 if weight.scales.shape[1] == 1 else weight.group
     if weight.kind not in _KINDS or weight.num_inputs % 2 or group % 8:
         return None
-    scales = _narrowest(weight.scales) if group else torch.float32
+    scales = _narrowest(weight.scales) if group else "float32"
     if weight.kind == "fp8":
         codes = library.E4M3_INPUTS if weight.activation == "fp8" else library.E4M3
         found = QuantFormat(bits=8, group=group, input_group=0, scale_dtype=scales, zeros=False, codes=codes, bound=weight.bound or 0.0)
@@ -62,11 +63,12 @@ def format_of(weight: QuantWeight) -> QuantFormat | None:
     )
 
 
-def _narrowest(scales: Tensor) -> torch.dtype:
+def _narrowest(scales: Tensor) -> str:
     """The dtype of 16 bits that holds every scale exactly, else float32."""
     if not bool(scales.isfinite().all()):
-        return torch.float32
-    return next((dtype for dtype in (torch.float16, torch.bfloat16) if torch.equal(scales.to(dtype).float(), scales)), torch.float32)
+        return "float32"
+    narrow = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    return next((name for name, dtype in narrow.items() if torch.equal(scales.to(dtype).float(), scales)), "float32")
 
 
 def common_format(weights: Sequence[QuantWeight]) -> QuantFormat | None:
@@ -80,7 +82,7 @@ def common_format(weights: Sequence[QuantWeight]) -> QuantFormat | None:
     if columns is not None and not all(weight.columns is not None and torch.equal(weight.columns, columns) for weight in weights):
         return None
     dtypes = {one.scale_dtype for one in formats if one is not None}
-    return first if len(dtypes) == 1 else replace(first, scale_dtype=torch.float32)
+    return first if len(dtypes) == 1 else replace(first, scale_dtype="float32")
 
 
 def pack_quantised(weights: Sequence[QuantWeight], dtype: torch.dtype, *, data: Tensor | None = None) -> PackedLinear:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from herd.kernels import dispatch, library, memory
 from herd.kernels.batch import Batch
+from herd.kernels.buffer import dtype_name
+from herd.kernels.caches import CACHE_DTYPES, cache_shape, row_width
 from herd.kernels.checks import refuse, require
-from herd.kernels.int8_rows import BYTE_DTYPES, row_width, stored
+from herd.kernels.int8_rows import stored
 
 _BLOCK = 512
-CACHE_DTYPES = (*library.CODES, *BYTE_DTYPES)
-"""What a cache can hold. C knows all but fp8, which the reference and the Triton kernels read and write."""
 
 
 class RopeTable:
@@ -57,9 +57,8 @@ def make_cache(
     *, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Real[Tensor, "L blocks block_size K C"], Real[Tensor, "L blocks block_size K C"]]:
     """Zeroed key and value caches of every layer, on huge pages where there are any. `cache[layer]` is what the ops take."""
-    require(dtype in CACHE_DTYPES, f"a cache cannot hold {dtype}", "float32, bfloat16, float16, int8 and float8_e4m3fn can be stored")
-    shape = (num_layers, num_blocks, block_size, num_kv_heads, row_width(head_dim, dtype))
-    require(min(shape) > 0, f"a cache of shape {list(shape)} holds nothing", "every number must be positive")
+    sizes = {"num_layers": num_layers, "num_blocks": num_blocks, "block_size": block_size}
+    shape = cache_shape(**sizes, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
     return memory.zeros(shape, dtype), memory.zeros(shape, dtype)
 
 
@@ -67,7 +66,7 @@ def check_caches(key_cache: Tensor, value_cache: Tensor, batch: Batch, kv_heads:
     """Both caches have the batch's blocks and the model's heads, and lie in one piece. Raises ConfigError otherwise."""
     shape = (batch.num_blocks, batch.block_size, kv_heads, row_width(head_dim, key_cache.dtype))
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.shape != shape or cache.dtype not in CACHE_DTYPES or cache.dtype != key_cache.dtype:
+        if cache.shape != shape or dtype_name(cache.dtype) not in CACHE_DTYPES or cache.dtype != key_cache.dtype:
             raise refuse(
                 f"{name} is {cache.dtype} {list(cache.shape)}, expected {list(shape)} in a dtype of caches, both alike",
                 "make them with make_cache, and plan the batch for the same blocks",
@@ -112,14 +111,14 @@ def rope_write(
     check_caches(key_cache, value_cache, batch, k.shape[1], head_dim)
     cos, sin = table.upto(batch.num_positions)
     found = dispatch.native(q.device, q.dtype)
-    known = key_cache.dtype in library.CACHE_CODES and (key_cache.dtype != torch.int8 or head_dim <= library.MAX_HEAD_DIM)
+    known = library.cache_code(key_cache.dtype) is not None and (key_cache.dtype != torch.int8 or head_dim <= library.MAX_HEAD_DIM)
     if found is None or not known:
         reference(q, k, v, cos, sin, key_cache, value_cache, batch)
         return
     rows = (q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
-    sizes = (library.CODES[q.dtype], tokens, q.shape[1], k.shape[1], head_dim)
+    sizes = (library.code(q.dtype), tokens, q.shape[1], k.shape[1], head_dim)
     places = (cos.data_ptr(), sin.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr())
-    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.CACHE_CODES[key_cache.dtype])
+    caches = (key_cache.data_ptr(), value_cache.data_ptr(), library.cache_code(key_cache.dtype))
     library.raise_for(found.rope_write(*rows, *sizes, *places, *caches))
 
 

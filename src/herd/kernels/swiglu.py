@@ -28,7 +28,7 @@ def swiglu(
         out_MF.copy_(reference(gate_MF, up_MF))
         return out
     inputs = (gate_MF.data_ptr(), row_stride(gate_MF), up_MF.data_ptr(), row_stride(up_MF))
-    library.raise_for(found.swiglu(*inputs, m, f, library.CODES[gate.dtype], out_MF.data_ptr(), row_stride(out_MF)))
+    library.raise_for(found.swiglu(*inputs, m, f, library.code(gate.dtype), out_MF.data_ptr(), row_stride(out_MF)))
     return out
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from herd.base.atomic import atomic_directory, atomic_file
 from herd.base.errors import UsageError
 from herd.checkpoint.convert import copy_companions, ids_of, tokenizer_of
-from herd.checkpoint.hf import CONFIG_FILE, GENERATION_CONFIG_FILE, INDEX_FILE, SHARD_BYTES, cut_shards, write_json
-from herd.checkpoint.hf_config import config_to_json, generation_config_to_json
+from herd.checkpoint.hf import GENERATION_CONFIG_FILE, INDEX_FILE, SHARD_BYTES, cut_shards, write_json
+from herd.checkpoint.hf_config import CONFIG_FILE, config_to_json, generation_config_to_json
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.quant_cache import LARGEST, cache_names, cache_to_json
 from herd.checkpoint.quant_parts import encode, written_parts

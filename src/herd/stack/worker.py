@@ -267,7 +267,6 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
     import torch
 
     from herd.checkpoint.resolve import resolve_model
-    from herd.engine.parallel.engine import ParallelEngine
     from herd.inference import loaded
     from herd.kernels.dispatch import set_num_threads
 
@@ -281,17 +280,13 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
     parts = loaded.load(path, tokenizer=None, engine=config, draft=spec["draft"], threaded=True, tp=tp, pp=pp, **kind)
     engine = parts.engine
     plans = engine.plans
-    if isinstance(engine, ParallelEngine):
-        dtype, device = engine.dtype, "cpu"
-    else:
-        dtype, device = str(parts.model.dtype).removeprefix("torch."), str(parts.model.device)
     info = {
         "context": engine.context,
         "vocab_size": engine.vocab_size,
         "hidden_size": parts.config.hidden_size,
         "num_parameters": parts.config.num_parameters,
-        "dtype": dtype,
-        "device": device,
+        "dtype": parts.dtype,
+        "device": parts.device,
         "tp": tp,
         "pp": pp,
         "block_size": config.block_size,
@@ -300,7 +295,7 @@ def load(spec: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
         "max_sequences": config.max_sequences,
         "total_bytes": sum(plan.total_bytes for plan in plans),
         "weights_digest": weights_digest(path),
-        "kernels": kernels_in_use(device),
+        "kernels": kernels_in_use(parts.device),
     }
     return engine, info
 

@@ -16,7 +16,8 @@ from torch import Tensor
 if not RUNS:
     pytest.skip(WHY, allow_module_level=True)
 
-from herd.kernels.int8_rows import BYTE_DTYPES, dequantise, row_width, stored
+from herd.kernels.caches import row_width
+from herd.kernels.int8_rows import BYTE_DTYPES, dequantise, stored
 from herd.kernels.triton import attention
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities that a GPU takes in silence

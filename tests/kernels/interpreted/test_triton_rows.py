@@ -17,7 +17,7 @@ from herd.engine.params import TokenParams
 from herd.engine.sampler import draw_in_numpy, uniform
 from herd.kernels import norm, rope, swiglu
 from herd.kernels.batch import plan_batch
-from herd.kernels.int8_rows import row_width
+from herd.kernels.caches import row_width
 from herd.kernels.quantised import FP8_DTYPE, fp8_rows, int8_rows
 from herd.kernels.triton import draw as gpu_draw
 from herd.kernels.triton import norm as gpu_norm

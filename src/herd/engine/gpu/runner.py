@@ -28,7 +28,8 @@ from herd.engine.gpu.layout import Places, Sizes, numbers_of, places
 from herd.engine.gpu.weights import GpuWeights, gpu_weights
 from herd.kernels import draw
 from herd.kernels.batch import Batch, plan_batch
-from herd.kernels.int8_rows import cache_dtype_of, row_width
+from herd.kernels.caches import row_width
+from herd.kernels.int8_rows import cache_dtype_of
 from herd.kernels.rope import RopeTable
 from herd.kernels.triton import attention
 from herd.kernels.triton import draw as device_draw

@@ -1,100 +1,110 @@
 """Packed weights of checkpoints, kept in `HERD_HOME/packed`, so that a second start neither reads nor packs the first one's again.
 
-    KEY.herdpack     the weights; KEY is the SHA-256 of the checkpoint's files, the dtype and the layout of the packed bytes
-    NAME.digests     of a checkpoint folder: the SHA-256 of each of its files beside size, inode and time of change, which spare hashing it
-                     again as long as all three are the same
-
 What is damaged or of another layout is made anew; the files used longest ago go once all together pass `HERD_PACKED_BYTES` (default 32 GiB;
-0 keeps none and packs in memory at each start). Quantised checkpoints alone are kept: 16-bit ones are mapped from their own files.
+0 keeps none and packs in memory at each start). Kept are quantised checkpoints, and others up to `MOST_PLAIN_BYTES`: those start without
+torch then (`mapped`); larger ones are mapped from their own files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from herd.base.atomic import atomic_file
-from herd.base.errors import ConfigError, HerdError
+from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.base.memory import gib
-from herd.base.paths import home
-from herd.checkpoint.hf import CONFIG_FILE
-from herd.checkpoint.hf_config import config_from_json
+from herd.checkpoint.hf_config import CONFIG_FILE, config_from_json, is_quantised
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.load import as_dtype, load_model
-from herd.checkpoint.quant_hf import is_quantised
-from herd.engine.packed.file import LAYOUT, Damaged, read, write
-from herd.engine.packed.weights import PackedModel, pack_model
-from herd.engine.runner import runs_in_c
+from herd.engine.packed.angles import keep_angles
+from herd.engine.packed.file import write
+from herd.engine.packed.mapped import MappedModel, open_packed
+from herd.engine.packed.names import SUFFIX, digests_of, limit_bytes, note_dtype, packed_dir, target_of
+from herd.engine.packed.weights import PackedModel, PackedWeights, pack_model, runs_in_c
 from herd.kernels import dispatch
+from herd.kernels.buffer import dtype_name
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 log = get_logger(__name__)
-DEFAULT_BYTES = 32 * 2**30
-SUFFIX = ".herdpack"
-
-
-def packed_dir() -> Path:
-    """Where the files are."""
-    return home() / "packed"
-
-
-def limit_bytes() -> int:
-    """What they may take together. Raises ConfigError where `HERD_PACKED_BYTES` is no number of bytes."""
-    text = os.environ.get("HERD_PACKED_BYTES")
-    if not text:
-        return DEFAULT_BYTES
-    if not text.isdecimal():
-        raise ConfigError(f"HERD_PACKED_BYTES={text!r} is no number of bytes", hint="give a whole number, or 0 to keep no packed weights")
-    return int(text)
+MOST_PLAIN_BYTES = 2**30
+"""Weights as they come that are packed on disk: more of them take longer to read than torch does, and the room twice."""
 
 
 def load_for_engine(path: Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu") -> Transformer:
-    """A model for `build_engine`: mapped from its packed file where there is one, else loaded, and packed into a file for the next time.
+    """A model for `build_engine`: a quantised one mapped from its packed file where there is one, else loaded, and packed for next time.
 
-    As `load_model` where the checkpoint is not quantised, or C does not run here. Raises as `load_model`.
+    As `load_model` where C does not run here. Raises as `load_model`.
     """
-    wanted = torch.bfloat16 if dtype is None else as_dtype(dtype)
-    folder = path.is_dir() and (path / CONFIG_FILE).is_file() and is_quantised(path)
     limit = limit_bytes()
-    if not folder or not limit or torch.device(device).type != "cpu" or dispatch.native(torch.device("cpu"), wanted) is None:
+    if not limit or torch.device(device).type != "cpu" or not (path.is_dir() and (path / CONFIG_FILE).is_file()):
         return load_model(path, dtype=dtype, device=device)
-    target = packed_dir() / f"{_key(path, wanted)}{SUFFIX}"
+    return _quantised(path, dtype, limit) if is_quantised(path) else _plain(path, dtype, limit)
+
+
+def _quantised(path: Path, dtype: torch.dtype | str | None, limit: int) -> Transformer:
+    """A quantised model, in packed weights where C takes it."""
+    wanted = torch.bfloat16 if dtype is None else as_dtype(dtype)
+    if dispatch.native_on_cpu(wanted) is None:
+        return load_model(path, dtype=dtype)
+    target = target_of(digests_of(path), dtype_name(wanted))
     config = config_from_json(read_json_object(path / CONFIG_FILE), CONFIG_FILE, accept_quantised=True)
-    found = _open(target, config, wanted)
+    found = _open(target, config)
     if found is not None:
+        keep_angles(config)
         return found
-    model = load_model(path, dtype=dtype, device=device)
+    model = load_model(path, dtype=dtype)
     if not runs_in_c(model):
         return model
     try:
-        write(target, pack_model(model), {"dtype": str(wanted).removeprefix("torch."), "of": path.name, "folder": str(path.resolve())})
+        _keep(target, model, path, limit)
     except (OSError, HerdError) as error:
         log.warning("the packed weights of %s are not kept: %s", path.name, error)
         return model
-    make_room(limit, keep=target)
-    return _open(target, config, wanted) or model
+    return _open(target, config) or model
 
 
-def _open(target: Path, config: ModelConfig, dtype: torch.dtype) -> PackedModel | None:
-    """The packed model, or None; a damaged file goes."""
+def _plain(path: Path, dtype: torch.dtype | str | None, limit: int) -> Transformer:
+    """A model whose weights are numbers; it is packed for a next start without torch, if it is small."""
+    model = load_model(path, dtype=dtype)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if size > min(MOST_PLAIN_BYTES, limit) or dispatch.native_on_cpu(model.dtype) is None:
+        return model
     try:
-        weights, _ = read(target)
-    except FileNotFoundError:
+        target = target_of(digests_of(path), dtype_name(model.dtype))
+        if dtype is None:
+            note_dtype(path, dtype_name(model.dtype))
+        if target.is_file():
+            keep_angles(model.config)
+        else:
+            _keep(target, model, path, limit)
+    except (OSError, HerdError) as error:
+        log.debug("the packed weights of %s are not kept: %s", path.name, error)
+    return model
+
+
+def _keep(target: Path, model: Transformer, path: Path, limit: int) -> None:
+    """Write a model's packed weights and angles. Raises OSError, HerdError."""
+    write(target, pack_model(model), {"dtype": dtype_name(model.dtype), "of": path.name, "folder": str(path.resolve())})
+    keep_angles(model.config)
+    make_room(limit, keep=target)
+
+
+def _open(target: Path, config: ModelConfig) -> PackedModel | None:
+    """The packed model in a file, or None."""
+    found = open_packed(target)
+    if found is None:
         return None
-    except (Damaged, OSError, ValueError, KeyError, TypeError, RuntimeError, HerdError) as error:
-        log.warning("packed weights %s are made anew: %s", target.name, error)
-        target.unlink(missing_ok=True)
-        return None
-    with suppress(OSError):
-        os.utime(target)
-    return PackedModel(config, weights, dtype=dtype, digest=target.stem)
+    weights, kind = found
+    return PackedModel(config, PackedWeights.of(weights), dtype=as_dtype(kind), digest=target.stem)
+
+
+def model_of(mapped: MappedModel, path: Path) -> Transformer:
+    """The model that a mapped one stands for: over the same memory where it is quantised, else loaded from its checkpoint."""
+    if not mapped.quantised:
+        return load_model(path, dtype=mapped.dtype)
+    return PackedModel(mapped.config, PackedWeights.of(mapped.weights), dtype=as_dtype(mapped.dtype), digest=mapped.digest)
 
 
 def make_room(limit: int, *, keep: Path | None = None) -> list[Path]:
@@ -109,35 +119,3 @@ def make_room(limit: int, *, keep: Path | None = None) -> list[Path]:
         gone.append(path)
         log.info("deleted packed weights %s, used longest ago: all of them are to stay within %s", path.name, gib(limit))
     return gone
-
-
-def _key(folder: Path, dtype: torch.dtype) -> str:
-    """What names the packed weights of a folder: the content of its files, dtype and layout."""
-    digests = _digests(folder)
-    facts = json.dumps({"files": digests, "dtype": str(dtype), "layout": LAYOUT}, sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()[:32]
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of config and weights by name; of a file whose size, inode and time of change are known, the known one."""
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    notes = packed_dir() / f"{name}.digests"
-    known: dict[str, list[object]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(notes.read_text(encoding="utf-8"))
-    found: dict[str, list[object]] = {}
-    for path in sorted([*folder.glob("*.safetensors"), folder / CONFIG_FILE]):
-        stat = path.stat()
-        facts = [stat.st_size, stat.st_ino, stat.st_mtime_ns]
-        old = known.get(path.name)
-        if isinstance(old, list) and old[:3] == facts and len(old) == 4:
-            found[path.name] = old
-            continue
-        with path.open("rb") as file:
-            found[path.name] = [*facts, hashlib.file_digest(file, "sha256").hexdigest()]
-    if found != known:
-        with suppress(OSError, HerdError):
-            notes.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(notes) as temporary:
-                temporary.write_text(json.dumps(found), encoding="utf-8")
-    return {name: str(facts[3]) for name, facts in found.items()}

@@ -1,4 +1,4 @@
-"""Packed weights in one file, which a process maps and pays for page by page.
+"""Packed weights, and what belongs to them, in one file, which a process maps and pays for page by page. Reads without torch.
 
     HERDPACK, version and length of the header (u32 each), SHA-256 of the header, the header (JSON), sections at multiples of 4096
 
@@ -14,19 +14,24 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from herd.base.atomic import atomic_file
-from herd.engine.layers import BlockWeights
-from herd.engine.packed.weights import PackedWeights
+from herd.engine.packed.stored import StoredBlock, StoredWeights
 from herd.kernels import library
-from herd.kernels.linear import PackedLinear, QuantFormat
+from herd.kernels.buffer import Buffer, dtype_name
+from herd.kernels.stored import QuantFormat, StoredMatrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from herd.engine.packed.weights import PackedWeights
 
 MAGIC = b"HERDPACK"
 VERSION = 1
@@ -38,22 +43,30 @@ _PREFIX = struct.Struct("<8sII32s")
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _NORMS = ("norm", "ffn_norm")
 
+Sections = Iterator[tuple[str, "Tensor", dict[str, Any]]]
+"""Name, content, and what else the header says of it."""
+
 
 class Damaged(Exception):
     """A file that is not what it says it is; the message says why."""
 
 
 def write(path: Path, weights: PackedWeights, facts: dict[str, Any]) -> None:
-    """Write a whole file or none. `facts` go into the header as they are."""
+    """Write a whole file of weights or none. `facts` go into the header as they are."""
+    write_sections(path, lambda: _sections(weights), facts)
+
+
+def write_sections(path: Path, make: Callable[[], Sections], facts: dict[str, Any]) -> None:
+    """Write a whole file or none; `make` gives its sections, twice."""
     sections, offset = [], 0
-    for name, tensor, about in _sections(weights):
-        data = tensor.contiguous().view(-1).view(torch.uint8)
+    for name, tensor, about in make():
+        data = _bytes(tensor)
         sections.append(
             {
                 "name": name,
                 "offset": offset,
                 "bytes": data.nbytes,
-                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "dtype": dtype_name(tensor.dtype),
                 "shape": list(tensor.shape),
                 "edges": _edges(data),
                 **about,
@@ -64,9 +77,9 @@ def write(path: Path, weights: PackedWeights, facts: dict[str, Any]) -> None:
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write(_PREFIX.pack(MAGIC, VERSION, len(header), hashlib.sha256(header).digest()) + header)
         start = -(-file.tell() // _ALIGN) * _ALIGN
-        for section, (_, tensor, _) in zip(sections, _sections(weights), strict=True):
+        for section, (_, tensor, _) in zip(sections, make(), strict=True):
             file.seek(start + section["offset"])
-            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.write(_bytes(tensor).data)
         file.truncate(start + offset)
 
 
@@ -86,8 +99,14 @@ def read_header(file: IO[bytes]) -> dict[str, Any]:
     return json.loads(text)
 
 
-def read(path: Path) -> tuple[PackedWeights, dict[str, Any]]:
-    """Map a file; its weights and facts. Raises Damaged, or OSError where there is none."""
+def read(path: Path) -> tuple[StoredWeights, dict[str, Any]]:
+    """Map a file of weights; them and its facts. Raises Damaged, or OSError where there is none."""
+    buffers, about, facts = read_sections(path)
+    return _assemble(buffers, about), facts
+
+
+def read_sections(path: Path) -> tuple[dict[str, Buffer], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Map a file: its sections' contents and descriptions by name, and its facts. Raises as `read`."""
     with path.open("rb") as file:
         size = path.stat().st_size
         header = read_header(file)
@@ -96,24 +115,30 @@ def read(path: Path) -> tuple[PackedWeights, dict[str, Any]]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if header["layout"] != LAYOUT or start + header["size"] != size:
         raise Damaged(f"layout {header['layout']} in {size:,} bytes, expected {LAYOUT} in {start + header['size']:,}")
-    whole = torch.frombuffer(mapped, dtype=torch.uint8)
-    tensors, about = {}, {}
+    whole = np.frombuffer(mapped, dtype=np.uint8)
+    buffers, about = {}, {}
     for section in header["sections"]:
         data = whole[start + section["offset"] : start + section["offset"] + section["bytes"]]
         if _edges(data) != section["edges"]:
             raise Damaged(f"the section {section['name']} does not have the checksum that the header names")
-        tensors[section["name"]] = data.view(getattr(torch, section["dtype"])).view(section["shape"])
+        buffers[section["name"]] = Buffer(data, section["dtype"], tuple(section["shape"]))
         about[section["name"]] = section
-    return _assemble(tensors, about), header["facts"]
+    return buffers, about, header["facts"]
 
 
-def _edges(data: Tensor) -> str:
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    """A tensor's bytes, row by row."""
+    import torch
+
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _edges(data: NDArray[np.uint8]) -> str:
     """A digest of the first and the last bytes."""
-    ends = [part.numpy().tobytes() for part in (data[:_ALIGN], data[-_ALIGN:])]
-    return hashlib.sha256(b"".join(ends)).hexdigest()
+    return hashlib.sha256(data[:_ALIGN].tobytes() + data[-_ALIGN:].tobytes()).hexdigest()
 
 
-def _sections(weights: PackedWeights) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+def _sections(weights: PackedWeights) -> Sections:
     for number, block in enumerate(weights.blocks):
         for name in _NORMS:
             yield f"layers.{number}.{name}", getattr(block, name), {}
@@ -125,34 +150,31 @@ def _sections(weights: PackedWeights) -> Iterator[tuple[str, Tensor, dict[str, A
         yield "embedding", weights.embedding, {}
 
 
-def _matrix_sections(name: str, matrix: PackedLinear) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-    quant = None
-    if matrix.quant is not None:
-        quant = {**asdict(matrix.quant), "scale_dtype": str(matrix.quant.scale_dtype).removeprefix("torch.")}
+def _matrix_sections(name: str, matrix: Any) -> Sections:
+    quant = None if matrix.quant is None else asdict(matrix.quant)
     about = {key: getattr(matrix, key) for key in ("num_outputs", "num_inputs", "layout", "gated")}
-    yield name, matrix.data, {"matrix": {**about, "quant": quant, "of": str(matrix.dtype).removeprefix("torch.")}}
+    yield name, matrix.data, {"matrix": {**about, "quant": quant, "of": dtype_name(matrix.dtype)}}
     if matrix.columns is not None:
         yield f"{name}.columns", matrix.columns, {}
 
 
-def _assemble(tensors: dict[str, Tensor], about: dict[str, dict[str, Any]]) -> PackedWeights:
-    def matrix(name: str) -> PackedLinear:
+def _assemble(buffers: dict[str, Buffer], about: dict[str, dict[str, Any]]) -> StoredWeights:
+    def matrix(name: str) -> StoredMatrix:
         told = dict(about[name]["matrix"])
-        quant, dtype = told.pop("quant"), getattr(torch, told.pop("of"))
-        if quant is not None:
-            quant = QuantFormat(**{**quant, "scale_dtype": getattr(torch, quant["scale_dtype"])})
-        return PackedLinear(data=tensors[name], dtype=dtype, quant=quant, columns=tensors.get(f"{name}.columns"), **told)
+        quant, dtype = told.pop("quant"), told.pop("of")
+        quant = None if quant is None else QuantFormat(**quant)
+        return StoredMatrix(data=buffers[name], dtype=dtype, quant=quant, columns=buffers.get(f"{name}.columns"), **told)
 
-    count = sum(name.endswith(".qkv") for name in tensors)
     blocks = [
-        BlockWeights(
-            norm=tensors[f"layers.{number}.norm"],
-            ffn_norm=tensors[f"layers.{number}.ffn_norm"],
+        StoredBlock(
+            norm=buffers[f"layers.{number}.norm"],
             qkv=matrix(f"layers.{number}.qkv"),
             out=matrix(f"layers.{number}.out"),
+            ffn_norm=buffers[f"layers.{number}.ffn_norm"],
             gate_up=matrix(f"layers.{number}.gate_up"),
             down=matrix(f"layers.{number}.down"),
         )
-        for number in range(count)
+        for number in range(sum(name.endswith(".qkv") for name in buffers))
     ]
-    return PackedWeights(blocks=blocks, norm=tensors["norm"], head=matrix("head"), embedding=tensors.get("embedding"))
+    size = sum(buffer.nbytes for buffer in buffers.values())
+    return StoredWeights(blocks=blocks, norm=buffers["norm"], head=matrix("head"), embedding=buffers.get("embedding"), size_bytes=size)

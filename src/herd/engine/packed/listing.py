@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.engine.packed.cache import SUFFIX, packed_dir
 from herd.engine.packed.file import LAYOUT, Damaged, read_header
-
-_NOTES = ".digests"
+from herd.engine.packed.names import ANGLES_SUFFIX, NOTES_SUFFIX, SUFFIX, packed_dir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,15 +86,17 @@ def chosen(found: Iterable[Kept], *, older_than_s: float | None, most_bytes: int
 
 
 def delete(gone: Iterable[Kept]) -> int:
-    """Delete these, and the notes about checkpoints that are kept no more; returns the bytes freed. A run that maps a file goes on."""
+    """Delete these, and what belongs to checkpoints that are kept no more; returns the bytes freed. A run that maps a file goes on."""
     freed = 0
     for item in gone:
         item.path.unlink(missing_ok=True)
         freed += item.size_bytes
     left = any(packed_dir().glob(f"*{SUFFIX}"))
-    for notes in packed_dir().glob(f"*{_NOTES}"):
+    for notes in packed_dir().glob(f"*{NOTES_SUFFIX}"):
         if not left or _damaged(notes):
             notes.unlink(missing_ok=True)
+    for angles in () if left else packed_dir().glob(f"*{ANGLES_SUFFIX}"):
+        angles.unlink(missing_ok=True)
     return freed
 
 

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from herd.base.errors import UsageError
-from herd.engine.layers import BlockWeights, pack, pack_block
+from herd.engine.layers import BlockWeights, pack, pack_block, packs, stack_packs
+from herd.engine.packed.stored import StoredBlock, StoredWeights
+from herd.kernels import dispatch
 from herd.kernels.linear import PackedLinear
+from herd.kernels.stored import StoredMatrix
 from herd.model.config import ModelConfig
 from herd.model.quant_linear import quantised_matrices
 from herd.model.transformer import Transformer
@@ -29,6 +32,16 @@ class PackedWeights:
     norm: Tensor
     head: PackedLinear
     embedding: Tensor | None
+
+    @staticmethod
+    def of(stored: StoredWeights) -> PackedWeights:
+        """Tensors over the memory of stored weights."""
+        return PackedWeights(
+            blocks=[_block_of(block) for block in stored.blocks],
+            norm=stored.norm.tensor(),
+            head=PackedLinear.of(stored.head),
+            embedding=None if stored.embedding is None else stored.embedding.tensor(),
+        )
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that has bytes."""
@@ -45,6 +58,12 @@ class PackedWeights:
     def with_vocabulary(self, size: int) -> PackedWeights:
         """The same memory, of the output matrix the first `size` rows."""
         return replace(self, head=replace(self.head, num_outputs=min(size, self.head.num_outputs)))
+
+
+def _block_of(stored: StoredBlock) -> BlockWeights:
+    matrices: dict[str, StoredMatrix] = {name: getattr(stored, name) for name in ("qkv", "out", "gate_up", "down")}
+    packed = {name: PackedLinear.of(matrix) for name, matrix in matrices.items()}
+    return BlockWeights(norm=stored.norm.tensor(), ffn_norm=stored.ffn_norm.tensor(), **packed)
 
 
 def pack_model(model: Transformer, vocab_size: int | None = None) -> PackedWeights:
@@ -66,6 +85,16 @@ def weights_bytes(model: Transformer) -> int | None:
     if not quantised_matrices(model):
         return None
     return sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
+
+
+def runs_in_c(model: Transformer) -> bool:
+    """Whether every quantised matrix of a model has a kernel here; a model with one that has none computes by itself."""
+    if isinstance(model, PackedModel) or not quantised_matrices(model):
+        return True
+    if dispatch.native(model.device, model.dtype) is None:
+        return False
+    head = model.lm_head
+    return all(packs(block) for block in model.model.layers) and (head is None or stack_packs((head,)))
 
 
 class PackedModel(Transformer):

@@ -18,10 +18,10 @@ import torch
 from herd.base.errors import ConfigError
 from herd.base.log import LEVELS
 from herd.checkpoint.hf import main_dtype
-from herd.checkpoint.hf_config import DTYPE_NAMES
 from herd.checkpoint.load import as_dtype, save_model
 from herd.checkpoint.open import open_checkpoint
-from herd.engine.build import DTYPES, check_vocabularies, make_guesser
+from herd.checkpoint.source import DTYPE_NAMES
+from herd.engine.build import check_vocabularies, make_guesser
 from herd.engine.disk.block_file import FRAME_BYTES
 from herd.engine.disk.build import check_limit, open_secret
 from herd.engine.grammar.compiler import GrammarCompiler
@@ -138,7 +138,7 @@ def _draft_size(draft: Transformer | None, model: ModelConfig, vocab_size: int |
         raise ConfigError(
             f"the draft model is on {draft.device}, and a model over several processes runs on the CPU", hint='load it with device="cpu"'
         )
-    return DraftSize(config=draft.config, dtype=DTYPES[str(draft.dtype)])
+    return DraftSize(config=draft.config, dtype=DTYPE_NAMES[draft.dtype])
 
 
 def _start(

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from herd.engine import block_copy
+from herd.engine.arenas import allocate
 from herd.engine.batch import RaggedBatch
 from herd.engine.disk.identity import share_name
 from herd.engine.layers import PackedLayers
@@ -24,7 +24,8 @@ from herd.engine.memory import EngineConfig
 from herd.engine.parallel.mesh import Mesh
 from herd.engine.parallel.microbatch import num_pieces, pieces
 from herd.engine.parallel.shard import Shard
-from herd.kernels.int8_rows import cache_dtype_of
+from herd.kernels.buffer import dtype_name
+from herd.kernels.caches import cache_dtype_name
 from herd.kernels.linear import linear, pack_linear
 from herd.kernels.norm import rms_norm
 
@@ -42,17 +43,16 @@ class ShardRunner:
         self.num_blocks, self.block_size, self.vocab_size = sizes.num_blocks, sizes.block_size, vocab_size
         self._mesh, self._layout, self._rank = mesh, mesh.layout, mesh.rank
         self._dtype, self._eps, self._rows = shard.dtype, shard.config.rms_norm_eps, shard.rows
-        self._layers = PackedLayers(
+        arenas = allocate(
             shard.config,
-            shard.blocks(),
-            dtype=shard.dtype,
-            cache_dtype=cache_dtype_of(sizes.cache_dtype, shard.dtype),
+            dtype=dtype_name(shard.dtype),
+            cache_dtype=cache_dtype_name(sizes.cache_dtype, shard.dtype),
             num_blocks=sizes.num_blocks,
             block_size=sizes.block_size,
             max_tokens=sizes.token_budget,
         )
-        caches = (self._layers.keys, self._layers.values)
-        self.block_layout, self.block_bytes = block_copy.block_layout(caches), block_copy.block_bytes(caches)
+        self._layers = PackedLayers(shard.config, shard.blocks(), arenas)
+        self.block_layout, self.block_bytes = self._layers.block_layout, self._layers.block_bytes
         self._norm, self._embedding, head = shard.norm, shard.embedding, shard.head
         self.share = self._share_name(shard) if sizes.prefix_dir is not None else None
         self._head = None if head is None else pack_linear(head)
@@ -69,16 +69,16 @@ class ShardRunner:
 
     def copy_out(self, block: int) -> memoryview:
         """See `batch.BlockCopier`."""
-        return block_copy.copy_out((self._layers.keys, self._layers.values), block)
+        return self._layers.copy_out(block)
 
     def copy_in(self, block: int, content: memoryview) -> None:
         """See `batch.BlockCopier`."""
-        block_copy.copy_in((self._layers.keys, self._layers.values), block, content)
+        self._layers.copy_in(block, content)
 
     def run(self, batch: RaggedBatch) -> Scores:
         """See `batch.Runner.run`; with several stages, the last may still be at work when this returns."""
         with torch.inference_mode():
-            self._layers.copy(batch.copies)
+            self._layers.arenas.copy_blocks(batch.copies)
             hidden = self._hidden(batch)
             self._exchange_states(hidden, batch)
             if self._layout.is_last(self._rank):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from herd.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def options(num_warps: int, num_stages: int | None = None) -> dict[str, Any]:
