@@ -52,7 +52,7 @@ from herd.engine.engine import Engine
 from herd.engine.memory import EngineConfig
 from herd.engine.packed.file import read as read_packed
 from herd.engine.packed.file import write
-from herd.engine.packed.weights import PackedModel, pack_model
+from herd.engine.packed.weights import PackedModel, PackedWeights, pack_model
 from herd.kernels import dispatch, memory
 from herd.kernels.quantised import QuantWeight, pack_int4
 from herd.model.config import ModelConfig
@@ -135,8 +135,8 @@ def open_model(folder: Path, name: str, kind: str) -> Transformer:
     """Herd's model of a kind: mapped."""
     if kind == "bf16":
         return load_model(folder / name / "hf")
-    weights, _ = read_packed(folder / name / f"{kind}.herdpack")
-    return PackedModel(shape(name), weights, dtype=torch.bfloat16, digest=f"{name}-{kind}")
+    stored, _ = read_packed(folder / name / f"{kind}.herdpack")
+    return PackedModel(shape(name), PackedWeights.of(stored), dtype=torch.bfloat16, digest=f"{name}-{kind}")
 
 
 # ---- peers ----
