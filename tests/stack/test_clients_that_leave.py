@@ -153,6 +153,7 @@ def test_keep_alive_comments_on_a_silent_stream(impatient: ThreadServer) -> None
         threading.Thread(target=_drain, args=(first,), daemon=True).start()
         wait_for(lambda: impatient.process.counters.get("running") == 16, what="a full engine")
         with connected(impatient, post("/v1/completions", {**LONG, "stream": True, "priority": 5})) as second:
+            second.settimeout(100)  # on a slow machine the loop is busy with the sixteen for longer than `connected` waits
             said = b""
             while b": keep-alive" not in said:
                 data = second.recv(4096)
