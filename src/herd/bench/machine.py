@@ -7,14 +7,12 @@ processors, and links those of one machine, both said so in the row's `sources`.
 from __future__ import annotations
 
 import os
-import platform
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from herd.base.memory import total_memory
+from herd.base.processor import processor_name
 from herd.bench.rates import device_read_rate, matmul_rate, read_rate
 from herd.plan.hardware import HERE, Device, device_of_driver
 
@@ -31,22 +29,13 @@ def measure_machine(*, gpu: bool | None = None, watts: float | None = None) -> D
     return replace(measured, **rounded, watts=measured.watts if watts is None else watts)
 
 
-def _processor() -> str:
-    """The processor's name, as the system tells it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def _cpu() -> Device:
     place, count = torch.device("cpu"), os.cpu_count() or 1
     read = read_rate(_READ_BYTES) / 1e9
     threads = torch.get_num_threads()
     return Device(
         name=HERE,
-        title=f"{_processor()} ({count} processors, {threads} threads)",
+        title=f"{processor_name()} ({count} processors, {threads} threads)",
         kind="cpu",
         memory_gb=(total_memory() or 0) / 1e9,
         memory_gb_per_s=read,

@@ -27,6 +27,7 @@ from herd.base.atomic import atomic_file
 from herd.base.errors import HerdError
 from herd.base.log import get_logger
 from herd.base.paths import home
+from herd.base.processor import CPUINFO, processor_fields
 
 _LOG = get_logger(__name__)
 _HERE = Path(__file__).resolve().parent
@@ -111,14 +112,10 @@ def machine_levels() -> dict[str, tuple[str, ...]]:
     return {level: LEVELS[level] for level in (("scalar", "neon") if kind == "arm" else ("scalar",))}
 
 
-def levels_here(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+def levels_here(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:
     """Those of them that this processor runs, where the system tells (Linux on x86); else all, and the library itself looks."""
     levels = machine_levels()
-    try:
-        told = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\nflags")[2].partition("\n")[0]
-    except OSError:
-        told = ""
-    has = set(told.partition(":")[2].split())
+    has = set(processor_fields(cpuinfo).get("flags", "").split())
     if not has:
         return tuple(levels)
     wanted = {level: [_KERNEL_NAMES.get(flag, flag[2:]) for flag in flags if flag.startswith("-m")] for level, flags in levels.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.base.errors import HerdError
+from herd.base.processor import processor_fields
 from herd.engine.packed.file import Damaged, read_sections, write_sections
 from herd.engine.packed.names import ANGLES_SUFFIX, name_of, packed_dir
 from herd.kernels.buffer import Buffer
@@ -77,12 +78,7 @@ def _path(config: ModelConfig) -> Path:
     return packed_dir() / f"{name_of([model, computed])}{ANGLES_SUFFIX}"
 
 
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+def _processor() -> dict[str, str]:
     """What the system tells of the first processor: its kind and what it can."""
-    try:
-        with cpuinfo.open(encoding="utf-8", errors="replace") as file:
-            told = file.read(8192).partition("\n\n")[0].splitlines()
-    except OSError:
-        told = []
-    lines = [line for line in told if line.partition(":")[0].strip() in _PROCESSOR]
-    return lines or [platform.machine(), platform.processor()]
+    told = {name: value for name, value in processor_fields().items() if name in _PROCESSOR}
+    return told or {"machine": platform.machine(), "processor": platform.processor()}
