@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from herd.engine.sampler import TokenLogprobs
 from herd.engine.stream import Tokens
 from herd.engine.wire import LENGTH, event_from_list, event_to_list, frame_size
 from herd.stack.worker import HOLD_S, Outbox
@@ -74,6 +75,29 @@ def test_streams_that_share_the_engine_send_several_tokens_at_a_time() -> None:
     for stream in range(40):
         ids = [token_id for data in end.events()[stream] for token_id in event_from_list(data).ids]  # pyright: ignore[reportAttributeAccessIssue]
         assert ids == list(range(40))
+
+
+def test_what_waits_for_a_server_that_does_not_read_does_not_grow_with_every_step() -> None:
+    ours, theirs = socket.socketpair()
+    outbox, num_steps, n = Outbox(theirs), 5000, 16
+    logprobs = [TokenLogprobs(token_id=step, logprob=-1.0, top=((step, -1.0),)) for step in range(num_steps)]
+    for step in range(num_steps):
+        for index in range(n):
+            outbox.tokens(1, tokens(index, step))
+            outbox.tokens(2, Tokens(index=index, ids=(step,), logprobs=(logprobs[step],)))
+        outbox.flush()
+    found: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    num_events = 0
+    with ours, theirs, ours.makefile("rb") as file:
+        while any(len(found[number, index]) < num_steps for number in (1, 2) for index in range(n)):
+            for number, *data in json.loads(file.read(frame_size(file.read(LENGTH.size))))["events"]:
+                event = event_from_list(data)
+                assert isinstance(event, Tokens)
+                found[number, event.index] += event.ids if number == 1 else event.logprobs
+                num_events += 1
+        outbox.close()
+    assert all(found[1, index] == list(range(num_steps)) and found[2, index] == logprobs for index in range(n))
+    assert num_events < num_steps * n
 
 
 def test_an_event_that_cannot_wait_takes_what_is_held_of_its_request_along() -> None:

@@ -34,7 +34,9 @@ log = get_logger(__name__)
 STATS_EVERY_S = 0.25
 """Counters go out so often; the server takes their absence for a process that hangs."""
 HOLD_S, LONGEST_HOLD_S = 0.0006, 0.05
-"""How long tokens may wait for more of them: so long for each other stream, and at most. Telling a chunk costs the server about 0.15 ms."""
+"""Tokens may wait so long for more of them for each other continuation, and at most. Telling a chunk costs the server about 0.15 ms."""
+_IDS, _LOGPROBS = 3, 5
+"""Places in an event of tokens with its request's number before it."""
 MAX_COMPILING = 256
 """Requests with a grammar that may wait for the compiler at once."""
 
@@ -43,13 +45,13 @@ class Outbox:
     """Frames on their way to the server, written by a thread of their own so that no step waits for the socket.
 
     Under load a stream's tokens wait for each other, so that several travel and are told together: writing one costs the server more than
-    the engine took to make it. How long depends on how many streams there are; a lone one is never kept waiting.
+    the engine took to make it. How long depends on how many continuations there are; a lone one is never kept waiting.
     """
 
     def __init__(self, connection: socket.socket, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._connection, self._clock = connection, clock
         self._events: list[list[Any]] = []
-        self._held: dict[int, list[list[Any]]] = {}
+        self._held: dict[int, dict[int, list[Any]]] = {}
         self._frames: list[Any] = []
         self._due = 0.0
         self._dozes = False
@@ -61,19 +63,21 @@ class Outbox:
     def event(self, number: int, event: list[Any]) -> None:
         """Send an event of a request at the next `flush`, behind those of it that are held."""
         with self._wake:
-            self._events += self._held.pop(number, ())
+            self._events += self._held.pop(number, {}).values()
             self._events.append([number, *event])
 
     def tokens(self, number: int, event: Tokens) -> None:
-        """Send tokens of a request that is being told already; they may be held for a moment."""
+        """Send tokens of a request that is being told already; they may be held for a moment.
+
+        A continuation's tokens become one event, so that what waits for a slow server does not grow with every step.
+        """
+        told = [number, *event_to_list(event)]
         with self._wake:
-            held = self._held.get(number)
-            if held is None:
-                self._held[number] = [[number, *event_to_list(event)]]
-            elif held[-1][2] == event.index and not event.logprobs and not held[-1][5]:
-                held[-1][3] += event.ids
-            else:
-                held.append([number, *event_to_list(event)])
+            held = self._held.setdefault(number, {})
+            earlier = held.setdefault(event.index, told)
+            if earlier is not told:
+                earlier[_IDS] += told[_IDS]
+                earlier[_LOGPROBS] += told[_LOGPROBS]
 
     def send(self, value: Any) -> None:
         """Send a frame of its own."""
@@ -106,9 +110,9 @@ class Outbox:
                 self._dozes = False
             now = self._clock()
             if self._held and (now >= self._due or not self._open):
-                self._due = now + min(LONGEST_HOLD_S, HOLD_S * (len(self._held) - 1))
                 for held in self._held.values():
-                    self._events += held
+                    self._events += held.values()
+                self._due = now + min(LONGEST_HOLD_S, HOLD_S * (sum(map(len, self._held.values())) - 1))
                 self._held = {}
             events, self._events = self._events, []
             frames, self._frames = self._frames, []
