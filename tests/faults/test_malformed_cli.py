@@ -72,9 +72,12 @@ class Command:
 
 
 def everything(folder: Path) -> dict[str, bytes | str | None]:
-    """Every file below a folder with its content, folders and links by name."""
+    """Every file below a folder with its content, folders and links by name; without the packed weights, which any sound model leaves."""
     found: dict[str, bytes | str | None] = {}
+    packed = folder / "home" / "packed"
     for path in sorted(folder.rglob("*")):
+        if path in (packed.parent, packed) or packed in path.parents:
+            continue
         small = path.is_file() and not path.is_symlink() and path.stat().st_size < 10_000_000
         found[str(path)] = os.readlink(path) if path.is_symlink() else path.read_bytes() if small else None
     return found
