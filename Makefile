@@ -32,8 +32,11 @@ run: $(VENV)/.run
 chat: $(VENV)/.run
 	@$(BIN)/herd chat
 
+# As many processes as there are processors, up to eight, of one thread of torch each; WORKERS=0 runs the tests in one process. Without CI in
+# the environment pytest cuts what it says of a failure to what a person reads.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	env -u CI -u BUILD_NUMBER OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check src tests benchmarks docs examples hatch_build.py
