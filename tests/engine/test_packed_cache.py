@@ -16,9 +16,10 @@ from herd.base.errors import ConfigError, UsageError
 from herd.checkpoint.load import load_model, save_model
 from herd.engine.disk.identity import state_name
 from herd.engine.packed import cache
+from herd.engine.packed.digests import digests_of
 from herd.engine.packed.file import Damaged, read, write
 from herd.engine.packed.mapped import locate
-from herd.engine.packed.names import digests_of, target_of
+from herd.engine.packed.names import target_of
 from herd.engine.packed.weights import PackedModel, PackedWeights, pack_model
 from herd.engine.runner import CpuRunner
 from herd.kernels import dispatch

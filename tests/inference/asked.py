@@ -9,6 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from herd.base.errors import HerdError
 from herd.engine.grammar.spec import Grammar
 from herd.engine.memory import EngineConfig
 from herd.inference.params import SamplingParams
@@ -50,7 +51,7 @@ def then(llm: LLM, what: str) -> Any:
     assert what == "refusal"
     try:
         llm.model(torch.tensor([[1, 2, 3]]))
-    except Exception as error:
+    except HerdError as error:
         return str(error)
     return None
 

@@ -18,9 +18,10 @@ from herd.checkpoint.hf_config import CONFIG_FILE, config_from_json, is_quantise
 from herd.checkpoint.json_file import read_json_object
 from herd.checkpoint.load import as_dtype, load_model
 from herd.engine.packed.angles import keep_angles
+from herd.engine.packed.digests import digests_of, note_dtype
 from herd.engine.packed.file import write
 from herd.engine.packed.mapped import MappedModel, open_packed
-from herd.engine.packed.names import SUFFIX, digests_of, limit_bytes, note_dtype, packed_dir, target_of
+from herd.engine.packed.names import SUFFIX, limit_bytes, packed_dir, target_of
 from herd.engine.packed.weights import PackedModel, PackedWeights, pack_model, runs_in_c
 from herd.kernels import dispatch
 from herd.kernels.buffer import dtype_name

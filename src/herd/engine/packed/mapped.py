@@ -16,8 +16,9 @@ from herd.base.log import get_logger
 from herd.checkpoint.hf_config import CONFIG_FILE, config_from_json, is_quantised
 from herd.checkpoint.json_file import read_json_object
 from herd.engine.packed.angles import find_angles
+from herd.engine.packed.digests import known_digests
 from herd.engine.packed.file import Damaged, read
-from herd.engine.packed.names import known_digests, limit_bytes, target_of
+from herd.engine.packed.names import limit_bytes, target_of
 from herd.engine.packed.stored import StoredWeights
 from herd.kernels import dispatch
 from herd.kernels.buffer import dtype_name
