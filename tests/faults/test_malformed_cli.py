@@ -91,7 +91,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Command:
     """herd in a folder of its own with a sound `model`, and a home that does not exist yet."""
-    for name in [name for name in os.environ if name.startswith("HERD_")]:
+    for name in [name for name in os.environ if name.startswith("HERD_") and name != "HERD_KERNELS_CACHE"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HERD_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
