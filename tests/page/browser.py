@@ -127,9 +127,25 @@ class Reader:
         return self.page.locator("div.unseen[role=status]").inner_text()
 
 
+@pytest.fixture(name="serve")
+def serve_fixture() -> Iterator[Callable[..., ThreadServer]]:
+    """Starts servers of a test's own settings. They stop after its pages are closed: a page that asks a server that is gone complains."""
+    servers: list[ThreadServer] = []
+
+    def started(**settings: Any) -> ThreadServer:
+        servers.append(ThreadServer(**settings))
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture(name="open_page")
-def open_page(browser: Browser, site: ThreadServer) -> Iterator[Callable[..., Reader]]:
-    """Opens pages, each in a profile of its own; at the end, none may have complained or asked another host for anything."""
+def open_page(browser: Browser, site: ThreadServer, serve: Callable[..., ThreadServer]) -> Iterator[Callable[..., Reader]]:
+    """Opens pages, each in a profile of its own; at the end, none may have complained or asked another host for anything. They close before
+    the servers of `serve` stop.
+    """
     contexts: list[BrowserContext] = []
     readers: list[Reader] = []
 

@@ -7,4 +7,4 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "stack"))
 
-from browser import browser_fixture, open_page, page_server  # noqa: F401  # pyright: ignore[reportMissingImports]
+from browser import browser_fixture, open_page, page_server, serve_fixture  # noqa: F401  # pyright: ignore[reportMissingImports]

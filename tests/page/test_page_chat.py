@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from browser import Reader  # pyright: ignore[reportMissingImports]
-from live_server import ThreadServer, bearer, engine_counters, keys, thread_server, wait_for  # pyright: ignore[reportMissingImports]
+from live_server import ThreadServer, bearer, engine_counters, keys, wait_for  # pyright: ignore[reportMissingImports]
 from playwright.sync_api import expect
 
 Open = Callable[..., Reader]
+Serve = Callable[..., ThreadServer]
 MARKDOWN = """# Primes
 
 A *prime* has **two** divisors, see [the list](https://example.org/primes).
@@ -245,29 +246,29 @@ def test_the_reader_is_followed_only_at_the_bottom(open_page: Open) -> None:
     reader.wait()
 
 
-def test_a_key_is_asked_for_where_the_server_wants_one(open_page: Open) -> None:
-    with thread_server(keys=keys()) as server:
-        reader = open_page(server=server, path="")
-        reader.page.goto(server.url)
-        dialog = reader.page.get_by_role("dialog")
-        expect(dialog).to_contain_text("This server asks for a key")
-        dialog.get_by_label("API key").fill("wrong")
-        dialog.get_by_role("button", name="Use this key").click()
-        expect(dialog.get_by_role("alert")).to_contain_text("no valid API key")
-        dialog.get_by_label("API key").fill(bearer("anna")["Authorization"].split()[1])
-        dialog.get_by_role("button", name="Use this key").click()
-        expect(dialog).to_have_count(0)
-        reader.ask("Hello", "Hi, Anna.")
-        expect(reader.last.locator(".markdown")).to_have_text("Hi, Anna.")
-        assert reader.page.evaluate("localStorage.length") == 0
-        # And a stream that breaks keeps what came, with a way to ask again. The engine is killed as it writes.
-        reader.ask("Talk.")
-        expect(reader.last.locator(".markdown")).not_to_be_empty()
-        os.kill(server.process.pid, signal.SIGKILL)
-        expect(reader.last.locator(".note.error .retry")).to_be_visible()
-        assert reader.last.locator(".markdown").inner_text().strip()
-        wait_for(lambda: server.process.state == "ready", within=120, what="the engine's return")
-        reader.will_say("Here again.")
-        reader.last.locator(".retry").click()
-        expect(reader.last.locator(".markdown")).to_have_text("Here again.")
-        expect(reader.last.locator(".branches")).to_have_text("2/2")
+def test_a_key_is_asked_for_where_the_server_wants_one(open_page: Open, serve: Serve) -> None:
+    server = serve(keys=keys())
+    reader = open_page(server=server, path="")
+    reader.page.goto(server.url)
+    dialog = reader.page.get_by_role("dialog")
+    expect(dialog).to_contain_text("This server asks for a key")
+    dialog.get_by_label("API key").fill("wrong")
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("no valid API key")
+    dialog.get_by_label("API key").fill(bearer("anna")["Authorization"].split()[1])
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(dialog).to_have_count(0)
+    reader.ask("Hello", "Hi, Anna.")
+    expect(reader.last.locator(".markdown")).to_have_text("Hi, Anna.")
+    assert reader.page.evaluate("localStorage.length") == 0
+    # And a stream that breaks keeps what came, with a way to ask again. The engine is killed as it writes.
+    reader.ask("Talk.")
+    expect(reader.last.locator(".markdown")).not_to_be_empty()
+    os.kill(server.process.pid, signal.SIGKILL)
+    expect(reader.last.locator(".note.error .retry")).to_be_visible()
+    assert reader.last.locator(".markdown").inner_text().strip()
+    wait_for(lambda: server.process.state == "ready", within=120, what="the engine's return")
+    reader.will_say("Here again.")
+    reader.last.locator(".retry").click()
+    expect(reader.last.locator(".markdown")).to_have_text("Here again.")
+    expect(reader.last.locator(".branches")).to_have_text("2/2")

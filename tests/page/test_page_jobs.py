@@ -15,6 +15,7 @@ from playwright.sync_api import Route, expect
 from herd.train.run_log import RunLog
 
 Open = Callable[..., Reader]
+Serve = Callable[..., ThreadServer]
 
 
 def record(step: int) -> dict[str, Any]:
@@ -33,51 +34,45 @@ def begun(place: Path, name: str) -> RunLog:
     return log
 
 
-def test_the_curves_of_a_training_run_are_shown_and_grow(open_page: Open, tmp_path: Path) -> None:
+def test_the_curves_of_a_training_run_are_shown_and_grow(open_page: Open, serve: Serve, tmp_path: Path) -> None:
     log = begun(tmp_path, "river")
-    server = ThreadServer(runs_dir=str(tmp_path))
-    try:
-        # axe is put into the page as a script, which its own policy would refuse.
-        reader = open_page(server=server, bypass_csp=True, color_scheme="dark")
-        page = reader.page
-        page.get_by_role("button", name="Jobs").click()
-        card = page.locator("dialog section.run", has_text="river")
-        expect(card).to_contain_text("step 3 of 10 · loss 1.333")
-        expect(card).to_contain_text("running")
-        loss = card.get_by_role("img", name="loss: 1.333 at step 3")
-        expect(loss).to_be_visible()
-        expect(loss.locator("path")).to_have_count(1)
-        expect(card.get_by_role("img", name="heldout: de 1, en 0.6667 at step 3").locator("path")).to_have_count(2)
-        for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme)
-            assert not Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag22aa", "best-practice"]}).response["violations"]
-        before = loss.locator("path").get_attribute("d")
-        log.write(record(4))
-        grown = card.get_by_role("img", name="loss: 1 at step 4")
-        expect(grown).to_be_visible()
-        assert grown.locator("path").get_attribute("d") != before
-        log.event("end", step=4, reason="done", seconds=1.0)
-        expect(card).to_contain_text("done")
-        card.get_by_role("button", name="Curves").click()
-        expect(card.get_by_role("img")).to_have_count(0)
-    finally:
-        server.stop()
+    server = serve(runs_dir=str(tmp_path))
+    # axe is put into the page as a script, which its own policy would refuse.
+    reader = open_page(server=server, bypass_csp=True, color_scheme="dark")
+    page = reader.page
+    page.get_by_role("button", name="Jobs").click()
+    card = page.locator("dialog section.run", has_text="river")
+    expect(card).to_contain_text("step 3 of 10 · loss 1.333")
+    expect(card).to_contain_text("running")
+    loss = card.get_by_role("img", name="loss: 1.333 at step 3")
+    expect(loss).to_be_visible()
+    expect(loss.locator("path")).to_have_count(1)
+    expect(card.get_by_role("img", name="heldout: de 1, en 0.6667 at step 3").locator("path")).to_have_count(2)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert not Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag22aa", "best-practice"]}).response["violations"]
+    before = loss.locator("path").get_attribute("d")
+    log.write(record(4))
+    grown = card.get_by_role("img", name="loss: 1 at step 4")
+    expect(grown).to_be_visible()
+    assert grown.locator("path").get_attribute("d") != before
+    log.event("end", step=4, reason="done", seconds=1.0)
+    expect(card).to_contain_text("done")
+    card.get_by_role("button", name="Curves").click()
+    expect(card.get_by_role("img")).to_have_count(0)
 
 
-def test_where_there_is_no_run_it_says_so_and_a_tenant_sees_none(open_page: Open, tmp_path: Path) -> None:
+def test_where_there_is_no_run_it_says_so_and_a_tenant_sees_none(open_page: Open, serve: Serve, tmp_path: Path) -> None:
     begun(tmp_path, "secret")
-    server = ThreadServer(keys=keys(admin=1), runs_dir=str(tmp_path))
-    try:
-        for name, sees in (("anna", True), ("bert", False)):
-            reader = open_page(server=server, path="")
-            reader.page.add_init_script(f"sessionStorage.setItem('herd.key', '{bearer(name)['Authorization'].removeprefix('Bearer ')}')")
-            reader.open()
-            reader.page.get_by_role("button", name="Jobs").click()
-            expect(reader.page.get_by_text("There are no batches.")).to_be_visible()
-            expect(reader.page.locator("dialog section.run")).to_have_count(1 if sees else 0)
-            expect(reader.page.get_by_role("heading", name="Training runs")).to_have_count(1 if sees else 0)
-    finally:
-        server.stop()
+    server = serve(keys=keys(admin=1), runs_dir=str(tmp_path))
+    for name, sees in (("anna", True), ("bert", False)):
+        reader = open_page(server=server, path="")
+        reader.page.add_init_script(f"sessionStorage.setItem('herd.key', '{bearer(name)['Authorization'].removeprefix('Bearer ')}')")
+        reader.open()
+        reader.page.get_by_role("button", name="Jobs").click()
+        expect(reader.page.get_by_text("There are no batches.")).to_be_visible()
+        expect(reader.page.locator("dialog section.run")).to_have_count(1 if sees else 0)
+        expect(reader.page.get_by_role("heading", name="Training runs")).to_have_count(1 if sees else 0)
 
 
 def test_the_speed_is_what_the_server_measured_though_the_answer_comes_at_once(open_page: Open) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from browser import Reader  # pyright: ignore[reportMissingImports]
-from live_server import KEYS, ThreadServer, bearer, keys, thread_server  # pyright: ignore[reportMissingImports]
+from live_server import KEYS, ThreadServer, bearer, keys  # pyright: ignore[reportMissingImports]
 from playwright.sync_api import Route, expect
 
 Open = Callable[..., Reader]
+Serve = Callable[..., ThreadServer]
 CHATS = "/v1/herd/chats"
 
 
@@ -184,52 +185,49 @@ def test_chats_of_this_browser_can_be_copied_to_the_server_and_everything_delete
     expect(page.locator("select[name=keep]")).to_have_value("browser")
 
 
-def test_chats_of_one_key_are_never_seen_by_another(open_page: Open) -> None:
-    server = ThreadServer(keys=keys())
-    try:
-        reader = open_page(server=server, path="")
-        page = reader.page
-        page.goto(server.url)
+def test_chats_of_one_key_are_never_seen_by_another(open_page: Open, serve: Serve) -> None:
+    server = serve(keys=keys())
+    reader = open_page(server=server, path="")
+    page = reader.page
+    page.goto(server.url)
 
-        def enter(name: str) -> None:
-            page.locator("dialog input[type=password]").fill(KEYS[name])
-            page.get_by_role("button", name="Use this key").click()
-            expect(page.locator(".bar .state-dot.ready")).to_be_visible()
-            expect(page.get_by_role("dialog")).to_have_count(0)
+    def enter(name: str) -> None:
+        page.locator("dialog input[type=password]").fill(KEYS[name])
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.locator(".bar .state-dot.ready")).to_be_visible()
+        expect(page.get_by_role("dialog")).to_have_count(0)
 
-        enter("anna")
-        keep_at_server(reader)
-        reader.ask("Tell me of llamas", "They hum.")
-        # The server refuses what comes next: it stays here, for Anna.
-        page.route(f"**{CHATS}/*", lambda route: _only_reads(route, json.dumps({"error": {"message": "no"}})))
-        reader.ask("And of alpacas?", "They are smaller.")
-        expect(page.locator(".note.kept")).to_be_visible()
-        page.unroute(f"**{CHATS}/*")
-        page.evaluate("sessionStorage.clear()")
-        page.reload()
-        enter("bert")
-        expect(page.locator(".sidebar .empty")).to_be_visible()
-        reader.ask("Tell me of yaks", "They grunt.")
-        expect(rows(reader)).to_have_text(["Tell me of yaks"])
-        for _ in range(600):
-            if kept(server, **bearer("bert")) == {"Tell me of yaks": ["Tell me of yaks", "They grunt."]}:
-                break
-            page.wait_for_timeout(100)
-        assert set(kept(server, **bearer("bert"))) == {"Tell me of yaks"}
-        page.evaluate("sessionStorage.clear()")
-        page.reload()
-        enter("anna")
-        expect(rows(reader)).to_have_text(["Tell me of llamas"])
-        rows(reader).click()
-        expect(reader.last.locator(".markdown")).to_have_text("They are smaller.")
-        for _ in range(600):
-            if len(kept(server, **bearer("anna")).get("Tell me of llamas", ())) == 4:
-                break
-            page.wait_for_timeout(100)
-        told = kept(server, **bearer("anna"))
-        assert told == {"Tell me of llamas": ["Tell me of llamas", "They hum.", "And of alpacas?", "They are smaller."]}
-    finally:
-        server.stop()
+    enter("anna")
+    keep_at_server(reader)
+    reader.ask("Tell me of llamas", "They hum.")
+    # The server refuses what comes next: it stays here, for Anna.
+    page.route(f"**{CHATS}/*", lambda route: _only_reads(route, json.dumps({"error": {"message": "no"}})))
+    reader.ask("And of alpacas?", "They are smaller.")
+    expect(page.locator(".note.kept")).to_be_visible()
+    page.unroute(f"**{CHATS}/*")
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    enter("bert")
+    expect(page.locator(".sidebar .empty")).to_be_visible()
+    reader.ask("Tell me of yaks", "They grunt.")
+    expect(rows(reader)).to_have_text(["Tell me of yaks"])
+    for _ in range(600):
+        if kept(server, **bearer("bert")) == {"Tell me of yaks": ["Tell me of yaks", "They grunt."]}:
+            break
+        page.wait_for_timeout(100)
+    assert set(kept(server, **bearer("bert"))) == {"Tell me of yaks"}
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    enter("anna")
+    expect(rows(reader)).to_have_text(["Tell me of llamas"])
+    rows(reader).click()
+    expect(reader.last.locator(".markdown")).to_have_text("They are smaller.")
+    for _ in range(600):
+        if len(kept(server, **bearer("anna")).get("Tell me of llamas", ())) == 4:
+            break
+        page.wait_for_timeout(100)
+    told = kept(server, **bearer("anna"))
+    assert told == {"Tell me of llamas": ["Tell me of llamas", "They hum.", "And of alpacas?", "They are smaller."]}
 
 
 def test_a_long_chat_goes_to_the_server_in_parts_and_comes_back_whole(open_page: Open, site: ThreadServer, tmp_path: Path) -> None:
@@ -267,10 +265,10 @@ def test_a_long_chat_goes_to_the_server_in_parts_and_comes_back_whole(open_page:
     expect(page.locator(".message")).to_have_count(3)
 
 
-def test_a_server_that_keeps_no_state_offers_no_place_for_chats(open_page: Open) -> None:
-    with thread_server(state_dir=None) as bare:
-        reader = open_page(server=bare)
-        reader.page.get_by_role("button", name="Settings").click()
-        expect(reader.page.locator("select[name=keep] option[value=server]")).to_be_disabled()
-        expect(reader.page.get_by_role("dialog")).to_contain_text("This server keeps no state, so it cannot keep them.")
-        expect(reader.page.get_by_role("button", name="Copy those on the server")).to_have_count(0)
+def test_a_server_that_keeps_no_state_offers_no_place_for_chats(open_page: Open, serve: Serve) -> None:
+    bare = serve(state_dir=None)
+    reader = open_page(server=bare)
+    reader.page.get_by_role("button", name="Settings").click()
+    expect(reader.page.locator("select[name=keep] option[value=server]")).to_be_disabled()
+    expect(reader.page.get_by_role("dialog")).to_contain_text("This server keeps no state, so it cannot keep them.")
+    expect(reader.page.get_by_role("button", name="Copy those on the server")).to_have_count(0)
