@@ -3,7 +3,7 @@
 #   make run     the page and the APIs, over cria         make check   format, lint, types, layers, spelling
 #   make chat    a chat with cria in the terminal         make test    the tests
 #   make bench   herd beside its peers                    make docs    build the documentation site
-#   make clients environments of older clients' tests     make clean   remove what make made
+#   make clients environments of clients' tests           make clean   remove what make made
 #   make peers   an environment of the peers in training
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -54,9 +54,13 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.engine --only cria
 	$(BIN)/python -m benchmarks.train
 
-# Clients that exclude each other, each in an environment of its own; tests of them skip where one is missing.
+# Clients that herd does not depend on, for the tests that drive them: those that get along in one environment, those that exclude each other
+# in one each. Tests skip where one is missing.
+CLIENTS := lm_eval==0.4.13 langchain==1.5.2 langchain-openai==1.7.4 openai-agents==0.24.0 tenacity
 clients:
-	@python3.12 -c "" 2>/dev/null || { echo "the clients need Python 3.12, which is not found" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "the clients need Python 3.11 or newer, and none was found: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv-clients/together && .venv-clients/together/bin/pip -q install $(CLIENTS)
+	@python3.12 -c "" 2>/dev/null || { echo "the clients of Llama Stack need Python 3.12, which was not found" >&2; exit 1; }
 	for client in llama-stack-client==0.3.5 llama-stack-client==0.7.5 ogx-client==1.5.0; do \
 		place=.venv-clients/$$(echo $$client | sed s/==/-/) && python3.12 -m venv $$place && $$place/bin/pip -q install $$client || exit 1; done
 

@@ -1,4 +1,4 @@
-"""Clients that herd does not depend on, in a Python of their own: `HERD_CLIENTS_PYTHON`, or the one that runs the tests if it has them."""
+"""Clients that herd does not depend on, in Pythons of their own, which `make clients` makes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from pathlib import Path
 import pytest
 
 
+def _folder() -> Path:
+    """Where the environments of clients are: `HERD_CLIENTS_DIR` or `.venv-clients`."""
+    return Path(os.environ.get("HERD_CLIENTS_DIR", Path(__file__).resolve().parents[2] / ".venv-clients"))
+
+
 @cache
 def python_with(package: str) -> str:
-    """The interpreter. Skips the test where it lacks the package."""
-    python = os.environ.get("HERD_CLIENTS_PYTHON", sys.executable)
+    """The interpreter of the clients that get along: `HERD_CLIENTS_PYTHON`, else the one that `make clients` made, else the one that runs
+    the tests. Skips the test where it lacks the package.
+    """
+    made = _folder() / "together" / "bin" / "python"
+    python = os.environ.get("HERD_CLIENTS_PYTHON") or (str(made) if made.is_file() else sys.executable)
     found = subprocess.run(
         [python, "-c", f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"], check=False
     )
     if found.returncode:
-        pytest.skip(f"needs {package}, which {python} has not (set HERD_CLIENTS_PYTHON to a Python that has)")
+        pytest.skip(f"needs {package}, which {python} has not (`make clients` makes one that has; or set HERD_CLIENTS_PYTHON)")
     return python
 
 
@@ -46,11 +54,10 @@ CLIENTS = {
 
 
 def client_python(name: str) -> str:
-    """The interpreter of a client's environment, in `HERD_CLIENTS_DIR` or `.venv-clients`. Skips the test where there is none."""
+    """The interpreter of a client's environment. Skips the test where there is none."""
     if name == "llama-stack-client-0.2.12" and find_spec("llama_stack_client") is not None:
         return sys.executable
-    folder = Path(os.environ.get("HERD_CLIENTS_DIR", Path(__file__).resolve().parents[2] / ".venv-clients"))
-    python = folder / name / "bin" / "python"
+    python = _folder() / name / "bin" / "python"
     if not python.is_file():
-        pytest.skip(f"needs {CLIENTS[name]} in an environment of its own at {folder / name} (`make clients` makes it)")
+        pytest.skip(f"needs {CLIENTS[name]} in an environment of its own at {python.parents[1]} (`make clients` makes it)")
     return str(python)
