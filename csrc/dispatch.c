@@ -20,6 +20,9 @@
     __typeof__(herd_linear) herd_linear_##level;         \
     __typeof__(herd_rms_norm) herd_rms_norm_##level;     \
     __typeof__(herd_swiglu) herd_swiglu_##level;         \
+    __typeof__(herd_cross_entropy) herd_cross_entropy_##level; \
+    __typeof__(herd_softmax) herd_softmax_##level;       \
+    __typeof__(herd_softmax_gradient) herd_softmax_gradient_##level; \
     __typeof__(herd_rope_write) herd_rope_write_##level; \
     __typeof__(herd_attention) herd_attention_##level;   \
     __typeof__(herd_draw) herd_draw_##level;             \
@@ -32,7 +35,8 @@
         .linear_quantised = herd_linear_quantised_##level, .pack = herd_pack_##rest, .linear = herd_linear_##rest,            \
         .rms_norm = herd_rms_norm_##rest, .swiglu = herd_swiglu_##rest, .rope_write = herd_rope_write_##rest,                 \
         .attention = herd_attention_##rest, .draw = herd_draw_##rest, .read = herd_read_##rest,                               \
-        .linear_fp8 = herd_linear_fp8_##rest                                                                                  \
+        .linear_fp8 = herd_linear_fp8_##rest, .cross_entropy = herd_cross_entropy_##rest,                                     \
+        .softmax = herd_softmax_##rest, .softmax_gradient = herd_softmax_gradient_##rest                                      \
     }
 
 DECLARE(scalar)
@@ -176,6 +180,19 @@ int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_st
 int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype, void *out,
                 int64_t out_stride) {
     return levels[herd_isa()].swiglu(gate, gate_stride, up, up_stride, m, f, dtype, out, out_stride);
+}
+
+int herd_cross_entropy(void *logits, int64_t stride, int64_t m, int64_t vocab, int dtype, const int64_t *targets, int64_t ignore,
+                       double z_loss, int gradient, float *losses, float *log_zs) {
+    return levels[herd_isa()].cross_entropy(logits, stride, m, vocab, dtype, targets, ignore, z_loss, gradient, losses, log_zs);
+}
+
+int herd_softmax(float *x, int64_t m, int64_t n, int64_t first, int64_t run, float scale, void *out, int out_dtype) {
+    return levels[herd_isa()].softmax(x, m, n, first, run, scale, out, out_dtype);
+}
+
+int herd_softmax_gradient(void *x, const void *p, const float *delta, int64_t m, int64_t n, float scale, int dtype) {
+    return levels[herd_isa()].softmax_gradient(x, p, delta, m, n, scale, dtype);
 }
 
 int herd_rope_write(void *q, int64_t q_stride, const void *k, int64_t k_stride, const void *v, int64_t v_stride, int dtype, int64_t tokens,

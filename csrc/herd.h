@@ -17,7 +17,7 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 6
+#define HERD_ABI 7
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
@@ -101,6 +101,17 @@ HERD_API int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t
 /* out = round(round(silu(gate)) * up). */
 HERD_API int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype,
                          void *out, int64_t out_stride);
+
+/* Rows of logits [m, vocab]: losses[r] = log Z - logits[r, targets[r]] and log_zs[r], Z the softmax's normaliser; where the target is
+   `ignore`, both are 0. With `gradient` the logits become the gradient of sum(losses + z_loss log Z^2), rounded once to their dtype. */
+HERD_API int herd_cross_entropy(void *logits, int64_t stride, int64_t m, int64_t vocab, int dtype, const int64_t *targets, int64_t ignore,
+                                double z_loss, int gradient, float *losses, float *log_zs);
+
+/* Probabilities of rows of causal scores x [m, n], rounded once to out_dtype: row r is the softmax of scale * x over its first
+   first + r % run keys, at least 1, and 0 behind them. x is scratch afterwards. */
+HERD_API int herd_softmax(float *x, int64_t m, int64_t n, int64_t first, int64_t run, float scale, void *out, int out_dtype);
+/* x [m, n], the gradient of probabilities p, becomes that of the scores: round(scale * p * (x - delta[r])). */
+HERD_API int herd_softmax_gradient(void *x, const void *p, const float *delta, int64_t m, int64_t n, float scale, int dtype);
 
 /* Rotate q in place; rotate k and copy v into the caches at `slots`. A slot is block * block_size + offset, and lies at slot * K * H.
    cos and sin are [positions, H/2]. Slots are distinct. In a cache of HERD_I8 each vector of H numbers is H bytes and its scale, a float32

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from herd.kernels import dispatch
 from herd.model.attention import MaskedCore, document_mask, sdpa
 from herd.train import attention, blockwise
 from herd.train.attention import DocumentCore, VarlenCore, document_edges, document_spans, training_core
@@ -50,7 +51,7 @@ def test_blockwise_attention_is_torchs(batch: int, length: int, group: int, num_
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.06)):
         given = [part.detach().to(dtype).requires_grad_() for part in exact]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blockwise, "KEEP_UP_TO", 1024 if keep else 0)
+            patch.setattr(blockwise, "KEEP_UP_TO", {dtype: 1024} if keep else {})
             found = blockwise.blockwise_attention(*given)
             ours = torch.autograd.grad((found.float() * weight.float()).sum(), given)
         assert found.dtype == dtype
@@ -59,16 +60,22 @@ def test_blockwise_attention_is_torchs(batch: int, length: int, group: int, num_
             assert float((left.detach().double() - right.detach()).abs().max()) < tolerance * scale
 
 
-def test_blockwise_attention_is_taken_for_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blockwise_attention_is_taken_on_a_cpu_in_rows_that_are_not_long(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     real = blockwise.blockwise_attention
     monkeypatch.setattr("herd.train.attention.blockwise_attention", lambda q, k, v: seen.append(q.shape[1]) or real(q, k, v))
     core = DocumentCore(document_spans((torch.arange(96) // 40)[None]))
-    for dtype in (torch.float32, torch.bfloat16):
+    has_kernels = dispatch.choice().library is not None
+    for dtype, taken in ((torch.float64, False), (torch.float32, has_kernels), (torch.bfloat16, True)):
         q = torch.randn(1, 96, 2, 8, dtype=dtype)
         core(0, q, q[:, :, :1], q[:, :, :1])
-    assert sorted(seen) == [16, 40]
-    assert not blockwise.is_faster(torch.empty(1, 4096, 1, 8, dtype=torch.bfloat16))
+        assert sorted(seen) == ([16, 40] if taken else [])  # documents of 40, 40 and 16 tokens, by length
+        seen.clear()
+    assert blockwise.is_faster(torch.empty(1, 2048, 1, 8, dtype=torch.bfloat16))
+    for length, dtype in ((2049, torch.bfloat16), (1025, torch.float32)):
+        assert not blockwise.is_faster(torch.empty(1, length, 1, 8, dtype=dtype))
+    monkeypatch.setattr(dispatch, "native", lambda *_: None)
+    assert not blockwise.is_faster(torch.empty(1, 8, 1, 8))
 
 
 def test_long_rows_never_meet_a_mask_of_their_square() -> None:

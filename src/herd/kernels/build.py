@@ -65,7 +65,19 @@ _KERNEL_NAMES = {"-mavx512vnni": "avx512_vnni", "-mavx512bf16": "avx512_bf16", "
 """What the kernel calls a compiler's flag, where it is another name."""
 _MACHINES = {"x86_64": "x86", "AMD64": "x86", "aarch64": "arm", "arm64": "arm"}
 QUANTISED_SOURCES = ("qlinear.c",)
-LEVEL_SOURCES = ("linear.c", "norm.c", "swiglu.c", "rope.c", "attention.c", "draw.c", "read.c", "fp8.c", *QUANTISED_SOURCES)
+LEVEL_SOURCES = (
+    "linear.c",
+    "norm.c",
+    "swiglu.c",
+    "cross_entropy.c",
+    "softmax.c",
+    "rope.c",
+    "attention.c",
+    "draw.c",
+    "read.c",
+    "fp8.c",
+    *QUANTISED_SOURCES,
+)
 COMMON_SOURCES = ("pool.c", "scratch.c", "dispatch.c", "forward.c", "qpack.c")
 
 

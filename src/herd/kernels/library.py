@@ -17,7 +17,7 @@ from herd.kernels.build import LEVELS
 if TYPE_CHECKING:
     from herd.kernels.buffer import Dtype
 
-ABI = 6
+ABI = 7
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
@@ -57,6 +57,9 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
     ),
     "herd_rms_norm": (*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_void_p, c_double, c_int64, c_int64, c_int, *_POINTER_THEN_STRIDE),
     "herd_swiglu": (*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, *_POINTER_THEN_STRIDE),
+    "herd_cross_entropy": (*_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, c_void_p, c_int64, c_double, c_int, c_void_p, c_void_p),
+    "herd_softmax": (c_void_p, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int),
+    "herd_softmax_gradient": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
     "herd_rope_write": (
         *(*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int, c_int64, c_int64, c_int64, c_int64),
         *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int),
@@ -103,6 +106,9 @@ class Library:
         self.linear_quantised = loaded.herd_linear_quantised
         self.rms_norm = loaded.herd_rms_norm
         self.swiglu = loaded.herd_swiglu
+        self.cross_entropy = loaded.herd_cross_entropy
+        self.softmax = loaded.herd_softmax
+        self.softmax_gradient = loaded.herd_softmax_gradient
         self.rope_write = loaded.herd_rope_write
         self.attention = loaded.herd_attention
         self.forward = loaded.herd_forward

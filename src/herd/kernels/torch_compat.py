@@ -70,7 +70,7 @@ def recompute_what_is_cheap(wanted: bool) -> None:
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Total += left right, in place, with the sum in the total's dtype; on a GPU the product itself adds, without a matrix between."""
     if left.dtype == total.dtype:
-        return total.addmm_(left, right)
+        return torch.addmm(total, left, right, out=total)
     if not total.is_cuda:
         return total.add_(left @ right)
     return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

@@ -1,9 +1,9 @@
-"""Causal attention in blocks of queries, for bf16 on CPUs: products large enough to run at the processor's speed.
+"""Causal attention in blocks of queries, for CPUs: products large enough to run at the processor's speed.
 
-Torch's own CPU kernel works on small tiles and is about twice as slow in bf16 up to 2K tokens (level in float32 and beyond, where it is
-kept). Block i of the queries meets the keys up to its end, so half of the scores are never computed; one block's scores exist at a time.
-The probabilities of short rows are kept for the way back, in bf16; those of longer rows are computed again. Scores, softmax and sums are
-float32.
+Torch's own CPU kernel works on small tiles and is slower up to 2K tokens in bf16 and 1K in float32. Block i of the queries meets the keys
+up to its end, so half of the scores are never computed; one block's scores exist at a time. The probabilities of short rows are kept for
+the way back where they are bf16; others are computed again. Scores, softmax and sums are float32; what lies between the products is one
+pass of C (`kernels.softmax`).
 
     P = softmax(s Q K^T),  O = P V;  dS = P o (dO V^T - rowsum(dO o O)),  dQ = s dS K,  dK = s dS^T Q,  dV = P^T dO
 
@@ -20,12 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from herd.kernels import dispatch
+from herd.kernels.softmax import causal_softmax, softmax_gradient
+
 BLOCK = 64
 """Queries in a block; the fastest of 64, 128 and 256 on a Zen 5 core."""
 
-KEEP_UP_TO = 1024
-FASTER_UP_TO = 2048
-"""Tokens in a row: up to the first, probabilities are kept; past the second, torch's kernel is as fast."""
+KEEP_UP_TO = {torch.bfloat16: 1024}
+FASTER_UP_TO = {torch.bfloat16: 2048, torch.float32: 1024}
+"""Tokens in a row, by dtype: up to the first, probabilities are kept; past the second, torch's kernel is as fast."""
 
 
 def _by_kv_head(q_BTNH: Tensor, num_kv: int) -> Tensor:
@@ -50,11 +53,8 @@ def _probabilities(q_XGTH: Tensor, keys_XHT: Tensor, start: int, end: int) -> Te
     """Softmax of a block's scaled float32 scores against the keys up to its end, in q's dtype: [X, G * block, end]."""
     heads, group, _, dim = q_XGTH.shape
     block = q_XGTH[:, :, start:end].reshape(heads, -1, dim).float()
-    scores = torch.baddbmm(block.new_empty(1, 1, 1), block, keys_XHT[:, :, :end], beta=0, alpha=1 / math.sqrt(dim))
-    scores = scores.view(heads, group, end - start, end)
-    later = torch.ones(end - start, end - start, dtype=torch.bool, device=q_XGTH.device).triu_(1)
-    scores[..., start:end].masked_fill_(later, -math.inf)
-    return torch.softmax(scores, -1).to(q_XGTH.dtype).view(heads, -1, end)
+    scores = torch.bmm(block, keys_XHT[:, :, :end]).view(heads, group, end - start, end)
+    return causal_softmax(scores, first=start + 1, scale=1 / math.sqrt(dim), dtype=q_XGTH.dtype).view(heads, -1, end)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -65,7 +65,7 @@ class _Blockwise(torch.autograd.Function):
         for start, end in _blocks(length):
             probabilities = _probabilities(q, keys, start, end)
             out[:, :, start:end] = torch.bmm(probabilities, v[:, :end]).view(heads, group, end - start, dim)
-            if length <= KEEP_UP_TO:
+            if length <= KEEP_UP_TO.get(q.dtype, 0):
                 kept.append(probabilities)
         ctx.save_for_backward(q, k, v, out, *kept)
         return out
@@ -77,14 +77,14 @@ class _Blockwise(torch.autograd.Function):
         heads, group, length, dim = q.shape
         keys, grad_q = k.transpose(1, 2).float(), torch.empty_like(q)
         grad_k, grad_v = (torch.zeros(heads, length, dim, dtype=torch.float32, device=q.device) for _ in range(2))
-        delta = (grad.float() * out.float()).sum(-1, keepdim=True)
+        delta = (grad.float() * out.float()).sum(-1)
         for number, (start, end) in enumerate(_blocks(length)):
             probabilities = kept[number] if kept else _probabilities(q, keys, start, end)
             block = grad[:, :, start:end].reshape(heads, -1, dim)
             grad_v[:, :end] += torch.bmm(probabilities.transpose(1, 2), block)
-            grad_scores = torch.bmm(block, v[:, :end].transpose(1, 2)).float()
-            grad_scores.sub_(delta[:, :, start:end].reshape(heads, -1, 1)).mul_(probabilities).mul_(1 / math.sqrt(dim))
-            narrow = grad_scores.to(q.dtype)
+            grad_scores = torch.bmm(block, v[:, :end].transpose(1, 2))
+            deltas = delta[:, :, start:end].flatten(1).contiguous()
+            narrow = softmax_gradient(grad_scores, probabilities, deltas, scale=1 / math.sqrt(dim))
             grad_q[:, :, start:end] = torch.bmm(narrow, k[:, :end]).view(heads, group, end - start, dim)
             grad_k[:, :end] += torch.bmm(narrow.transpose(1, 2), q[:, :, start:end].reshape(heads, -1, dim))
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
@@ -101,5 +101,8 @@ def blockwise_attention(
 
 
 def is_faster(q_BTNH: Tensor) -> bool:
-    """Whether these blocks beat torch's kernel: bf16 on a CPU, rows that are not long."""
-    return q_BTNH.device.type == "cpu" and q_BTNH.dtype == torch.bfloat16 and q_BTNH.shape[1] <= FASTER_UP_TO
+    """Whether these blocks beat torch's kernel: on a CPU, in rows that are not long, in float32 by the C kernels alone."""
+    kind = q_BTNH.dtype
+    if q_BTNH.device.type != "cpu" or q_BTNH.shape[1] > FASTER_UP_TO.get(kind, 0):
+        return False
+    return kind == torch.bfloat16 or dispatch.native(q_BTNH.device, kind) is not None

@@ -3,9 +3,9 @@
 Cross entropy forms the gradient of each chunk's logits while they are in the cache, in the forward pass: softmax minus the one-hot target.
 Peak memory is chunk x V instead of tokens x V, and on a CPU the time of several passes over the logits goes with it. Log-probabilities,
 whose gradient depends on what is made of them, and any other function of logits (`by_chunks`) compute each chunk again in the backward
-pass. On a GPU the logits stay in the dtype of their product, and one kernel makes losses and gradient of them, in their place; without
-Triton, or where ranks share the vocabulary, torch's own operations do, as on a CPU. Knows hidden states, the output matrix and targets;
-nothing of models or batches. Shapes: N tokens, D model dim, V vocabulary.
+pass. The logits stay in the dtype of their product, and one kernel, Triton's or C's, makes losses and gradient of them, in their place;
+where neither runs, or ranks share the vocabulary, torch's own operations do. Knows hidden states, the output matrix and targets; nothing
+of models or batches. Shapes: N tokens, D model dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -63,17 +63,25 @@ def tokens_at_once(device: torch.device, vocab_size: int, itemsize: int) -> int:
 
 
 def _is_fused(hidden: Tensor, vocabulary: Vocabulary) -> bool:
-    """Whether one kernel makes losses and gradients of the logits: on a GPU with Triton, over the whole vocabulary."""
-    whole = type(vocabulary) is WholeVocabulary and not dispatch.fixed_order()
-    return whole and hidden.is_cuda and runtime.why_not(hidden.device) is None
+    """Whether one kernel makes losses and gradients of the logits: over the whole vocabulary, by Triton on a GPU and by C on a CPU."""
+    if type(vocabulary) is not WholeVocabulary or dispatch.fixed_order():
+        return False
+    return runtime.why_not(hidden.device) is None if hidden.is_cuda else dispatch.native(hidden.device, hidden.dtype) is not None
+
+
+def _kernel(hidden: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    if hidden.is_cuda:
+        from herd.kernels.triton.cross_entropy import cross_entropy
+    else:
+        from herd.kernels.cross_entropy import cross_entropy
+    return cross_entropy
 
 
 def _fused(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, needs_grad: bool, z_loss: float, out: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and the gradients of hidden states and weight, by the kernel; the weight's is added up in float32 by the product itself."""
-    from herd.kernels.triton.cross_entropy import cross_entropy
-
+    cross_entropy = _kernel(hidden)
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     narrow = weight.to(hidden.dtype)
     grad_hidden = torch.empty_like(hidden) if needs_grad else None

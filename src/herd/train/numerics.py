@@ -1,4 +1,4 @@
-"""A stage's switches applied to a model, in the order that they need: float8, recomputation, compilation."""
+"""A stage's switches applied to a model, in the order that they need: float8, recomputation, compilation; and its kernels' threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from herd.kernels import dispatch
 from herd.kernels.torch_compat import recompute_what_is_cheap
 from herd.model.attention import Attention
 from herd.model.transformer import Transformer
@@ -34,6 +35,8 @@ def prepare_model(model: Transformer, stage: StageConfig) -> None:
         recompute_what_is_cheap(selective)
         for block in model.model.layers:
             block.compile()
+    if model.device.type == "cpu":
+        dispatch.set_num_threads(torch.get_num_threads())  # of the kernels of loss and attention: as many as torch's own have
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[object]:
