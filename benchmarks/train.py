@@ -2,13 +2,13 @@
 
     python -m benchmarks.train [--json FILE] [--repeats N] [--shape NAME] [--threads N] [--peers NAME ...] [--profile]
 
-Same shape, same weights, same rows, same precision (bf16 autocast over float32 masters), same optimiser (fused AdamW, clipping by norm);
-peers take turns in one process. A row is one document, so that a plain causal loop trains on the same thing. The losses of the first step
-have to agree, or nothing is timed. Herd's turns have the memory of a run of herd (`train.allocator`), the peers' what a plain loop has.
-`make peers` makes an environment that has all of them (`train_peers`).
+Same shape, same weights, same rows, same precision (bf16 autocast over float32 masters, or float32 where the processor does not multiply
+bf16), same optimiser (fused AdamW, clipping by norm); peers take turns in one process. A row is one document, so that a plain causal loop
+trains on the same thing. The losses of the first step have to agree, or nothing is timed. Herd's turns have the memory of a run of herd
+(`train.allocator`), the peers' what a plain loop has. `make peers` makes an environment that has all of them (`train_peers`).
 
-MFU is by the best square bf16 matrix product of this machine, by the wall and by processor seconds: where other programs share the cores,
-the wall's figure is theirs too. `--profile` prints where a step of herd goes in place of the comparison.
+MFU is by the best square matrix product of this machine in that precision, by the wall and by processor seconds: where other programs
+share the cores, the wall's figure is theirs too. `--profile` prints where a step of herd goes in place of the comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import harness
-from benchmarks.train_peers import PEERS, SHAPES, Step, make_batch, make_config, make_stage
+from benchmarks.train_peers import DTYPE, PEERS, SHAPES, Step, make_batch, make_config, make_stage
+from herd.kernels import dispatch
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.train.allocator import kept_memory
@@ -46,10 +47,10 @@ def herd_step(shape: str) -> tuple[Transformer, Step]:
 
 
 def peak_flops(threads: int) -> tuple[float, float]:
-    """FLOP/s of the best square bf16 product of some sizes, by the wall and by processor seconds of all threads."""
+    """FLOP/s of the best square product of some sizes, by the wall and by processor seconds of all threads."""
     wall = used = 0.0
     for size in _PEAK_SIZES:
-        left, right = (torch.randn(size, size).to(torch.bfloat16) for _ in range(2))
+        left, right = (torch.randn(size, size).to(DTYPE) for _ in range(2))
         out = left @ right
         begun = time.perf_counter()
         while time.perf_counter() - begun < _PEAK_SECONDS:
@@ -124,6 +125,7 @@ def main() -> None:
     options.add_argument("--profile", action="store_true", help="print where a step of herd goes, and stop")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
+    dispatch.set_num_threads(args.threads)
     if args.profile:
         _profile(args.shape)
         return
@@ -156,9 +158,17 @@ def main() -> None:
             for name in results
         ],
     )
+    kind = str(DTYPE).removeprefix("torch.")
     print(f"shape {args.shape}: {model.config.num_parameters:,} parameters, {rows} rows of {length}, {args.threads} threads; "
-          f"best bf16 product {peak / 1e12:.2f} TFLOP/s, {peak_used / 1e12:.2f} by processor seconds")  # fmt: skip
-    report = {"shape": args.shape, "threads": args.threads, "peak_flops": peak, "peak_flops_cpu": peak_used, "first_losses": first}
+          f"best {kind} product {peak / 1e12:.2f} TFLOP/s, {peak_used / 1e12:.2f} by processor seconds")  # fmt: skip
+    report = {
+        "shape": args.shape,
+        "threads": args.threads,
+        "dtype": kind,
+        "peak_flops": peak,
+        "peak_flops_cpu": peak_used,
+        "first_losses": first,
+    }
     report |= {"tokens": results, "mfu": mfu, "ratios_of_turns": ratio}
     harness.report(
         args.json, "train", PACKAGES, {**report, "ratios": harness.ratios(wall, of="herd"), "ratios_cpu": harness.ratios(used, of="herd")}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from herd.kernels.torch_compat import multiplies_bfloat16
 from herd.model.config import ModelConfig
 from herd.train.config import SourceConfig, StageConfig
 from herd.train.optimizer import build_adamw
@@ -25,6 +26,9 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, int, int]] = {
     "30m": (16640, 384, 1024, 12, 6, 2, 1024, 4),
     "110m": (32000, 768, 2048, 12, 12, 4, 1024, 4),
 }
+_NARROW = multiplies_bfloat16("cpu")
+DTYPE = torch.bfloat16 if _NARROW else torch.float32
+"""What all compute in: bf16 autocast over float32 weights, or float32 alone on a processor that does not multiply bf16."""
 Step = Callable[[], float]
 Weights = dict[str, Tensor]
 
@@ -50,7 +54,7 @@ def make_stage(shape: str) -> StageConfig:
     *_, length, rows = SHAPES[shape]
     source = SourceConfig(name="random", path="-")
     sizes = {"sequence_length": length, "batch_size": rows, "micro_batch_size": rows}
-    return StageConfig(sources=(source,), num_steps=100, lr=3e-4, compute_dtype="bfloat16", **sizes)
+    return StageConfig(sources=(source,), num_steps=100, lr=3e-4, compute_dtype=str(DTYPE).removeprefix("torch."), **sizes)
 
 
 def make_batch(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,7 +78,7 @@ def _plain_step(
     optimizer = build_adamw(model, stage)
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=_NARROW):
             out = logits(tokens[:, :-1])
         loss = loss_of(out, tokens[:, 1:])
         loss.backward()
