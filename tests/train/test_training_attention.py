@@ -60,6 +60,20 @@ def test_blockwise_attention_is_torchs(batch: int, length: int, group: int, num_
             assert float((left.detach().double() - right.detach()).abs().max()) < tolerance * scale
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_autocast_does_not_round_the_scores(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "KEEP_UP_TO", {torch.bfloat16: 1024} if keep else {})
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(1, 100, heads, 8, generator=generator) for heads in (4, 2, 2))
+    found: list[tuple[Tensor, ...]] = []
+    for enabled in (False, True):
+        leaves = [part.bfloat16().requires_grad_() for part in (q, k, v)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = blockwise.blockwise_attention(*leaves)
+        found.append((out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)))
+    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
+
+
 def test_blockwise_attention_is_taken_on_a_cpu_in_rows_that_are_not_long(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     real = blockwise.blockwise_attention

@@ -96,7 +96,9 @@ def blockwise_attention(
     """Causal attention of every row, in the dtype of its inputs."""
     num_kv = k_BTKH.shape[2]
     k, v = (_by_kv_head(part, num_kv).squeeze(1) for part in (k_BTKH, v_BTKH))
-    out: Tensor = _Blockwise.apply(_by_kv_head(q_BTNH, num_kv), k, v)  # pyright: ignore[reportAssignmentType]
+    # Autocast would round the float32 scores' product to bf16.
+    with torch.autocast(q_BTNH.device.type, enabled=False):
+        out: Tensor = _Blockwise.apply(_by_kv_head(q_BTNH, num_kv), k, v)  # pyright: ignore[reportAssignmentType]
     return _as_rows(out, len(q_BTNH))
 
 
