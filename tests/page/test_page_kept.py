@@ -113,9 +113,11 @@ def test_what_the_server_refuses_is_told_and_stays_in_the_browser_until_it_has_i
     page = reader.page
     refusal = json.dumps({"error": {"message": "the disk is full", "code": "storage"}})
 
+    status = 507
+
     def refuse(route: Route) -> None:
         if route.request.method == "PUT":
-            route.fulfill(status=507, content_type="application/json", body=refusal)
+            route.fulfill(status=status, content_type="application/json", body=refusal)
         else:
             route.continue_()
 
@@ -125,11 +127,13 @@ def test_what_the_server_refuses_is_told_and_stays_in_the_browser_until_it_has_i
     expect(note).to_contain_text("are not on the server yet; this browser holds them.")
     expect(note).to_contain_text("the disk is full")
     assert kept(site) == {}
-    # The page is closed and opened again: nothing of it is lost.
+    # The page is closed and opened again: nothing of it is lost. What it is refused for now, it does not try again by itself.
+    status = 400
     page.reload()
     expect(rows(reader)).to_have_text(["Tell me of llamas"])
     rows(reader).click()
     expect(reader.last.locator(".markdown")).to_have_text("They hum.")
+    expect(note).to_contain_text("the disk is full")
     page.unroute(f"**{CHATS}/*", refuse)
     note.get_by_role("button", name="Retry").click()
     expect(note).to_have_count(0)
