@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
+from entropy_cases import logits_of, torchs  # pyright: ignore[reportMissingImports]
 from kinds import dtypes, kinds, running  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from herd.base.errors import ConfigError
 from herd.kernels.cross_entropy import cross_entropy
-
-IGNORE = -100
-
-
-def logits_of(rows: int, width: int, dtype: torch.dtype, scale: float = 3.0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows * width)
-    targets = torch.randint(0, width, (rows,), generator=generator)
-    targets[::3] = IGNORE
-    return (scale * torch.randn(rows, width, generator=generator)).to(dtype), targets
-
-
-def torchs(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, log Z of what counts, and the gradient of their sum, in float64 from the same logits."""
-    leaf = logits.double().requires_grad_()
-    log_z = leaf.logsumexp(-1) * (targets != IGNORE)
-    losses = F.cross_entropy(leaf, targets, ignore_index=IGNORE, reduction="none")
-    (gradient,) = torch.autograd.grad(losses.sum() + z_loss * log_z.square().sum(), leaf)
-    return losses.detach(), log_z.detach(), gradient
+from herd.train.loss import IGNORE
 
 
 # 16 numbers are a step and 4,096 a chain of a sum: below, at and past both.
@@ -45,10 +28,10 @@ def test_losses_and_gradient_are_torchs(kind: str, dtype: torch.dtype, width: in
         found = cross_entropy(logits, targets, ignore=IGNORE, z_loss=z_loss, gradient=True)
     for mine, alone, wanted in zip(found, only, (losses, log_z), strict=True):
         assert mine.dtype == torch.float32 and torch.equal(mine, alone)
-        torch.testing.assert_close(mine, wanted.float(), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(mine, wanted, rtol=2e-6, atol=2e-6)
     assert logits.dtype == dtype and not bool(logits[targets == IGNORE].any())
     tolerance = 1e-5 if dtype == torch.float32 else 2**-8
-    torch.testing.assert_close(logits.float(), gradient.float(), rtol=tolerance, atol=1e-6)
+    torch.testing.assert_close(logits.float(), gradient, rtol=tolerance, atol=1e-6)
 
 
 @kinds
@@ -71,7 +54,7 @@ def test_rows_may_lie_apart_and_nothing_beside_them_is_written(kind: str) -> Non
     before, targets = wide.clone(), targets.clamp(max=76)
     with running(kind):
         losses, _ = cross_entropy(wide[:, :77], targets, ignore=IGNORE, gradient=True)
-    torch.testing.assert_close(losses, torchs(before[:, :77], targets, 0.0)[0].float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses, torchs(before[:, :77], targets, 0.0)[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(wide[:, 77:], before[:, 77:]) and not torch.equal(wide, before)
 
 
@@ -87,8 +70,8 @@ def test_large_logits_do_not_overflow_and_what_is_no_number_is_told(kind: str, d
     with running(kind):
         found = cross_entropy(logits, targets, ignore=IGNORE, gradient=True)
         told, _ = cross_entropy(bad, of_bad, ignore=IGNORE, gradient=False)
-    torch.testing.assert_close(found[0][1:3], losses[1:3].float(), rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(found[1][1:3], log_z[1:3].float(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found[0][1:3], losses[1:3], rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found[1][1:3], log_z[1:3], rtol=1e-5, atol=1e-3)
     assert bool(found[0].isfinite().all()) and bool(logits.isfinite().all()) and not bool(logits[0].any())
     assert not bool(told[[1, 2, 4]].isfinite().any()), "a number that is none makes its row's loss none"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from herd.kernels.buffer import Dtype
 
 _LOG = get_logger(__name__)
-OPS = ("linear", "linear_quantised", "rms_norm", "swiglu", "cross_entropy", "rope_write", "paged_attention")
+OPS = ("linear", "linear_quantised", "rms_norm", "swiglu", "cross_entropy", "causal_softmax", "rope_write", "paged_attention")
 NATIVE_DTYPES = ("float32", "bfloat16")
 _KINDS = ("auto", "reference", "triton")
 

@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-import torch.nn.functional as F
+from entropy_cases import logits_of, torchs  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -21,22 +21,6 @@ from herd.train.loss import IGNORE, cross_entropy_sum
 
 DTYPES = [torch.float32, torch.bfloat16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-
-
-def logits_of(rows: int, width: int, dtype: torch.dtype, scale: float = 3.0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows * width)
-    targets = torch.randint(0, width, (rows,), generator=generator)
-    targets[::3] = IGNORE
-    return (scale * torch.randn(rows, width, generator=generator)).to(dtype), targets
-
-
-def torchs(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, log Z of what counts, and the gradient of their sum, in float32 from the same logits."""
-    leaf = logits.float().clone().requires_grad_()
-    log_z = leaf.logsumexp(-1) * (targets != IGNORE)
-    losses = F.cross_entropy(leaf, targets, ignore_index=IGNORE, reduction="none")
-    (gradient,) = torch.autograd.grad(losses.sum() + z_loss * log_z.square().sum(), leaf)
-    return losses.detach(), log_z.detach(), gradient
 
 
 # 8,192 logits are a block: below one, one exactly, and one more.
