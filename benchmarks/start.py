@@ -3,12 +3,14 @@
     python -m benchmarks.start [--repeats N] [--json FILE]
 
 Beside it stand a Python that does nothing, one that imports numpy and one that imports torch. Where the time goes is told by another
-process that does the same in steps; what the steps leave of the whole is the command line's own.
+process that does the same in steps; what the steps leave of the whole is the command line's own. Every process reads compiled Python from
+its caches, as any does after the first, whatever PYTHONDONTWRITEBYTECODE says here.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -84,7 +86,8 @@ def main() -> None:
     if chosen.steps:
         print(json.dumps(steps()))
         return
-    first_byte_s(*_RUN)  # packs, if this is the first time
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    first_byte_s(*_RUN)  # packs and compiles, if this is the first time
     parts: list[dict[str, float]] = []
 
     def take_steps() -> float:
