@@ -20,6 +20,9 @@
     __typeof__(herd_linear) herd_linear_##level;         \
     __typeof__(herd_rms_norm) herd_rms_norm_##level;     \
     __typeof__(herd_swiglu) herd_swiglu_##level;         \
+    __typeof__(herd_rms_norm_gradient) herd_rms_norm_gradient_##level; \
+    __typeof__(herd_swiglu_gradient) herd_swiglu_gradient_##level; \
+    __typeof__(herd_rotate) herd_rotate_##level;         \
     __typeof__(herd_cross_entropy) herd_cross_entropy_##level; \
     __typeof__(herd_softmax) herd_softmax_##level;       \
     __typeof__(herd_softmax_gradient) herd_softmax_gradient_##level; \
@@ -36,7 +39,9 @@
         .rms_norm = herd_rms_norm_##rest, .swiglu = herd_swiglu_##rest, .rope_write = herd_rope_write_##rest,                 \
         .attention = herd_attention_##rest, .draw = herd_draw_##rest, .read = herd_read_##rest,                               \
         .linear_fp8 = herd_linear_fp8_##rest, .cross_entropy = herd_cross_entropy_##rest,                                     \
-        .softmax = herd_softmax_##rest, .softmax_gradient = herd_softmax_gradient_##rest                                      \
+        .softmax = herd_softmax_##rest, .softmax_gradient = herd_softmax_gradient_##rest,                                     \
+        .rms_norm_gradient = herd_rms_norm_gradient_##rest, .swiglu_gradient = herd_swiglu_gradient_##rest,                   \
+        .rotate = herd_rotate_##rest                                                                                          \
     }
 
 DECLARE(scalar)
@@ -180,6 +185,20 @@ int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t delta_st
 int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype, void *out,
                 int64_t out_stride) {
     return levels[herd_isa()].swiglu(gate, gate_stride, up, up_stride, m, f, dtype, out, out_stride);
+}
+
+int herd_rms_norm_gradient(const void *x, const void *weight, const void *grad, double eps, int64_t m, int64_t d, int dtype, void *x_grad,
+                           float *partial, float *weight_grad) {
+    return levels[herd_isa()].rms_norm_gradient(x, weight, grad, eps, m, d, dtype, x_grad, partial, weight_grad);
+}
+
+int herd_swiglu_gradient(const void *gate, const void *up, const void *grad, int64_t count, int dtype, void *gate_grad, void *up_grad) {
+    return levels[herd_isa()].swiglu_gradient(gate, up, grad, count, dtype, gate_grad, up_grad);
+}
+
+int herd_rotate(const void *x, int64_t tokens, int64_t heads, int64_t head_dim, int dtype, const float *cos, const float *sin,
+                int64_t stride, int64_t period, void *out) {
+    return levels[herd_isa()].rotate(x, tokens, heads, head_dim, dtype, cos, sin, stride, period, out);
 }
 
 int herd_cross_entropy(void *logits, int64_t stride, int64_t m, int64_t vocab, int dtype, const int64_t *targets, int64_t ignore,

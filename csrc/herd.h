@@ -17,7 +17,7 @@
 #define HERD_API
 #endif
 
-#define HERD_ABI 7
+#define HERD_ABI 8
 #define HERD_PANEL 32      /* outputs of a panel of packed weights: [panel][K][32] float32, [panel][K/2][32][2] bfloat16 */
 #define HERD_SPLIT 128     /* keys of a split */
 #define HERD_MAX_HEAD 128  /* largest head size */
@@ -101,6 +101,19 @@ HERD_API int herd_rms_norm(void *x, int64_t x_stride, const void *delta, int64_t
 /* out = round(round(silu(gate)) * up). */
 HERD_API int herd_swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int64_t m, int64_t f, int dtype,
                          void *out, int64_t out_stride);
+
+/* Gradients, all contiguous. grad [m, d] is that of herd_rms_norm's normed rows; x_grad is rounded once, and weight_grad [d] is float32,
+   added up over runs of HERD_GRADIENT_ROWS rows, `partial` [ceil(m / HERD_GRADIENT_ROWS), d], in ascending order. */
+#define HERD_GRADIENT_ROWS 64
+HERD_API int herd_rms_norm_gradient(const void *x, const void *weight, const void *grad, double eps, int64_t m, int64_t d, int dtype,
+                                    void *x_grad, float *partial, float *weight_grad);
+/* Of `count` elements: up_grad = round(grad * round(silu(gate))), gate_grad = round(round(grad * up) * silu'(gate)). */
+HERD_API int herd_swiglu_gradient(const void *gate, const void *up, const void *grad, int64_t count, int dtype, void *gate_grad,
+                                  void *up_grad);
+/* Heads x [tokens, heads, H] rotated as in herd_rope_write, into `out`. cos and sin are [period, H/2] with rows `stride` apart; token t has
+   row t % period. */
+HERD_API int herd_rotate(const void *x, int64_t tokens, int64_t heads, int64_t head_dim, int dtype, const float *cos, const float *sin,
+                         int64_t stride, int64_t period, void *out);
 
 /* Rows of logits [m, vocab]: losses[r] = log Z - logits[r, targets[r]] and log_zs[r], Z the softmax's normaliser; where the target is
    `ignore`, both are 0. With `gradient` the logits become the gradient of sum(losses + z_loss log Z^2), rounded once to their dtype. */

@@ -23,6 +23,9 @@ typedef struct {
     __typeof__(herd_linear_quantised) *linear_quantised, *linear_fp8;
     __typeof__(herd_rms_norm) *rms_norm;
     __typeof__(herd_swiglu) *swiglu;
+    __typeof__(herd_rms_norm_gradient) *rms_norm_gradient;
+    __typeof__(herd_swiglu_gradient) *swiglu_gradient;
+    __typeof__(herd_rotate) *rotate;
     __typeof__(herd_cross_entropy) *cross_entropy;
     __typeof__(herd_softmax) *softmax;
     __typeof__(herd_softmax_gradient) *softmax_gradient;

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from herd.kernels import dispatch
 from herd.kernels.build import LEVELS, QUANTISED_ONLY
@@ -31,6 +32,17 @@ def c_library() -> Library:
     if library is None:
         pytest.skip(f"no C kernels here: {dispatch.choice().why}")
     return library
+
+
+def any_of(names: Sequence[str]) -> st.SearchStrategy[str]:
+    """Those that run here, for hypothesis: one example that skips would skip the test of all others."""
+
+    def found() -> st.SearchStrategy[str]:
+        library = dispatch.choice().library
+        levels = ("reference", *(library.levels if library else ()))
+        return st.sampled_from([name for name in names if name in levels] or [c_library().level])
+
+    return st.deferred(found)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import DTYPES, KINDS, c_library, dtypes, kinds, running, same
+from kinds import DTYPES, KINDS, any_of, c_library, dtypes, kinds, running, same
 from paged import world
 from torch import Tensor
 
@@ -81,7 +81,7 @@ def test_any_number_of_threads(kind: str, dtype: torch.dtype, name: str) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(KINDS),
+    kind=any_of(KINDS),
     dtype=st.sampled_from(DTYPES),
     m=st.integers(2, 70),
     n=st.integers(1, 100),

@@ -17,11 +17,12 @@ from herd.kernels.build import LEVELS
 if TYPE_CHECKING:
     from herd.kernels.buffer import Dtype
 
-ABI = 7
+ABI = 8
 PANEL = 32
 SPLIT = 128
 MAX_HEAD_DIM = 128
 MAX_GROUP = 64
+GRADIENT_ROWS = 64
 STORE, ADD, SWIGLU = 0, 1, 2
 INTEGERS, E4M3, E4M3_INPUTS = 0, 1, 2
 CODES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -57,6 +58,9 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
     ),
     "herd_rms_norm": (*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_void_p, c_double, c_int64, c_int64, c_int, *_POINTER_THEN_STRIDE),
     "herd_swiglu": (*_POINTER_THEN_STRIDE, *_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, *_POINTER_THEN_STRIDE),
+    "herd_rms_norm_gradient": (c_void_p, c_void_p, c_void_p, c_double, c_int64, c_int64, c_int, c_void_p, c_void_p, c_void_p),
+    "herd_swiglu_gradient": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p),
+    "herd_rotate": (c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
     "herd_cross_entropy": (*_POINTER_THEN_STRIDE, c_int64, c_int64, c_int, c_void_p, c_int64, c_double, c_int, c_void_p, c_void_p),
     "herd_softmax": (c_void_p, c_int64, c_int64, c_int64, c_int64, c_float, c_void_p, c_int),
     "herd_softmax_gradient": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
@@ -106,6 +110,9 @@ class Library:
         self.linear_quantised = loaded.herd_linear_quantised
         self.rms_norm = loaded.herd_rms_norm
         self.swiglu = loaded.herd_swiglu
+        self.rms_norm_gradient = loaded.herd_rms_norm_gradient
+        self.swiglu_gradient = loaded.herd_swiglu_gradient
+        self.rotate = loaded.herd_rotate
         self.cross_entropy = loaded.herd_cross_entropy
         self.softmax = loaded.herd_softmax
         self.softmax_gradient = loaded.herd_softmax_gradient

@@ -1,4 +1,5 @@
-"""The ops of `herd.model`: torch's own, differentiable, in whatever order of summation torch takes.
+"""The ops of `herd.model`: torch's own, differentiable, in whatever order of summation torch takes. Where a gradient is wanted on a CPU
+those between the products are `fused`.
 
 With HERD_KERNELS=reference they keep the fixed order of the references instead, so that a forward over a whole sequence has the very bits
 of the engine's, token by token.
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.kernels import attention, dispatch, norm, tiles
+from herd.kernels import attention, dispatch, fused, norm, tiles
 from herd.kernels.rope import RopeTable
 
 
@@ -31,14 +32,19 @@ def rms_norm(x: Float[Tensor, "*batch D"], weight: Float[Tensor, "D"], eps: floa
     """Rows normalised: x * rsqrt(mean(x^2) + eps), in float32 and cast back, times the weight."""
     if dispatch.fixed_order():
         return norm.reference(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), eps).view(x.shape)
+    narrow = weight.to(x.dtype)
+    if fused.applies(x, narrow):
+        return fused.rms_norm(x, narrow, eps)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return wide.to(x.dtype) * weight.to(x.dtype)
+    return wide.to(x.dtype) * narrow
 
 
-def silu(x: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
-    """Swish: x / (1 + e^-x)."""
-    return tiles.by_elements(F.silu, x) if dispatch.fixed_order() else F.silu(x)
+def swiglu(gate: Float[Tensor, "*batch F"], up: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
+    """silu(gate) * up, where silu(x) = x / (1 + e^-x)."""
+    if dispatch.fixed_order():
+        return tiles.by_elements(F.silu, gate) * up
+    return fused.swiglu(gate, up) if fused.applies(gate, up) else F.silu(gate) * up
 
 
 def rope_angles(positions_BT: Int[Tensor, "B T"], frequencies: Float[Tensor, "F"]) -> tuple[Float[Tensor, "B T F"], Float[Tensor, "B T F"]]:

@@ -22,7 +22,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(plain.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(plain.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.kernels import plain
+from herd.kernels import fused, plain
 from herd.model.config import ModelConfig, RopeScaling
 
 
@@ -49,6 +49,8 @@ def apply_rope(
     x_BTNH: Float[Tensor, "B T N H"], cos: Float[Tensor, "#B T 1 H"], sin: Float[Tensor, "#B T 1 H"]
 ) -> Float[Tensor, "B T N H"]:
     """Rotate each pair (i, i + H/2) of every head by its position's angle; computed in fp32, returned in x's dtype."""
+    if fused.applies(x_BTNH):
+        return fused.rotate(x_BTNH, cos, sin)
     x = x_BTNH.float()
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BTNH.dtype)
