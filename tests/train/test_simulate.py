@@ -19,6 +19,7 @@ from mesh_cases import (  # pyright: ignore[reportMissingImports]
 from mesh_group import run_cases  # pyright: ignore[reportMissingImports]
 
 from herd.base.errors import HerdError
+from herd.kernels import dispatch
 from herd.plan.hardware import find_device
 from herd.recipes.llama import llama_405b
 from herd.recipes.simulate import ranks_to_trace
@@ -37,9 +38,25 @@ def test_predicted_peak_memory_is_within_five_per_cent_of_the_measured_one(tmp_p
     two = run_cases(tmp_path, 2, cases)
     for name, (mesh, changes) in MEMORY_RUNS.items():
         for rank, measured in enumerate([{"single": measured_in_one_process()}] if name == "single" else two):
-            predicted = simulate_rank(memory_config(), ParallelConfig(**mesh), memory_stage(changes), rank)
+            predicted = simulate_rank(memory_config(), ParallelConfig(**mesh), memory_stage(changes), rank, device="cpu")
             assert predicted.parameters + predicted.optimizer == measured[name]["static"], name
             assert predicted.peak == pytest.approx(measured[name]["peak"], rel=0.05), (name, rank)
+
+
+@pytest.mark.parametrize(
+    "op", ["kernels.fused.rms_norm", "kernels.fused.swiglu", "kernels.fused.rotate", "train.attention.blockwise_attention"]
+)
+def test_a_trace_for_a_gpu_takes_none_of_the_cpus_kernels(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError(f"{op} is a CPU's")
+
+    monkeypatch.setattr(f"herd.{op}", refuse)
+    found = simulate_rank(memory_config(), ParallelConfig(), memory_stage({"compute_dtype": "bfloat16"}), 0)
+    assert found.peak > found.parameters
+    if dispatch.choice().library is None and "fused" in op:
+        pytest.skip(f"no C kernels here: {dispatch.choice().why}")
+    with pytest.raises(AssertionError, match="is a CPU's"):
+        simulate_rank(memory_config(), ParallelConfig(), memory_stage({"compute_dtype": "bfloat16"}), 0, device="cpu")
 
 
 def test_collectives_are_those_of_the_closed_forms() -> None:

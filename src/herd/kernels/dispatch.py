@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,9 +118,28 @@ def fixed_order() -> bool:
     return _fixed_order
 
 
+_traced_for: str | None = None
+
+
+@contextmanager
+def traced_for(device_type: str) -> Iterator[None]:
+    """Kernels are chosen as on such a device ("cpu", "cuda"), while tensors that hold nothing lie on the CPU."""
+    global _traced_for
+    before, _traced_for = _traced_for, device_type
+    try:
+        yield
+    finally:
+        _traced_for = before
+
+
+def device_type(device: torch.device) -> str:
+    """What kernels are chosen for: the device's type, or what a trace stands for."""
+    return _traced_for or device.type
+
+
 def native(device: torch.device, dtype: torch.dtype) -> Library | None:
     """The library, where C runs for this device and dtype; else None, and the reference runs."""
-    return native_on_cpu(dtype) if device.type == "cpu" else None
+    return native_on_cpu(dtype) if device_type(device) == "cpu" else None
 
 
 def native_on_cpu(dtype: Dtype) -> Library | None:

@@ -28,7 +28,7 @@ def applies(*tensors: Tensor) -> bool:
     The compiler fuses torch's own operations instead.
     """
     first = tensors[0]
-    if first.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling() or not first.numel():
+    if first.device.type != "cpu" or torch.compiler.is_compiling() or not (torch.is_grad_enabled() and first.numel()):
         return False
     if any(part.dtype != first.dtype or hasattr(part, "placements") for part in tensors):
         return False

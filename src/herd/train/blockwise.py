@@ -105,6 +105,6 @@ def blockwise_attention(
 def is_faster(q_BTNH: Tensor) -> bool:
     """Whether these blocks beat torch's kernel: on a CPU, in rows that are not long, in float32 by the C kernels alone."""
     kind = q_BTNH.dtype
-    if q_BTNH.device.type != "cpu" or q_BTNH.shape[1] > FASTER_UP_TO.get(kind, 0):
+    if dispatch.device_type(q_BTNH.device) != "cpu" or q_BTNH.shape[1] > FASTER_UP_TO.get(kind, 0):
         return False
     return kind == torch.bfloat16 or dispatch.native(q_BTNH.device, kind) is not None

@@ -57,7 +57,7 @@ class WholeVocabulary:
 
 def tokens_at_once(device: torch.device, vocab_size: int, itemsize: int) -> int:
     """How many tokens' logits are to exist at once; on a GPU a multiple of 128, which its products are made of."""
-    if device.type != "cuda":
+    if dispatch.device_type(device) != "cuda":
         return CHUNK
     return max(CHUNK, CHUNK_BYTES // max(1, vocab_size * itemsize) // 128 * 128)
 
@@ -66,7 +66,9 @@ def _is_fused(hidden: Tensor, vocabulary: Vocabulary) -> bool:
     """Whether one kernel makes losses and gradients of the logits: over the whole vocabulary, by Triton on a GPU and by C on a CPU."""
     if type(vocabulary) is not WholeVocabulary or dispatch.fixed_order():
         return False
-    return runtime.why_not(hidden.device) is None if hidden.is_cuda else dispatch.native(hidden.device, hidden.dtype) is not None
+    if hidden.is_cuda:
+        return runtime.why_not(hidden.device) is None
+    return dispatch.device_type(hidden.device) == "cuda" or dispatch.native(hidden.device, hidden.dtype) is not None
 
 
 def _kernel(hidden: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from herd.base.errors import ConfigError
+from herd.kernels import dispatch
 from herd.kernels.torch_compat import fake_tensors, init_fake_process_group, kill_process_group, local_tensor
 from herd.model.config import ModelConfig
 from herd.plan.pipeline import bubble_share
@@ -93,15 +94,18 @@ def _core(mesh: RankMesh, rows: int, length: int) -> Any:
     return ContextCore(documents, group=mesh.group("cp"), ranks=config.cp, rank=mesh.place["cp"])
 
 
-def simulate_rank(config: ModelConfig, parallel: ParallelConfig, stage: StageConfig, rank: int) -> Simulation:
-    """Trace a step of one rank. Raises ConfigError for a mesh, a batch or a rank that cannot be."""
+def simulate_rank(config: ModelConfig, parallel: ParallelConfig, stage: StageConfig, rank: int, *, device: str = "cuda") -> Simulation:
+    """Trace a step of one rank, by the kernels of a kind of device ("cuda", "cpu").
+
+    Raises ConfigError for a mesh, a batch or a rank that cannot be.
+    """
     parallel.check(config)
     count = parallel.check_rows(length=stage.sequence_length, batch_size=stage.batch_size, micro_batch_size=stage.micro_batch_size)
     with _pretended(parallel, rank) as mesh:
         core = _core(mesh, stage.micro_batch_size, stage.sequence_length)
         groups = {mesh.group(name).group_name: (said, dist.get_world_size(mesh.group(name))) for name, said in NAMES.items()}
-        with fake_tensors():
-            model = _Pretended(config, mesh, compute_dtype=compute_dtype(stage, "cuda"), build_on="cpu")
+        with fake_tensors(), dispatch.traced_for(device):
+            model = _Pretended(config, mesh, compute_dtype=compute_dtype(stage, device), build_on="cpu")
             model.known_core = core
             model.split()
             prepare_model(model, _plain(stage))
