@@ -4,9 +4,8 @@
 
    A row of a vocabulary lies in the L2 cache while it is gone over three times: for its maximum, its sum, its gradient. Maxima and sums run
    in 16 logical lanes, added by halves; a chain has CHAIN numbers at most, and chains are added up in double. A row is one task's. */
-#include "simd.h"
+#include "rows.h"
 
-#define MIN_ELEMENTS 16384
 #define CHAIN 4096
 #define VECTORS (16 / W)
 
@@ -55,22 +54,13 @@ INLINE void entropy_row(const job *j, int64_t row, const int dtype) {
     store_as(x, target, dtype, exp_one(picked - log_z) * factor - 1.0f);
 }
 
-static void entropy_task(void *job_pointer, uint32_t index) {
-    const job *j = job_pointer;
-    int64_t end = herd_min(j->m, (index + 1) * j->rows_per_task);
-    for (int64_t row = index * j->rows_per_task; row < end; row++) {
-        if (j->dtype == HERD_F32)
-            entropy_row(j, row, HERD_F32);
-        else
-            entropy_row(j, row, HERD_BF16);
-    }
-}
+ROW_TASK(entropy_task, job, entropy_row)
 
 int ISA(herd_cross_entropy)(void *logits, int64_t stride, int64_t m, int64_t vocab, int dtype, const int64_t *targets, int64_t ignore,
                             double z_loss, int gradient, float *losses, float *log_zs) {
     job j = {.logits = logits, .targets = targets, .losses = losses, .log_zs = log_zs, .stride = stride, .m = m, .vocab = vocab,
              .ignore = ignore, .z_loss = z_loss, .dtype = dtype, .gradient = gradient};
-    j.rows_per_task = herd_max(1, MIN_ELEMENTS / herd_max(1, vocab));
+    j.rows_per_task = rows_of(vocab);
     herd_pool_run(entropy_task, &j, (uint32_t)herd_ceil(m, j.rows_per_task));
     return HERD_OK;
 }

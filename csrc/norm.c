@@ -1,8 +1,7 @@
 /* rms_norm: round(round(x * rsqrt(mean(x^2) + eps)) * weight), in float32, with an addition to x before it; and its gradient.
    Sums over a row run in 16 logical lanes, each one chain, added by halves: one order for every row. */
-#include "simd.h"
+#include "rows.h"
 
-#define MIN_ELEMENTS 16384 /* elements of a task */
 #define MIN_COLUMNS 256
 
 typedef struct {
@@ -52,22 +51,13 @@ INLINE void norm_row(const job *j, int64_t row, const int dtype) {
     for (; i < d; i++) store_as(out, i, dtype, round_as(load_as(x, i, dtype) * scale, dtype) * load_as(j->weight, i, dtype));
 }
 
-static void norm_task(void *job_pointer, uint32_t index) {
-    const job *j = job_pointer;
-    int64_t end = herd_min(j->m, (index + 1) * j->rows_per_task);
-    for (int64_t row = index * j->rows_per_task; row < end; row++) {
-        if (j->dtype == HERD_F32)
-            norm_row(j, row, HERD_F32);
-        else
-            norm_row(j, row, HERD_BF16);
-    }
-}
+ROW_TASK(norm_task, job, norm_row)
 
 int ISA(herd_rms_norm)(void *x, int64_t x_stride, const void *delta, int64_t delta_stride, const void *weight, double eps, int64_t m,
                        int64_t d, int dtype, void *out, int64_t out_stride) {
     job j = {.x = x, .delta = delta, .weight = weight, .out = out, .x_stride = x_stride, .delta_stride = delta_stride,
              .out_stride = out_stride, .m = m, .d = d, .eps = eps, .dtype = dtype};
-    j.rows_per_task = herd_max(1, MIN_ELEMENTS / herd_max(1, d));
+    j.rows_per_task = rows_of(d);
     herd_pool_run(norm_task, &j, (uint32_t)herd_ceil(m, j.rows_per_task));
     return HERD_OK;
 }

@@ -3,8 +3,7 @@
    out[i] = x[i] cos[i] - x[i + H/2] sin[i]; out[i + H/2] = x[i + H/2] cos[i] + x[i] sin[i]; products and sum rounded one by one, as torch
    does it, so that the result is the model's bit for bit. */
 #include "quantise.h"
-
-#define MIN_ELEMENTS 16384
+#include "rows.h"
 
 typedef struct {
     char *q;
@@ -93,7 +92,7 @@ int ISA(herd_rope_write)(void *q, int64_t q_stride, const void *k, int64_t k_str
     job j = {.q = q, .k = k, .v = v, .q_stride = q_stride, .k_stride = k_stride, .v_stride = v_stride, .tokens = tokens, .heads = heads,
              .kv_heads = kv_heads, .head_dim = head_dim, .cos = cos, .sin = sin, .positions = positions, .slots = slots,
              .keys = key_cache, .values = value_cache, .dtype = dtype, .cache_dtype = cache_dtype};
-    j.tokens_per_task = herd_max(1, MIN_ELEMENTS / ((heads + 2 * kv_heads) * head_dim));
+    j.tokens_per_task = rows_of((heads + 2 * kv_heads) * head_dim);
     herd_pool_run(write_task, &j, (uint32_t)herd_ceil(tokens, j.tokens_per_task));
     return HERD_OK;
 }
@@ -101,10 +100,10 @@ int ISA(herd_rope_write)(void *q, int64_t q_stride, const void *k, int64_t k_str
 typedef struct {
     const char *x;
     char *out;
-    int64_t tokens, heads, head_dim, stride, period, tokens_per_task;
+    int64_t m, heads, head_dim, stride, period, rows_per_task;
     const float *cos, *sin;
     int dtype;
-} rotation;
+} rotation; /* of m tokens */
 
 INLINE void rotate_token(const rotation *j, int64_t token, const int dtype) {
     int64_t vector = j->head_dim * (int64_t)herd_size(dtype), row = token % j->period * j->stride;
@@ -112,22 +111,13 @@ INLINE void rotate_token(const rotation *j, int64_t token, const int dtype) {
         rotate(j->x + head * vector, j->out + head * vector, j->cos + row, j->sin + row, j->head_dim / 2, dtype, dtype);
 }
 
-static void rotate_task(void *job_pointer, uint32_t index) {
-    const rotation *j = job_pointer;
-    int64_t end = herd_min(j->tokens, (index + 1) * j->tokens_per_task);
-    for (int64_t token = index * j->tokens_per_task; token < end; token++) {
-        if (j->dtype == HERD_F32)
-            rotate_token(j, token, HERD_F32);
-        else
-            rotate_token(j, token, HERD_BF16);
-    }
-}
+ROW_TASK(rotate_task, rotation, rotate_token)
 
 int ISA(herd_rotate)(const void *x, int64_t tokens, int64_t heads, int64_t head_dim, int dtype, const float *cos, const float *sin,
                      int64_t stride, int64_t period, void *out) {
-    rotation j = {.x = x, .out = out, .tokens = tokens, .heads = heads, .head_dim = head_dim, .stride = stride, .period = period,
+    rotation j = {.x = x, .out = out, .m = tokens, .heads = heads, .head_dim = head_dim, .stride = stride, .period = period,
                   .cos = cos, .sin = sin, .dtype = dtype};
-    j.tokens_per_task = herd_max(1, MIN_ELEMENTS / herd_max(1, heads * head_dim));
-    herd_pool_run(rotate_task, &j, (uint32_t)herd_ceil(tokens, j.tokens_per_task));
+    j.rows_per_task = rows_of(heads * head_dim);
+    herd_pool_run(rotate_task, &j, (uint32_t)herd_ceil(tokens, j.rows_per_task));
     return HERD_OK;
 }

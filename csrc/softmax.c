@@ -4,9 +4,8 @@
 
    Rows come in runs of `run`, one a query head: row r of a run may look at the first `first + r` keys. Maxima and sums run in 16 logical
    lanes, added by halves. A row is one task's. */
-#include "simd.h"
+#include "rows.h"
 
-#define MIN_ELEMENTS 16384
 #define VECTORS (16 / W)
 
 typedef struct {
@@ -56,30 +55,19 @@ INLINE void gradient_row(const job *j, int64_t row, const int dtype) {
     for (; i < j->n; i++) store_as(x, i, dtype, (load_as(x, i, dtype) - delta) * load_as(p, i, dtype) * j->scale);
 }
 
-#define TASK(name, row_of)                                                   \
-    static void name(void *job_pointer, uint32_t index) {                    \
-        const job *j = job_pointer;                                          \
-        int64_t end = herd_min(j->m, (index + 1) * j->rows_per_task);        \
-        for (int64_t row = index * j->rows_per_task; row < end; row++) {     \
-            if (j->dtype == HERD_F32)                                        \
-                row_of(j, row, HERD_F32);                                    \
-            else                                                             \
-                row_of(j, row, HERD_BF16);                                   \
-        }                                                                    \
-    }
-TASK(softmax_task, softmax_row)
-TASK(gradient_task, gradient_row)
+ROW_TASK(softmax_task, job, softmax_row)
+ROW_TASK(gradient_task, job, gradient_row)
 
 int ISA(herd_softmax)(float *x, int64_t m, int64_t n, int64_t first, int64_t run, float scale, void *out, int out_dtype) {
     job j = {.x = (char *)x, .out = out, .m = m, .n = n, .first = first, .run = run, .scale = scale, .dtype = out_dtype};
-    j.rows_per_task = herd_max(1, MIN_ELEMENTS / herd_max(1, n));
+    j.rows_per_task = rows_of(n);
     herd_pool_run(softmax_task, &j, (uint32_t)herd_ceil(m, j.rows_per_task));
     return HERD_OK;
 }
 
 int ISA(herd_softmax_gradient)(void *x, const void *p, const float *delta, int64_t m, int64_t n, float scale, int dtype) {
     job j = {.x = x, .p = p, .delta = delta, .m = m, .n = n, .scale = scale, .dtype = dtype};
-    j.rows_per_task = herd_max(1, MIN_ELEMENTS / herd_max(1, n));
+    j.rows_per_task = rows_of(n);
     herd_pool_run(gradient_task, &j, (uint32_t)herd_ceil(m, j.rows_per_task));
     return HERD_OK;
 }

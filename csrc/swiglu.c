@@ -1,7 +1,5 @@
 /* swiglu: round(round(silu(gate)) * up), element by element; and its gradient, rounded where torch rounds it. */
-#include "simd.h"
-
-#define MIN_ELEMENTS 16384
+#include "rows.h"
 
 typedef struct {
     const char *gate, *up;
