@@ -128,17 +128,17 @@ def test_a_layer_of_the_405b_on_each_published_mesh_is_what_the_closed_forms_say
 
 @pytest.mark.skipif(not FULL, reason="HERD_TEST_FULL=1 traces whole ranks of the 405B: its memory by recomputation, on each published mesh")
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize(("recompute", "fits"), [("none", False), ("selective", True), ("full", True)])
-def test_the_405bs_first_and_last_ranks_fit_eighty_gigabytes_when_the_cheap_part_is_computed_again(
-    name: str, recompute: str, fits: bool
-) -> None:
-    for rank in (0, 8 * 15 * PUBLISHED[name][0].cp):
-        report = _traced(name, rank, recompute=recompute)
-        assert report.fits is fits, report.simulation
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_the_405bs_first_and_last_ranks_fit_eighty_gigabytes_when_enough_is_computed_again(name: str, recompute: str) -> None:
+    """On 8,192 a rank has thirty-two micro-batches, and torch's pipeline holds what it receives and sends of each: only all again fits."""
+    enough = ("full",) if name == "8,192 GPUs" else ("selective", "full")
+    ranks = [_traced(name, rank, recompute=recompute) for rank in (0, 8 * 15 * PUBLISHED[name][0].cp)]
+    assert all(report.fits for report in ranks) is (recompute in enough), [report.simulation.peak for report in ranks]
+    for report in ranks:
         _agree(report, "parameters of the rank", "pipeline: calls")
         # Torch's interleaved schedule holds three chunks' parameters and gathers others again, which the planner does not count.
         calls = {row.kind: row.calls for row in report.simulation.collectives if row.dimension == "data"}
-        assert calls["scatter"] == 8 and 8 <= calls["gather"] <= 16
+        assert calls["scatter"] == 8 and 8 <= calls["gather"] <= report.simulation.num_micro_batches
         if PUBLISHED[name][0].cp > 1 and recompute == "selective":
             _agree(report, "context: calls", "context: sent")
 
