@@ -130,7 +130,7 @@ def test_a_layer_of_the_405b_on_each_published_mesh_is_what_the_closed_forms_say
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_the_405bs_first_and_last_ranks_fit_eighty_gigabytes_when_enough_is_computed_again(name: str, recompute: str) -> None:
-    """On 8,192 a rank has thirty-two micro-batches, and torch's pipeline holds what it receives and sends of each: only all again fits."""
+    """On 8,192 a rank has thirty-two micro-batches instead of sixteen, and only all again fits."""
     enough = ("full",) if name == "8,192 GPUs" else ("selective", "full")
     ranks = [_traced(name, rank, recompute=recompute) for rank in (0, 8 * 15 * PUBLISHED[name][0].cp)]
     assert all(report.fits for report in ranks) is (recompute in enough), [report.simulation.peak for report in ranks]
