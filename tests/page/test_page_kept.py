@@ -127,7 +127,7 @@ def test_what_the_server_refuses_is_told_and_stays_in_the_browser_until_it_has_i
     expect(note).to_contain_text("are not on the server yet; this browser holds them.")
     expect(note).to_contain_text("the disk is full")
     assert kept(site) == {}
-    # The page is closed and opened again: nothing of it is lost. What it is refused for now, it does not try again by itself.
+    # The page is closed and opened again: nothing of it is lost. It does not send again by itself what a 400 refuses.
     status = 400
     page.reload()
     expect(rows(reader)).to_have_text(["Tell me of llamas"])
