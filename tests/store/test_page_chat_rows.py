@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -88,6 +90,27 @@ def test_what_is_over_the_room_is_refused_whole_and_less_is_always_taken(state: 
     assert page_chats.page(state.database, "ann") == ([chat("c")], False)
     page_chats.put(state.database, "bob", chat("d"), [message("a", "x" * 500)], room_bytes=1000)
     page_chats.put(state.database, "ann", chat("c"), [message("a", "x" * 400)], room_bytes=100)
+
+
+def test_a_new_chat_takes_the_first_writes_of_many_at_once_and_its_owner_keeps_to_the_room(state: State) -> None:
+    def write(number: int) -> str:
+        start.wait()
+        try:
+            page_chats.put(state.database, "ann", chat(f"c{number % 2}"), [message(f"m{number}", "x" * 500)], room_bytes=3000)
+        except UsageError as error:
+            return str(error)
+        return "kept"
+
+    for _ in range(4):
+        start = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            told = list(pool.map(write, range(8)))
+        with state.database.read() as session:
+            assert list(page_chats.problems(session)) == []
+        held = [one["id"] for chat_id in ("c0", "c1") for one in page_chats.get(state.database, "ann", chat_id)[1]]
+        assert sorted(held) == [f"m{number}" for number, one in enumerate(told) if one == "kept"]
+        assert len(held) == 5 and all("keeps 3,000" in one for one in told if one != "kept")
+        page_chats.remove_all(state.database, "ann")
 
 
 def test_what_no_json_can_hold_is_refused(state: State) -> None:

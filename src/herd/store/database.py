@@ -4,12 +4,14 @@ SQLite has one writer at a time. A transaction that begins by reading and then w
 long it is told to wait ("database is locked"); so a write begins with BEGIN IMMEDIATE, which waits its turn, and the writers of one process
 queue on a lock of their own, which is fair. In WAL mode readers wait for nobody. A commit is on the disk when it returns.
 
-PostgreSQL runs READ COMMITTED: whoever changes a row that was read asks for it with `with_for_update()`, which SQLite ignores.
+PostgreSQL runs READ COMMITTED: whoever changes a row that was read asks for it with `with_for_update()`, which SQLite ignores. Whoever
+decides by rows that are not there yet, or by a sum of several, asks for a `turn`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -87,17 +89,23 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Generator[Session, None, None]:
         """A transaction, committed at the end, gone after an error. Keep it short: on SQLite nobody else writes meanwhile."""
-        with _told(), self._turn(), Session(self._write_engine, expire_on_commit=False) as session, session.begin():
+        with _told(), self._queued(), Session(self._write_engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextlib.contextmanager
     def connect(self) -> Generator[Connection, None, None]:
         """A connection in a write transaction, for migrations and what is not rows."""
-        with _told(), self._turn(), self._write_engine.begin() as connection:
+        with _told(), self._queued(), self._write_engine.begin() as connection:
             yield connection
 
+    def turn(self, session: Session, *names: str) -> None:
+        """Wait in a `write` until no other has a turn of the same names; it ends with the transaction. On SQLite every write has it."""
+        if not self.is_sqlite:
+            key = hashlib.blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int.from_bytes(key, "big", signed=True)})
+
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _queued(self) -> Iterator[None]:
         assert not getattr(self._writing, "now", False), "a write within a write would wait for itself"
         if not self.is_sqlite:
             yield
