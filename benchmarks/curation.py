@@ -2,10 +2,13 @@
 
     python -m benchmarks.curation --data FOLDER [--datatrove PYTHON] [--size MB] [--whole] [--json FILE]
 
-`--datatrove` is the interpreter of an environment that has datatrove (with spacy, tokenizers); it must be no part of herd's. Both read the
-same English JSON lines and write JSON lines: Gopher's repetition and quality rules, MinHash dedup (5-grams, 14 bands of 8), personal data;
-each in a process of its own with one worker. Seconds are of the processor, since the machine may be shared. A second measurement plants
-near duplicates and counts which of them each finds.
+`--datatrove` is the interpreter of an environment of its own, no part of herd's:
+
+    python3.11 -m venv PEER && PEER/bin/pip install datatrove==0.10.1 spacy tokenizers xxhash
+
+Both read the same English JSON lines and write JSON lines: Gopher's repetition and quality rules, MinHash dedup (5-grams, 14 bands of 8),
+personal data; each in a process of its own with one worker. Seconds are of the processor, since the machine may be shared. A second
+measurement plants near duplicates and counts which of them each finds.
 """
 
 from __future__ import annotations
@@ -45,12 +48,28 @@ def main() -> None:
         return
     if chosen.data is None:
         raise SystemExit("error: --data is missing\n\nhint: name the folder that holds corpus/")
+    if chosen.datatrove is not None:
+        _check_peer(chosen.datatrove)
     results: dict[str, Any] = {"stages": _stages(chosen.data)}
     if chosen.whole:
         results["whole"] = _whole(chosen.data)
     results["peers"] = _peers(chosen.data, chosen.size, chosen.datatrove, chosen.repeats)
     results["planted"] = _planted(chosen.datatrove)
     harness.report(chosen.json, "curation", PACKAGES, results)
+
+
+def _check_peer(python: Path) -> None:
+    """Minutes of measuring come before the peer's turn, so what it lacks is told first."""
+    wanted = "import datatrove, spacy, tokenizers, xxhash"
+    try:
+        done = subprocess.run([python, "-c", wanted], check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(
+            f"error: {python} does not run: {error.strerror}\n\nhint: name the interpreter of datatrove's environment"
+        ) from error
+    if done.returncode:
+        why = done.stderr.strip().rpartition("\n")[2]
+        raise SystemExit(f"error: {python} has not all that datatrove needs: {why}\n\nhint: pip install datatrove spacy tokenizers xxhash")
 
 
 # One stage at a time

@@ -14,7 +14,6 @@ from test_token_shards import write_dataset  # pyright: ignore[reportMissingImpo
 
 from herd.base.errors import ConfigError, DoesNotFitError, UsageError
 from herd.data.loader import Batches, Loader, RowSource, StreamMixture
-from herd.data.mixture import Mixture
 from herd.data.order import key_of, keyed, permuted, shuffled
 from herd.data.packed import PackedTokens, cut
 from herd.data.rows import Document, Rows, best_fit, pack, split_document
@@ -261,9 +260,8 @@ def mixture_of(sizes: list[int], *, seed: int = 0, block: int = 16, **more: obje
     return StreamMixture(sources, weights, seed=seed, block=block, **more)  # pyright: ignore[reportArgumentType]
 
 
-def test_both_mixtures_offer_batches_and_both_rows_are_sources(tmp_path: Path) -> None:
+def test_a_mixture_offers_batches_and_both_rows_are_sources(tmp_path: Path) -> None:
     assert isinstance(mixture_of([3]), Batches)
-    assert isinstance(Mixture({"a": rows_of(3, mark=0)}, {"a": 1.0}, seed=0, num_samples=3), Batches)
     assert isinstance(rows_of(1, mark=0), RowSource)
     assert isinstance(PackedTokens(write_dataset(tmp_path / "t", [[[1, 2]]]), 3), RowSource)
     tokens, documents, counts = mixture_of([3, 4]).batch(0, 5)
@@ -281,6 +279,36 @@ def test_every_row_comes_once_an_epoch(sizes: list[int], seed: int) -> None:
         assert all(sorted(epoch) == list(range(size)) for epoch in epochs if len(epoch) == size)
         assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
     assert mixture.epochs(150) == {f"s{n}": int((tokens[:, 0] == n).sum()) / size for n, size in enumerate(sizes)}
+
+
+def test_tokens_documents_and_mask_of_a_sample_are_those_of_one_row() -> None:
+    sources = {"a": rows_of(5, mark=0), "b": rows_of(3, mark=1)}
+    tokens, documents, counts = StreamMixture(sources, {"a": 1.0, "b": 2.0}, seed=0).batch(0, 40)
+    for number, (mark, row) in enumerate(tokens[:, :2]):
+        rows = list(sources.values())[mark]
+        np.testing.assert_array_equal(tokens[number], rows.tokens[row])
+        np.testing.assert_array_equal(documents[number], rows.documents[row])
+        np.testing.assert_array_equal(counts[number], rows.counts[row])
+
+
+def test_epochs_seeds_and_sources_have_orders_of_their_own() -> None:
+    def drawn(sizes: list[int], seed: int, source: int = 0) -> list[int]:
+        tokens = mixture_of(sizes, seed=seed).batch(0, 400)[0]
+        return [int(row) for mark, row in tokens[:, :2] if mark == source]
+
+    assert drawn([50], 1)[:50] != drawn([50], 1)[50:100]
+    assert drawn([50], 1)[:50] != drawn([50], 2)[:50]
+    assert drawn([50, 50], 1, 0)[:50] != drawn([50, 50], 1, 1)[:50]
+
+
+def test_weights_are_relative_and_a_source_of_weight_zero_is_never_read() -> None:
+    def picks(weights: list[float]) -> list[tuple[int, int]]:
+        sources = {name: rows_of(size, mark=size) for name, size in zip("abc", (3, 4, 5), strict=True)}
+        tokens = StreamMixture(sources, dict(zip("abc", weights, strict=True)), seed=1).batch(0, 60)[0]
+        return [(int(mark), int(row)) for mark, row in tokens[:, :2]]
+
+    assert picks([1, 3, 0]) == picks([100, 300, 0])
+    assert {mark for mark, _ in picks([1, 3, 0])} == {3, 4}
 
 
 def stream(loaders: list[Loader], steps: int) -> list[list[tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""A mixture of rows that have more columns than text does; the order is that of `mixture.Mixture`."""
+"""A mixture of rows that have more columns than text does; the order is that of `loader.StreamMixture`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from herd.data.mixture import Mixture
+from herd.data.loader import StreamMixture
 from herd.data.rows import Rows
 
 Table = Mapping[str, NDArray[Any]]
@@ -20,7 +20,7 @@ class ColumnMixture:
     def __init__(self, sources: Mapping[str, Table], weights: Mapping[str, float], *, seed: int, num_samples: int) -> None:
         """Raises ConfigError when a source is empty or no weight is positive."""
         rows = {name: Rows(tokens=table["tokens"], documents=table["documents"], counts=table["counts"]) for name, table in sources.items()}
-        self.order = Mixture(rows, weights, seed=seed, num_samples=num_samples)
+        self.order = StreamMixture(rows, weights, seed=seed, num_samples=num_samples)
         self._tables = [sources[name] for name in self.order.names]
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class ColumnMixture:
 
     def batch(self, first: int, size: int) -> dict[str, NDArray[Any]]:
         """Samples first..first+size-1: every column, [size, ...]."""
-        places = self.order.places(first, size)
+        places = list(zip(*self.order.rows_of(first, size), strict=True))
         return {name: np.stack([self._tables[source][name][row] for source, row in places]) for name in self._tables[0]}
 
     def epochs(self, num_samples: int) -> dict[str, float]:

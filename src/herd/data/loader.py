@@ -1,7 +1,7 @@
 """What a trainer reads: samples by their number, from packed sources mixed by a schedule, with reading ahead in threads.
 
-`StreamMixture.batch(first, size)` is a pure function of (seed, sample number), as `Mixture.batch` is: a trainer takes either. `Loader` adds
-ranks and workers, neither of which changes what any sample is; its state is the number of samples read.
+`StreamMixture.batch(first, size)` is a pure function of (seed, sample number). `Loader` adds ranks and workers, neither of which changes
+what any sample is; its state is the number of samples read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RowSource(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """Samples by their number: `Mixture` and `StreamMixture`."""
+    """Samples by their number."""
 
     def batch(self, first: int, size: int) -> RowBatch:
         """Samples first..first+size-1."""

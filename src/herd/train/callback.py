@@ -1,7 +1,7 @@
 """Where a training run calls back, for what the trainer does not know: scores that need generation, and batches made by the model itself.
 
 Two seams. A `Callback` is called every so many steps with the model in evaluation mode; what it returns goes into the log under its name. A
-`BatchSource` gives the batches: `data.mixture.Mixture` reads stored rows, and a loop that trains on the model's own answers (rejection
+`BatchSource` gives the batches: `data.loader.StreamMixture` reads stored rows, and a loop that trains on the model's own answers (rejection
 sampling, on-policy distillation) gives an object of its own, whose `batch` may generate with the weights of the moment.
 """
 
