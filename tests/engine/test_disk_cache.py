@@ -106,7 +106,7 @@ def test_so_they_are_with_guesses_and_preemptions(
         engine.scheduler.check()
         engine.close()
     assert count(engine, "blocks_read") > 0
-    assert engine.stepper.num_guesses_accepted or engine.scheduler.num_preemptions
+    assert engine.stepper.results.num_guesses_accepted or engine.scheduler.num_preemptions
 
 
 def test_a_restart_skips_the_work(model: Transformer, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_draft_of_one_mind_is_always_right_at_any_temperature(model: Transform
     requests = [replace(request, params=replace(request.params, max_tokens=24)) for request in REQUESTS]
     assert answers(engine, requests, at_once=8) == answers(plain, requests, at_once=8)
     stepper = engine.stepper
-    assert stepper.num_guesses_accepted == stepper.num_guessed > 0
+    assert stepper.results.num_guesses_accepted == stepper.results.num_guessed > 0
     assert stepper.num_steps < plain.stepper.num_steps / 2
     assert all_free(engine)
 
@@ -63,7 +63,7 @@ def test_a_guess_that_ends_the_answer_counts_as_come_true(model: Transformer) ->
     stopped = replace(request, params=replace(request.params, stop_ids=frozenset({last})))
     events = [event for event in engine.submit(stopped) if isinstance(event, Tokens)]
     assert [token_id for event in events for token_id in event.ids] == free[: free.index(last) + 1] and events[-1].finish == "stop"
-    assert engine.stepper.num_guesses_accepted == engine.stepper.num_guessed > 0
+    assert engine.stepper.results.num_guesses_accepted == engine.stepper.results.num_guessed > 0
 
 
 def test_a_draft_that_is_never_right_is_asked_less_and_less(model: Transformer) -> None:
@@ -71,7 +71,7 @@ def test_a_draft_that_is_never_right_is_asked_less_and_less(model: Transformer) 
     request = TokenRequest(prompt=(1, 2, 3), params=replace(LONG, max_tokens=600, temperature=0.0))
     plain = answers(small_engine(model), [request])
     assert answers(engine, [request]) == plain
-    assert 0 < engine.stepper.num_guessed < 200
+    assert 0 < engine.stepper.results.num_guessed < 200
     assert all_free(engine)
 
 
@@ -81,7 +81,7 @@ def test_a_long_prompt_is_caught_up_with_in_chunks_while_others_are_guessed_for(
         TokenRequest(prompt=tuple(n % VOCAB for n in range(7 * i, 7 * i + size)), params=LONG) for i, size in enumerate((3, 500, 9))
     ]
     assert answers(engine, requests, at_once=3) == answers(small_engine(model), requests)
-    assert engine.stepper.num_guesses_accepted == engine.stepper.num_guessed > 60
+    assert engine.stepper.results.num_guesses_accepted == engine.stepper.results.num_guessed > 60
     assert all_free(engine)
 
 
@@ -130,7 +130,7 @@ def test_a_draft_whose_scores_are_no_numbers_costs_nothing_but_its_guesses(model
         broken.model.norm.weight.fill_(float("nan"))
     engine = small_engine(model, draft=broken)
     assert answers(engine, REQUESTS, at_once=8) == answers(small_engine(model), REQUESTS, at_once=8)
-    assert engine.stepper.num_guessed == 0 and all_free(engine)
+    assert engine.stepper.results.num_guessed == 0 and all_free(engine)
 
 
 def test_a_draft_of_a_shorter_context_stops_where_it_ends(model: Transformer) -> None:

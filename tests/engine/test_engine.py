@@ -267,16 +267,16 @@ def test_prompt_log_probabilities_are_told_once_though_a_preempted_prompt_is_rea
 
 def test_a_draw_that_fails_ends_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is wrong with one sequence's scores or grammar, the others go on and the engine lives."""
-    from herd.engine import stepper
+    from herd.engine import results
 
-    draw = stepper.sample
+    draw = results.sample
 
     def failing(row: Any, params: Any, *rest: Any, **named: Any) -> int:
         if params.seed == 666:
             raise IndexError("no such place")
         return draw(row, params, *rest, **named)
 
-    monkeypatch.setattr(stepper, "sample", failing)
+    monkeypatch.setattr(results, "sample", failing)
     engine = small_engine(small_model())
     good = [replace(request, params=replace(request.params, temperature=0.7)) for request in mixed_requests(3)]
     bad = replace(good[0], params=replace(good[0].params, seed=666))

@@ -94,7 +94,7 @@ def test_under_forced_preemption(model: Transformer, alone: list[Answer]) -> Non
 def test_with_speculation_and_blocks_of_another_size(model: Transformer, alone: list[Answer]) -> None:
     engine = bytes_engine(model, num_draft=4, block_size=5, score_rows=3)
     assert shuffled(engine, 8) == alone
-    assert engine.stepper.num_guesses_accepted > 0
+    assert engine.stepper.results.num_guesses_accepted > 0
 
 
 @pytest.mark.parametrize("threads", [1, 3])

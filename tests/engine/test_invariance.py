@@ -74,7 +74,7 @@ def test_under_forced_preemption(model: Transformer, alone: list[Answer]) -> Non
 def test_with_speculation(model: Transformer, alone: list[Answer], num_draft: int) -> None:
     engine = small_engine(model, num_draft=num_draft)
     assert shuffled(engine, 8) == alone
-    assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
+    assert engine.stepper.results.num_guessed > engine.stepper.results.num_guesses_accepted > 0
 
 
 @pytest.mark.parametrize("sizes", [{"token_budget": 1, "max_sequences": 1}, {}, {"score_rows": 3}, {"num_blocks": 130}], ids=str)
@@ -110,7 +110,7 @@ def test_tokens_that_nothing_is_told_of(model: Transformer, temperature: float, 
 def test_with_a_draft_model(model: Transformer, alone: list[Answer], at_once: int, count: int, sizes: dict[str, int]) -> None:
     engine = small_engine(model, draft=perturbed(model, 0.1), **sizes)
     assert shuffled(engine, at_once, REQUESTS[:count]) == alone[:count]
-    assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
+    assert engine.stepper.results.num_guessed > engine.stepper.results.num_guesses_accepted > 0
     assert (engine.scheduler.num_preemptions > 0) is ("context" in sizes)
 
 

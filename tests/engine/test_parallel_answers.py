@@ -90,7 +90,7 @@ def test_drafts_are_shared_with_every_rank(path: Path) -> None:
     expected = answers(build_engine(load_model(path), SIZES), requests, at_once=10)
     engine = parallel_engine(path, pp=2, num_draft=3)
     assert answers(engine, requests, at_once=10) == expected
-    assert engine.stepper.num_guessed > engine.stepper.num_guesses_accepted > 0
+    assert engine.stepper.results.num_guessed > engine.stepper.results.num_guesses_accepted > 0
     engine.close()
 
 
@@ -102,7 +102,7 @@ def test_a_draft_model_changes_no_bit_and_saves_steps(engine: ParallelEngine, la
     plain_steps = engine.stepper.num_steps - before
     drafted = parallel_engine(path, tp=layout[0], pp=layout[1], draft=perturbed(load_model(path), 0.02), num_draft=3)
     assert answers(drafted, requests, at_once=8) == expected
-    assert drafted.stepper.num_guessed > drafted.stepper.num_guesses_accepted > drafted.stepper.num_guessed // 4
+    assert drafted.stepper.results.num_guessed > drafted.stepper.results.num_guesses_accepted > drafted.stepper.results.num_guessed // 4
     assert drafted.stepper.num_steps < plain_steps
     assert isinstance(drafted.stepper.guesser, DraftModel)
     assert drafted.stepper.guesser.pool.num_references == drafted.scheduler.pool.num_references == 0

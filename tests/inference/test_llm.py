@@ -272,7 +272,7 @@ def test_a_draft_changes_no_token(tiny_llm: LLM, tiny_folder: Path) -> None:
         llm = LLM(tiny_folder, device="cpu", draft=draft)
         assert [output.token_ids for output in llm.generate(prompts, DRAWN)] == wanted
         stepper = llm.inference.engine.stepper
-        assert draft == "ngram" or stepper.num_guesses_accepted == stepper.num_guessed > 0
+        assert draft == "ngram" or stepper.results.num_guesses_accepted == stepper.results.num_guessed > 0
         llm.close()
 
 

@@ -91,7 +91,7 @@ def test_guesses_of_prompt_lookup_change_no_token(tiny_folder: Path, tiny_llm: L
     repeated = "a cria and a herd, " * 8
     params = SamplingParams(temperature=0.0, max_tokens=48)
     assert staged.generate(repeated, params).token_ids == tiny_llm.generate(repeated, params).token_ids
-    assert staged.inference.engine.stepper.num_guessed > 0
+    assert staged.inference.engine.stepper.results.num_guessed > 0
     staged.close()
 
 
@@ -99,7 +99,7 @@ def test_a_draft_model_by_its_path(tiny_folder: Path, tiny_llm: LLM) -> None:
     staged = LLM(tiny_folder, pp=2, draft=tiny_folder)
     assert staged.chat(HELLO, DRAWN).token_ids == tiny_llm.chat(HELLO, DRAWN).token_ids
     stepper = staged.inference.engine.stepper
-    assert stepper.num_guesses_accepted == stepper.num_guessed > 0
+    assert stepper.results.num_guesses_accepted == stepper.results.num_guessed > 0
     staged.close()
 
 

@@ -150,7 +150,7 @@ def test_drafts_change_nothing_under_a_grammar(engine: Engine, tiny_llm: LLM, ti
         last = list(guessing.complete(request))[-1]
         assert isinstance(last, Finished)
         assert last.token_ids == tiny_llm.generate("ab ab ab ab", drawn(seed), grammar=grammar).token_ids
-    assert engine.stepper.num_guesses_accepted > 0
+    assert engine.stepper.results.num_guesses_accepted > 0
 
 
 def test_several_answers_follow_it_each_in_its_own_way(tiny_llm: LLM) -> None:
