@@ -4,7 +4,7 @@
 
 `--datatrove` is the interpreter of an environment of its own, no part of herd's:
 
-    python3.11 -m venv PEER && PEER/bin/pip install datatrove==0.10.1 spacy tokenizers xxhash
+    python3.11 -m venv PEER && PEER/bin/pip install datatrove==0.10.1 spacy tokenizers 'xxhash<4'
 
 Both read the same English JSON lines and write JSON lines: Gopher's repetition and quality rules, MinHash dedup (5-grams, 14 bands of 8),
 personal data; each in a process of its own with one worker. Seconds are of the processor, since the machine may be shared. A second
@@ -60,16 +60,15 @@ def main() -> None:
 
 def _check_peer(python: Path) -> None:
     """Minutes of measuring come before the peer's turn, so what it lacks is told first."""
-    wanted = "import datatrove, spacy, tokenizers, xxhash"
+    wanted = "import datatrove, spacy, tokenizers, xxhash; xxhash.xxh64_intdigest('text')"  # xxhash 4 takes bytes alone
+    hint = "make the environment as `python -m benchmarks.curation --help` tells"
     try:
         done = subprocess.run([python, "-c", wanted], check=False, capture_output=True, text=True)
     except OSError as error:
-        raise SystemExit(
-            f"error: {python} does not run: {error.strerror}\n\nhint: name the interpreter of datatrove's environment"
-        ) from error
+        raise SystemExit(f"error: {python} does not run: {error.strerror}\n\nhint: {hint}") from error
     if done.returncode:
         why = done.stderr.strip().rpartition("\n")[2]
-        raise SystemExit(f"error: {python} has not all that datatrove needs: {why}\n\nhint: pip install datatrove spacy tokenizers xxhash")
+        raise SystemExit(f"error: {python} has not all that datatrove needs: {why}\n\nhint: {hint}")
 
 
 # One stage at a time
