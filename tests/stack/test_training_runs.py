@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,21 @@ def test_a_name_that_is_no_run_reads_nothing(tmp_path: Path, name: str) -> None:
     run_of(place, ".hidden")
     answer = asked(place, f"/v1/herd/training-runs/{name}/metrics")
     assert answer.status_code == 404 and "loss" not in answer.text
+
+
+def test_a_run_that_is_deleted_while_it_is_read_is_as_if_it_had_never_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of(tmp_path, "stays"), run_of(tmp_path, "goes")
+
+    def begun(folder: Path) -> float:  # called after runs are found, before their logs are read
+        if folder.parent.name == "goes":
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        return 0.0
+
+    monkeypatch.setattr("herd.stack.training_runs._began", begun)
+    assert [run["id"] for run in asked(tmp_path, "/v1/herd/training-runs").json()["data"]] == ["stays"]
+    run_of(tmp_path, "goes")
+    answer = asked(tmp_path, "/v1/herd/training-runs/goes/metrics")
+    assert answer.status_code == 404 and "no training run 'goes'" in answer.json()["message"]
 
 
 def test_only_an_admins_key_sees_runs(tmp_path: Path) -> None:

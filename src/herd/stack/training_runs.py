@@ -8,6 +8,7 @@ record, n doubling as it grows, and the last one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -80,22 +81,37 @@ def training_routes(config: ServerConfig) -> APIRouter:
     async def runs(request: Request) -> Response:
         """At most 100; `has_more` tells of others."""
         check(request)
-        found = await asyncio.to_thread(lambda: _found(place))
-        told = await asyncio.to_thread(lambda: [run_object(name, folder) for name, folder in list(found.items())[:MAX_RUNS]])
-        return json_response({"object": "list", "data": told, "has_more": len(found) > MAX_RUNS})
+        told, has_more = await asyncio.to_thread(_listed, place)
+        return json_response({"object": "list", "data": told, "has_more": has_more})
 
     @router.get("/v1/herd/training-runs/{run_id}/metrics", summary="The curves of a training run, stage by stage", response_model=None)
     async def metrics(run_id: str, request: Request, points: Annotated[int, Query(ge=2, le=2000)] = 300) -> Response:
         """`points` is about how many of each curve come."""
         check(request)
-        found = await asyncio.to_thread(lambda: _found(place))
-        if run_id not in found:
-            hint = did_you_mean(run_id, list(found), otherwise="GET /v1/herd/training-runs lists what there is")
-            raise RequestError("not_found", f"there is no training run {run_id!r:.100}", hint=hint)
-        stages = await asyncio.to_thread(lambda: [stage_curves(folder, points) for folder in stages_of(found[run_id])])
+        stages = await asyncio.to_thread(_curves, place, run_id, points)
         return json_response({"object": "training_run.metrics", "id": run_id, "stages": stages})
 
     return router
+
+
+def _listed(place: Path | None) -> tuple[list[dict[str, Any]], bool]:
+    """The newest runs, and whether there are more. One that is deleted meanwhile, as `herd train --restart` does, is left out."""
+    found, told = _found(place), []
+    for name, folder in list(found.items())[:MAX_RUNS]:
+        with contextlib.suppress(FileNotFoundError):
+            told.append(run_object(name, folder))
+    return told, len(found) > MAX_RUNS
+
+
+def _curves(place: Path | None, run_id: str, points: int) -> list[dict[str, Any]]:
+    """The curves of a run's stages. Raises RequestError where there is none of this id, or none any more."""
+    found = _found(place)
+    try:
+        return [stage_curves(folder, points) for folder in stages_of(found[run_id])]
+    except (KeyError, FileNotFoundError) as error:
+        others = [name for name in found if name != run_id]
+        hint = did_you_mean(run_id, others, otherwise="GET /v1/herd/training-runs lists what there is")
+        raise RequestError("not_found", f"there is no training run {run_id!r:.100}", hint=hint) from error
 
 
 def _found(place: Path | None) -> dict[str, Path]:
@@ -107,8 +123,12 @@ def _found(place: Path | None) -> dict[str, Path]:
 
 
 def _changed(run: Path) -> float:
-    """When something was written to a run last."""
-    return max((log.stat().st_mtime for log in (run / "config.toml", *run.glob(f"*/{LOG}"))), default=0.0)
+    """When something was written to a run last; 0 of one that is gone."""
+    times = [0.0]
+    for path in (run / "config.toml", *run.glob(f"*/{LOG}")):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def stages_of(run: Path) -> list[Path]:
