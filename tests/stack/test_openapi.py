@@ -69,6 +69,7 @@ def test_errors_and_keys_are_documented(document: dict[str, Any]) -> None:
             assert operation["security"] == ([] if path in ("/health", "/ready") else [{"key": []}])
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", ["open", "keyed"])
 def test_schemathesis(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
     """No 5xx, only statuses and bodies that the document tells of; with valid data and with data that is not."""
