@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from herd.base.errors import NotFoundError
+from herd.tools.code.choose import check
 from herd.tools.jail import cgroup, identity
 from herd.tools.jail.bubblewrap import command
 from herd.tools.jail.interpreter import Interpreter, describe, system_paths
@@ -129,6 +132,17 @@ def test_the_command_line_of_bubblewrap_has_every_fence() -> None:
     assert "--cap-drop ALL" in text and "--remount-ro /dev" in text and "--remount-ro / " in text and "--seccomp 9" in text
     assert text.count("--tmpfs") == text.count("--size"), "every file system that can be written to has a size"
     assert "--bind " not in text and "--dev-bind" not in text
+
+
+def test_an_interpreter_below_a_folder_that_bubblewrap_empties_is_seen_all_the_same() -> None:
+    if not shutil.which("bwrap"):
+        pytest.skip("needs bubblewrap")
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="herd-python-") as folder:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{folder}/venv"], check=True)
+        report = check("bubblewrap", describe(f"{folder}/venv/bin/python"))
+    if not report.works and "No such file" not in report.reason:
+        pytest.skip(f"bubblewrap does not work here: {report.reason}")
+    assert report.works, report.reason
 
 
 def test_the_watch_counts_what_there_is(tmp_path: Path) -> None:

@@ -37,15 +37,15 @@ def command(
         words += ["--setenv", name, value]
     for path in system_paths():
         words += ["--symlink", os.readlink(path), path] if _is_merged(path) else ["--ro-bind", path, path]
-    for folder in interpreter.folders:
+    for folder in (HOME, "/tmp"):
+        words += ["--size", str(limits.disk_bytes), "--tmpfs", folder]
+    for folder in interpreter.folders:  # after those, since it may lie below one of them
         words += ["--ro-bind", folder, folder]
     # bubblewrap's /dev is a file system of its own without a size: it becomes read-only, but for a small folder of shared memory.
     words += ["--dev", "/dev", "--size", str(_SHARED_MEMORY), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--proc", "/proc"]
     for name in _MASKED:
         if os.path.exists(f"/proc/{name}"):
             words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
-    for folder in (HOME, "/tmp"):
-        words += ["--size", str(limits.disk_bytes), "--tmpfs", folder]
     words += ["--remount-ro", "/", "--chdir", HOME, "--seccomp", str(filter_fd), "--", *argv]
     return words
 
