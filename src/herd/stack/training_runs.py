@@ -106,12 +106,11 @@ def _listed(place: Path | None) -> tuple[list[dict[str, Any]], bool]:
 def _curves(place: Path | None, run_id: str, points: int) -> list[dict[str, Any]]:
     """The curves of a run's stages. Raises RequestError where there is none of this id, or none any more."""
     found = _found(place)
-    try:
-        return [stage_curves(folder, points) for folder in stages_of(found[run_id])]
-    except (KeyError, FileNotFoundError) as error:
-        others = [name for name in found if name != run_id]
-        hint = did_you_mean(run_id, others, otherwise="GET /v1/herd/training-runs lists what there is")
-        raise RequestError("not_found", f"there is no training run {run_id!r:.100}", hint=hint) from error
+    if run_id in found:
+        with contextlib.suppress(FileNotFoundError):
+            return [stage_curves(folder, points) for folder in stages_of(found.pop(run_id))]
+    hint = did_you_mean(run_id, list(found), otherwise="GET /v1/herd/training-runs lists what there is")
+    raise RequestError("not_found", f"there is no training run {run_id!r:.100}", hint=hint)
 
 
 def _found(place: Path | None) -> dict[str, Path]:

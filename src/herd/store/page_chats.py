@@ -32,7 +32,7 @@ def put(database: Database, owner: str, chat: Thing, messages: Sequence[Thing], 
     told = _told(chat)
     with database.write() as session:
         database.turn(session, "page_chats", owner)
-        row = session.scalars(_one(owner, chat["id"]).with_for_update()).one_or_none()
+        row = session.scalars(_one(owner, chat["id"]).with_for_update()).one_or_none()  # no turn keeps it from `remove`
         before = 0 if row is None else row.size_bytes
         own = told["size_bytes"] + sum(one.size_bytes for one in fresh.values()) + _others(session, owner, chat["id"], list(fresh))
         total = _total(session, owner) - before + own
