@@ -4,13 +4,15 @@
    result is wanted go on, and none where a prompt is cut in the middle: rows depend on themselves alone.
 
    A batch is walked as one part, its operators shared out between the threads; or, where the weights are small enough to lie in the cache
-   that the cores share, as a few parts of whole sequences for each thread, which then meet once instead of twelve times a block. */
+   that the cores share, or products so slow that reading does not matter, as a few parts of whole sequences for each thread, which then meet
+   once instead of twelve times a block. */
 #include "internal.h"
 
 #include <string.h>
 
 #define IDS_PER_TASK 4
 #define CACHED_BYTES (24 << 20) /* weights that every thread may read whole: they come from a shared cache */
+#define SLOW_BYTES (64 << 20)   /* the same where products take longer than reading: bfloat16 widened by short vectors */
 #define PART_TOKENS 8           /* fewest tokens of a part: fewer do not pay for reading all weights */
 #define SOME_TOKENS 16          /* of a part where there are parts enough for all threads: each reads the weights once more */
 #define MAX_PARTS 8
@@ -172,13 +174,20 @@ static int64_t weight_bytes(const herd_model *m) {
     return bytes;
 }
 
+/* Whether each of so many parts of `total` tokens may read all weights. */
+static int may_part(const herd_model *m, int64_t total, int64_t parts) {
+    int64_t bytes = weight_bytes(m);
+    int slow = m->dtype == HERD_BF16 && !m->head.bits && herd_isa() <= HERD_AVX2;
+    return bytes <= CACHED_BYTES || (slow && bytes <= SLOW_BYTES && parts >= herd_num_threads() && total >= parts * SOME_TOKENS);
+}
+
 /* Cut a batch into parts of whole sequences, about as long as each other; one part where that is not to be had or does not pay. */
 static int64_t cut(const herd_model *m, const herd_batch *b, part *parts) {
     int64_t total = b->starts[b->num_sequences], threads = herd_num_threads();
     int64_t wanted = herd_min(herd_min(herd_max(threads, total / SOME_TOKENS), total / PART_TOKENS), MAX_PARTS);
     wanted -= wanted > threads ? wanted % threads : 0; /* as many for each thread, and small: one that loses its core holds up little */
     parts[0] = (part){.model = m, .batch = b, .num_sequences = b->num_sequences, .num_tokens = total, .num_rows = b->num_rows};
-    if (threads < 2 || wanted < 2 || weight_bytes(m) > CACHED_BYTES) return 1;
+    if (threads < 2 || wanted < 2 || !may_part(m, total, wanted)) return 1;
     part whole = parts[0], *p = parts;
     int64_t sequence = 0, row = 0;
     for (int64_t number = 0; number < wanted; number++, p++) {

@@ -6,7 +6,8 @@
    which is what vdpbf16ps does in one instruction, products being exact (that instruction takes subnormals for zero). A chain may be cut
    anywhere and continued, since its accumulator goes through memory unrounded: how work is blocked never shows in a result.
 
-   Where there is no vdpbf16ps, A holds bfloat16 widened to float32, two dwords a pair. */
+   Where there is no vdpbf16ps, A holds bfloat16 widened to float32, two dwords a pair, and weights are widened as they come. Without
+   AVX-512 that takes so many instructions that only a block's first rows do it; they leave the weights widened for the others. */
 #ifndef HERD_GEMM_H
 #define HERD_GEMM_H
 
@@ -42,6 +43,13 @@ INLINE void fetch_step(const float *b, int64_t ahead) {
     UNROLL for (int line = 0; line < HERD_PANEL / 16; line++) __builtin_prefetch((const char *)b + ahead + 64 * line, 0, 3);
 }
 
+/* Steps of a loop side by side: where vectors are short, counting takes a fifth of the instructions. */
+#if HERD_LEVEL == 1
+#define STEPS _Pragma("GCC unroll 4")
+#else
+#define STEPS
+#endif
+
 /* What a tile does to c: start a chain, continue the one whose sum c holds, or add a chain of its own to c. */
 enum mode { START, CONTINUE, ADD };
 
@@ -50,10 +58,10 @@ INLINE void tile_f32(const int mr, const float *a, const float *b, int64_t steps
     vf acc[MR][NV];
     UNROLL for (int r = 0; r < mr; r++)
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] = mode == CONTINUE ? vf_load(c + r * ldc + v * W) : vf_set1(0.0f);
-    for (int64_t i = 0; i < steps; i++, b += HERD_PANEL) {
+    STEPS for (int64_t i = 0; i < steps; i++) {
         vf bv[NV];
-        fetch_step(b, B_AHEAD);
-        UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(b + v * W);
+        fetch_step(b + i * HERD_PANEL, B_AHEAD);
+        UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(b + i * HERD_PANEL + v * W);
         UNROLL for (int r = 0; r < mr; r++) {
             vf av = vf_set1(a[r * LDA + i]);
             UNROLL for (int v = 0; v < NV; v++) acc[r][v] = vf_fma(av, bv[v], acc[r][v]);
@@ -87,10 +95,11 @@ INLINE void tile_pair(const int mr, const float *a, const float *b, int64_t step
             even[v] = vf_even(pair);
             odd[v] = vf_odd(pair);
         }
-        UNROLL for (int r = 0; r < mr; r++) {
-            vf a_even = vf_set1(a[r * LDA + 2 * i]), a_odd = vf_set1(a[r * LDA + 2 * i + 1]);
-            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = vf_fma(a_even, even[v], vf_fma(a_odd, odd[v], acc[r][v]));
-        }
+        UNROLL for (int half = 1; half >= 0; half--) /* the odd of all rows, then the even: a chain waits for its last product */
+            UNROLL for (int r = 0; r < mr; r++) {
+                vf av = vf_set1(a[r * LDA + 2 * i + half]);
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] = vf_fma(av, half ? odd[v] : even[v], acc[r][v]);
+            }
 #endif
     }
     UNROLL for (int r = 0; r < mr; r++)
@@ -126,6 +135,115 @@ static __attribute__((noinline, unused)) void panel_pair(int mr, const float *a,
             CAT(ROW_CASES_, MR_PAIR)
 #undef CALL
         }
+    }
+}
+
+/* ---- many rows by bfloat16: tiles of all rows by a block of a panel ---- */
+#define HERD_WIDENS (HERD_LEVEL <= 1)
+#if HERD_WIDENS
+#define WIDE_FLOATS (2 * BLOCK_PAIRS * NV * W) /* a block of a tile's weights, widened: [pair][odd, even][NV * W] */
+
+INLINE void load_sums(const int mr, const float *c, enum mode mode, vf acc[][NV]) {
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = mode == CONTINUE ? vf_load(c + r * HERD_PANEL + v * W) : vf_set1(0.0f);
+}
+INLINE void store_sums(const int mr, float *c, vf acc[][NV]) {
+    UNROLL for (int r = 0; r < mr; r++)
+        UNROLL for (int v = 0; v < NV; v++) vf_store(c + r * HERD_PANEL + v * W, acc[r][v]);
+}
+
+/* A pair of every row by one of b, which is left in `wide`. */
+INLINE void step_widening(const int mr, const float *a, const float *b, float *wide, vf acc[][NV]) {
+    vf odd[NV], even[NV];
+    UNROLL for (int v = 0; v < NV; v++) {
+        vf pair = vf_load(b + v * W);
+        vf_store(wide + v * W, odd[v] = vf_odd(pair));
+        vf_store(wide + (NV + v) * W, even[v] = vf_even(pair));
+    }
+    UNROLL for (int half = 1; half >= 0; half--)
+        UNROLL for (int r = 0; r < mr; r++) {
+            vf av = vf_set1(a[r * LDA + half]);
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = vf_fma(av, half ? odd[v] : even[v], acc[r][v]);
+        }
+}
+INLINE void step_wide(const int mr, const float *a, const float *wide, vf acc[][NV]) {
+    UNROLL for (int odd = 1; odd >= 0; odd--, wide += NV * W) {
+        vf bv[NV];
+        UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(wide + v * W);
+        UNROLL for (int r = 0; r < mr; r++) {
+            vf av = vf_set1(a[r * LDA + odd]);
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = vf_fma(av, bv[v], acc[r][v]);
+        }
+    }
+}
+
+/* As tile_pair; leaves the weights in `wide`. Every second step fetches a line of `next`. */
+INLINE void tile_widening(const int mr, const float *a, const float *b, int64_t steps, float *c, enum mode mode, float *wide,
+                          const char *next) {
+    vf acc[MR_PAIR][NV];
+    load_sums(mr, c, mode, acc);
+    for (; steps >= 2; steps -= 2, a += 4, b += 2 * HERD_PANEL, wide += 4 * NV * W, next += 64) {
+        __builtin_prefetch(next, 0, 3);
+        UNROLL for (int i = 0; i < 2; i++) step_widening(mr, a + 2 * i, b + i * HERD_PANEL, wide + 2 * i * NV * W, acc);
+    }
+    if (steps) step_widening(mr, a, b, wide, acc);
+    store_sums(mr, c, acc);
+}
+
+/* The same by weights that a first tile has widened. */
+INLINE void tile_wide(const int mr, const float *a, const float *wide, int64_t steps, float *c, enum mode mode, const char *next) {
+    vf acc[MR][NV];
+    load_sums(mr, c, mode, acc);
+    for (; steps >= 2; steps -= 2, a += 4, wide += 4 * NV * W, next += 64) {
+        __builtin_prefetch(next, 0, 3);
+        UNROLL for (int i = 0; i < 2; i++) step_wide(mr, a + 2 * i, wide + 2 * i * NV * W, acc);
+    }
+    if (steps) step_wide(mr, a, wide, acc);
+    store_sums(mr, c, acc);
+}
+static __attribute__((noinline, unused)) void rows_widening(int mr, const float *a, const float *b, int64_t steps, float *c, enum mode mode,
+                                                            float *wide, const char *next) {
+    switch (mr) {
+#define CALL(n) tile_widening(n, a, b, steps, c, mode, wide, next)
+        CAT(ROW_CASES_, MR_PAIR)
+#undef CALL
+    }
+}
+static __attribute__((noinline, unused)) void rows_wide(int mr, const float *a, const float *wide, int64_t steps, float *c, enum mode mode,
+                                                        const char *next) {
+    switch (mr) {
+#define CALL(n) tile_wide(n, a, wide, steps, c, mode, next)
+        CAT(ROW_CASES_, MR)
+#undef CALL
+    }
+}
+#endif
+
+/* c[rows][32] = rows of a by `steps` pairs of a panel, at most BLOCK_PAIRS; meanwhile what lies at `next`, the block that follows, is fetched. */
+static __attribute__((unused)) void block_pair(int64_t rows, const float *a, const float *b, int64_t steps, float *c, enum mode mode,
+                                               const float *next) {
+    int64_t tiles = herd_ceil(rows, MR_PAIR);
+#if HERD_WIDENS
+    if (rows > MR_PAIR) {
+        _Alignas(64) float wide[WIDE_FLOATS];
+        int64_t rest = rows - MR_PAIR;
+        const char *lines = (const char *)next;
+        tiles = herd_ceil(rest, MR);
+        for (int tile = 0; tile < PANEL_TILES; tile++, b += NV * W, c += NV * W) {
+            rows_widening(MR_PAIR, a, b, steps, c, mode, wide, lines);
+            for (int64_t i = 0; i < tiles; i++) {
+                int64_t from = MR_PAIR + i * rest / tiles, count = MR_PAIR + (i + 1) * rest / tiles - from;
+                lines += 32 * steps;
+                rows_wide((int)count, a + from * LDA, wide, steps, c + from * HERD_PANEL, mode, lines);
+            }
+            lines += 32 * steps;
+        }
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < tiles; i++) { /* rows shared out evenly, so that no tile is thin */
+        int64_t from = i * rows / tiles, count = (i + 1) * rows / tiles - from;
+        panel_pair((int)count, a + from * LDA, b, steps, c + from * HERD_PANEL, HERD_PANEL, mode);
     }
 }
 

@@ -140,7 +140,7 @@ static void block_task(void *job_pointer, uint32_t index) {
     int64_t group = index / j->row_blocks, row0 = (index % j->row_blocks) * j->rows_per_block;
     int64_t rows = herd_min(j->rows_per_block, j->m - row0);
     int64_t panel0 = group * j->per_task, panels = herd_min(j->per_task, j->panels - panel0);
-    int64_t most = j->dtype == HERD_F32 ? MR : MR_PAIR, tiles = herd_ceil(rows, most);
+    int64_t tiles = herd_ceil(rows, MR);
     float *c = herd_scratch(HERD_SCRATCH_TASK, (size_t)(rows * panels) * HERD_PANEL * 4);
     if (!c) {
         __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
@@ -151,15 +151,15 @@ static void block_task(void *job_pointer, uint32_t index) {
     for (int64_t i = 0; i < panels * j->num_blocks; i++) {
         int64_t block = few ? i % j->num_blocks : i / panels, p = few ? i / j->num_blocks : i % panels;
         int64_t step0 = block * j->block_steps, steps = herd_min(j->block_steps, j->steps - step0);
-        const float *b = j->w + ((panel0 + p) * j->steps + step0) * HERD_PANEL;
+        const float *b = j->w + ((panel0 + p) * j->steps + step0) * HERD_PANEL, *a = j->a + (block * j->m + row0) * LDA;
+        float *to = c + p * rows * HERD_PANEL;
+        if (j->dtype == HERD_BF16) {
+            block_pair(rows, a, b, steps, to, block ? CONTINUE : START, b + (few ? steps : j->steps) * HERD_PANEL);
+            continue;
+        }
         for (int64_t tile = 0; tile < tiles; tile++) { /* rows shared out evenly, so that no tile is thin */
             int64_t from = tile * rows / tiles, count = (tile + 1) * rows / tiles - from;
-            const float *a = j->a + (block * j->m + row0 + from) * LDA;
-            float *to = c + (p * rows + from) * HERD_PANEL;
-            if (j->dtype == HERD_F32)
-                panel_f32((int)count, a, b, steps, to, HERD_PANEL, block ? ADD : START);
-            else
-                panel_pair((int)count, a, b, steps, to, HERD_PANEL, block ? CONTINUE : START);
+            panel_f32((int)count, a + from * LDA, b, steps, to + from * HERD_PANEL, HERD_PANEL, block ? ADD : START);
         }
     }
     finish_run(&j->to, row0, rows, panel0, panels, c);
