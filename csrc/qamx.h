@@ -111,18 +111,15 @@ INLINE void amx_piece(const piece *p, const int64_t stride, int64_t step, const 
 
 /* What tile() does to c, from sums that a tile made. */
 INLINE void amx_finish(const matrix_shape *w, const inputs *in, int64_t row, int64_t rows, const piece *p, const int32_t *from, float *c) {
-    const int32_t *sums = in->sums + row * w->num_segments + p->number;
-    vq zero[2];
+    const int32_t *offsets = in->offsets + row * w->num_segments + p->number;
     vf scale[2];
-    UNROLL for (int v = 0; v < 2; v++) {
-        zero[v] = w->zeros ? vq_load_u8(p->record + w->zeros_at + v * W) : vq_set1(w->bits == 8 ? 128 : 8);
-        scale[v] = vf_load_as(p->record, v * W, w->scale_dtype);
-    }
+    UNROLL for (int v = 0; v < 2; v++) scale[v] = vf_load_as(p->record, v * W, w->scale_dtype);
     for (int64_t r = 0; r < rows; r++, from += 32, c += HERD_PANEL) {
-        vq sum = vq_set1(-sums[r * w->num_segments]);
+        vq offset = vq_set1(offsets[r * w->num_segments]);
         vf x_scale = vf_set1(w->per_token ? 1.0f : in->scales[(row + r) * w->num_segments + p->number]);
         UNROLL for (int v = 0; v < 2; v++) {
-            vq start = p->first ? vq_mul(sum, zero[v]) : vq_load(c + v * W), total = _mm512_add_epi32(start, vq_load(from + v * W));
+            vq start = p->first ? offset_of(w, p, w->bits, v * W, offset) : vq_load(c + v * W);
+            vq total = _mm512_add_epi32(start, vq_load(from + v * W));
             if (!p->last) {
                 vq_store(c + v * W, total);
                 continue;

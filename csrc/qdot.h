@@ -1,7 +1,8 @@
 /* Integer vectors: vq, W lanes of int32, and the product that quantised matrices are made of.
 
-   A weight is an unsigned byte, an input a signed one; a lane holds four weights of one output, the broadcast dword four inputs. dot_nibbles
-   takes weights up to 15, dot_bytes up to 255. Sums are exact, so that levels, tilings and thread counts cannot differ. */
+   A weight is an unsigned byte, an input a signed one above -128; a lane holds four weights of one output, the broadcast dword four inputs.
+   dot_nibbles takes weights up to 15, dot_bytes up to 255, from each of which it takes BYTE_BIAS. Sums are exact, so that levels, tilings and
+   thread counts cannot differ. */
 #ifndef HERD_QDOT_H
 #define HERD_QDOT_H
 
@@ -18,6 +19,7 @@ typedef __m512i vq;
 INLINE vq vq_set1(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE vq vq_load(const void *p) { return _mm512_loadu_si512(p); }
 INLINE void vq_store(void *p, vq a) { _mm512_storeu_si512(p, a); }
+INLINE vq vq_sub(vq a, vq b) { return _mm512_sub_epi32(a, b); }
 INLINE vq vq_mul(vq a, vq b) { return _mm512_mullo_epi32(a, b); }
 INLINE vf vq_to_float(vq a) { return _mm512_cvtepi32_ps(a); }
 INLINE vq vq_load_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(p)); }
@@ -42,6 +44,7 @@ typedef __m256i vq;
 INLINE vq vq_set1(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE vq vq_load(const void *p) { return _mm256_loadu_si256(p); }
 INLINE void vq_store(void *p, vq a) { _mm256_storeu_si256(p, a); }
+INLINE vq vq_sub(vq a, vq b) { return _mm256_sub_epi32(a, b); }
 INLINE vq vq_mul(vq a, vq b) { return _mm256_mullo_epi32(a, b); }
 INLINE vf vq_to_float(vq a) { return _mm256_cvtepi32_ps(a); }
 INLINE vq vq_load_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(p)); }
@@ -50,11 +53,22 @@ INLINE vq vq_high(vq a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm25
 INLINE vq dot_nibbles(vq acc, vq w, vq x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
-INLINE vq dot_bytes(vq acc, vq w, vq x) {
-    vq even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
-    vq odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
-    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+#define BYTE_BIAS 128
+INLINE vq dot_bytes(vq acc, vq w, vq x) { /* pairs of |w - 128| <= 128 by inputs with its sign stay within 16 bits */
+    vq s = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    vq pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+
+/* Sums of pairs in 16 bits, which SHORT_DOTS dots of nibbles cannot exceed: 8 * 2 * 15 * 127. The compiler is kept from adding them up in
+   another order, for which it has too few registers. */
+#define SHORT_DOTS 8
+INLINE vq dot_short(vq acc, vq w, vq x) {
+    acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
+    __asm__("" : "+x"(acc));
+    return acc;
+}
+INLINE vq add_short(vq acc, vq sums) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
 
 #else
 typedef int32_t vq __attribute__((vector_size(16)));
@@ -66,6 +80,7 @@ INLINE vq vq_load(const void *p) {
     return a;
 }
 INLINE void vq_store(void *p, vq a) { memcpy(p, &a, sizeof a); }
+INLINE vq vq_sub(vq a, vq b) { return a - b; }
 INLINE vq vq_mul(vq a, vq b) { return a * b; }
 INLINE vf vq_to_float(vq a) { return __builtin_convertvector(a, vf); }
 INLINE vq vq_load_u8(const void *p) {
@@ -92,6 +107,10 @@ INLINE vq dot_bytes(vq acc, vq w, vq x) {
 }
 INLINE vq dot_nibbles(vq acc, vq w, vq x) { return dot_bytes(acc, w, x); }
 #endif
+#endif
+
+#ifndef BYTE_BIAS
+#define BYTE_BIAS 0
 #endif
 
 #endif

@@ -37,13 +37,12 @@ typedef struct {
 /* ---- inputs ---- */
 #define MAGIC 12582912.0f /* 1.5 * 2^23: what is added to it loses its fraction */
 
-/* `count` numbers to bytes, their scale and their sum; what is not finite gives the scale NaN. As quantise.h, with a sum. */
-static void quantise_group(const float *x, int64_t count, int8_t *out, float scale, int32_t *sum) {
+/* `count` numbers to bytes of a scale; returns the sum of the bytes. What is not finite has the scale NaN. As quantise.h, with a sum. */
+static int32_t quantise_group(const float *x, int64_t count, int8_t *out, float scale) {
     int32_t total = 0;
     if (!(scale > 0.0f)) {
         memset(out, 0, (size_t)count);
-        *sum = 0;
-        return;
+        return 0;
     }
     for (int64_t i = 0; i < count; i++) {
         float number = x[i] / scale;
@@ -52,7 +51,7 @@ static void quantise_group(const float *x, int64_t count, int8_t *out, float sca
         out[i] = (int8_t)whole;
         total += whole;
     }
-    *sum = total;
+    return total;
 }
 
 static float scale_for(const float *x, int64_t count) {
@@ -67,6 +66,7 @@ static float scale_for(const float *x, int64_t count) {
 static void inputs_task(void *job_pointer, uint32_t index) {
     job *j = job_pointer;
     const matrix_shape *w = &j->w;
+    const int32_t unit = w->zeros ? 1 : w->bits == 8 ? 128 - BYTE_BIAS : 8;
     float *wide = herd_scratch(HERD_SCRATCH_TASK, (size_t)w->padded_k * 4);
     if (!wide) {
         __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
@@ -74,32 +74,31 @@ static void inputs_task(void *job_pointer, uint32_t index) {
     }
     for (int64_t row = index * j->rows_per_task; row < herd_min(j->m, (index + 1) * j->rows_per_task); row++) {
         float *scales = j->in.scales + row * (w->per_token ? 1 : w->num_segments);
-        int32_t *sums = j->in.sums + row * w->num_segments;
+        int32_t *offsets = j->in.offsets + row * w->num_segments;
         widen_row(j->x + row * j->x_stride * (int64_t)herd_size(j->dtype), j->dtype, j->matrix->columns, j->k, w->padded_k, wide);
         if (w->per_token) scales[0] = scale_for(wide, j->k);
         for (int64_t s = 0; s < w->num_segments; s++) {
             int64_t k0 = s * w->segment, count = herd_min(w->segment, w->padded_k - k0), parts = 0;
             float scale = w->per_token ? scales[0] : (scales[s] = scale_for(wide + k0, count));
-            sums[s] = 0;
+            int32_t sum = 0;
             while (parts < count) { /* a segment may be a whole row, which lies in several blocks */
                 int64_t at = k0 + parts, block = at / w->block_k, inside = at % w->block_k;
                 int64_t run = herd_min(count - parts, w->block_k - inside);
-                int32_t sum;
-                quantise_group(wide + at, run, j->in.blocks + (block * j->m + row) * LDQ + inside, scale, &sum);
-                sums[s] += sum;
+                sum += quantise_group(wide + at, run, j->in.blocks + (block * j->m + row) * LDQ + inside, scale);
                 parts += run;
             }
+            offsets[s] = -sum * unit;
         }
     }
 }
 
 static int prepare(job *j) {
     const matrix_shape *w = &j->w;
-    int64_t scales = j->m * (w->per_token ? 1 : w->num_segments), sums = j->m * w->num_segments;
+    int64_t scales = j->m * (w->per_token ? 1 : w->num_segments), offsets = j->m * w->num_segments;
     size_t bytes = (size_t)(w->num_blocks * j->m) * LDQ;
-    char *memory = herd_scratch(HERD_SCRATCH_CALL, bytes + (size_t)(scales + sums) * 4 + 64);
+    char *memory = herd_scratch(HERD_SCRATCH_CALL, bytes + (size_t)(scales + offsets) * 4 + 64);
     if (!memory) return HERD_NO_MEMORY;
-    j->in = (inputs){.blocks = (int8_t *)memory, .scales = (float *)(memory + bytes), .sums = (int32_t *)(memory + bytes) + scales, .m = j->m};
+    j->in = (inputs){.blocks = (int8_t *)memory, .scales = (float *)(memory + bytes), .offsets = (int32_t *)(memory + bytes) + scales, .m = j->m};
     j->rows_per_task = herd_max(1, 16384 / j->k);
     herd_pool_run(inputs_task, j, (uint32_t)herd_ceil(j->m, j->rows_per_task));
     return j->failed ? HERD_NO_MEMORY : HERD_OK;
