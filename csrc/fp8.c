@@ -232,6 +232,10 @@ INLINE void decode_block(const int wide, const char *codes, int64_t k, float *to
 static void multiply(const job *j, const float *a, const float *b, int64_t rows, int64_t k, const char *record, int first, float *c) {
     int64_t most = j->wide ? MR : MR_PAIR, tiles = herd_ceil(rows, most), steps = j->wide ? k : k / 2;
     enum mode mode = first || !j->w.whole ? START : CONTINUE;
+    if (j->w.whole && !j->wide) {
+        block_pair(rows, a, b, steps, c, mode, b);
+        return;
+    }
     for (int64_t tile = 0; tile < tiles; tile++) { /* rows shared out evenly, so that no tile is thin */
         int64_t from = tile * rows / tiles, count = (tile + 1) * rows / tiles - from;
         float group[MR * HERD_PANEL], *to = j->w.whole ? c + from * HERD_PANEL : group;

@@ -39,8 +39,8 @@ INLINE vf dot_pair(vf acc, vf a, vf b) { return _mm512_dpbf16_ps(acc, (__m512bh)
 
 /* The next lines of b, which a processor's own prefetching loses at page borders and where panels change. */
 #define B_AHEAD 8192
-INLINE void fetch_step(const float *b, int64_t ahead) {
-    UNROLL for (int line = 0; line < HERD_PANEL / 16; line++) __builtin_prefetch((const char *)b + ahead + 64 * line, 0, 3);
+INLINE void fetch_ahead(const float *b, int64_t ahead, const int numbers) {
+    UNROLL for (int line = 0; line < (numbers + 15) / 16; line++) __builtin_prefetch((const char *)b + ahead + 64 * line, 0, 3);
 }
 
 /* Steps of a loop side by side: where vectors are short, counting takes a fifth of the instructions. */
@@ -60,7 +60,7 @@ INLINE void tile_f32(const int mr, const float *a, const float *b, int64_t steps
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] = mode == CONTINUE ? vf_load(c + r * ldc + v * W) : vf_set1(0.0f);
     STEPS for (int64_t i = 0; i < steps; i++) {
         vf bv[NV];
-        fetch_step(b + i * HERD_PANEL, B_AHEAD);
+        fetch_ahead(b + i * HERD_PANEL, B_AHEAD, NV * W);
         UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(b + i * HERD_PANEL + v * W);
         UNROLL for (int r = 0; r < mr; r++) {
             vf av = vf_set1(a[r * LDA + i]);
@@ -81,7 +81,7 @@ INLINE void tile_pair(const int mr, const float *a, const float *b, int64_t step
     for (int64_t i = 0; i < steps; i++, b += HERD_PANEL) {
 #if HERD_LEVEL == 3
         vf bv[NV];
-        fetch_step(b, B_AHEAD);
+        fetch_ahead(b, B_AHEAD, NV * W);
         UNROLL for (int v = 0; v < NV; v++) bv[v] = vf_load(b + v * W);
         UNROLL for (int r = 0; r < mr; r++) {
             vf av = vf_set1(a[r * LDA + i]);
@@ -89,7 +89,7 @@ INLINE void tile_pair(const int mr, const float *a, const float *b, int64_t step
         }
 #else
         vf even[NV], odd[NV];
-        fetch_step(b, B_AHEAD);
+        fetch_ahead(b, B_AHEAD, NV * W);
         UNROLL for (int v = 0; v < NV; v++) {
             vf pair = vf_load(b + v * W);
             even[v] = vf_even(pair);

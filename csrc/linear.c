@@ -47,7 +47,7 @@ INLINE void row_f32(const int count, const float *x, const float *b, int64_t ste
         for (int64_t i = block; i < herd_min(steps, block + LDA); i++, b += HERD_PANEL) {
             vf a = vf_set1(x[i]);
             UNROLL for (int p = 0; p < count; p++) {
-                fetch_step(b + p * steps * HERD_PANEL, ROW_AHEAD);
+                fetch_ahead(b + p * steps * HERD_PANEL, ROW_AHEAD, HERD_PANEL);
                 UNROLL for (int v = 0; v < ROW_VECTORS; v++) acc[p][v] = vf_fma(a, vf_load(b + p * steps * HERD_PANEL + v * W), acc[p][v]);
             }
         }
@@ -69,7 +69,7 @@ INLINE void row_pair(const int count, const float *x, const float *b, int64_t st
         vf a_even = vf_set1(x[2 * i]), a_odd = vf_set1(x[2 * i + 1]);
 #endif
         UNROLL for (int p = 0; p < count; p++) {
-            fetch_step(b + p * steps * HERD_PANEL, ROW_AHEAD);
+            fetch_ahead(b + p * steps * HERD_PANEL, ROW_AHEAD, HERD_PANEL);
             UNROLL for (int v = 0; v < ROW_VECTORS; v++) {
                 vf pair = vf_load(b + p * steps * HERD_PANEL + v * W);
 #if HERD_LEVEL == 3
