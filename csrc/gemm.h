@@ -152,8 +152,8 @@ INLINE void store_sums(const int mr, float *c, vf acc[][NV]) {
         UNROLL for (int v = 0; v < NV; v++) vf_store(c + r * HERD_PANEL + v * W, acc[r][v]);
 }
 
-/* A pair of every row by one of b, which is left in `wide`. */
-INLINE void step_widening(const int mr, const float *a, const float *b, float *wide, vf acc[][NV]) {
+/* A pair of MR_PAIR rows by one of b, which is left in `wide`. */
+INLINE void step_widening(const float *a, const float *b, float *wide, vf acc[][NV]) {
     vf odd[NV], even[NV];
     UNROLL for (int v = 0; v < NV; v++) {
         vf pair = vf_load(b + v * W);
@@ -161,7 +161,7 @@ INLINE void step_widening(const int mr, const float *a, const float *b, float *w
         vf_store(wide + (NV + v) * W, even[v] = vf_even(pair));
     }
     UNROLL for (int half = 1; half >= 0; half--)
-        UNROLL for (int r = 0; r < mr; r++) {
+        UNROLL for (int r = 0; r < MR_PAIR; r++) {
             vf av = vf_set1(a[r * LDA + half]);
             UNROLL for (int v = 0; v < NV; v++) acc[r][v] = vf_fma(av, half ? odd[v] : even[v], acc[r][v]);
         }
@@ -177,17 +177,17 @@ INLINE void step_wide(const int mr, const float *a, const float *wide, vf acc[][
     }
 }
 
-/* As tile_pair; leaves the weights in `wide`. Every second step fetches a line of `next`. */
-INLINE void tile_widening(const int mr, const float *a, const float *b, int64_t steps, float *c, enum mode mode, float *wide,
-                          const char *next) {
+/* As tile_pair, for MR_PAIR rows; leaves the weights in `wide`. Every second step fetches a line of `next`. */
+static __attribute__((noinline, unused)) void rows_widening(const float *a, const float *b, int64_t steps, float *c, enum mode mode,
+                                                            float *wide, const char *next) {
     vf acc[MR_PAIR][NV];
-    load_sums(mr, c, mode, acc);
+    load_sums(MR_PAIR, c, mode, acc);
     for (; steps >= 2; steps -= 2, a += 4, b += 2 * HERD_PANEL, wide += 4 * NV * W, next += 64) {
         __builtin_prefetch(next, 0, 3);
-        UNROLL for (int i = 0; i < 2; i++) step_widening(mr, a + 2 * i, b + i * HERD_PANEL, wide + 2 * i * NV * W, acc);
+        UNROLL for (int i = 0; i < 2; i++) step_widening(a + 2 * i, b + i * HERD_PANEL, wide + 2 * i * NV * W, acc);
     }
-    if (steps) step_widening(mr, a, b, wide, acc);
-    store_sums(mr, c, acc);
+    if (steps) step_widening(a, b, wide, acc);
+    store_sums(MR_PAIR, c, acc);
 }
 
 /* The same by weights that a first tile has widened. */
@@ -200,14 +200,6 @@ INLINE void tile_wide(const int mr, const float *a, const float *wide, int64_t s
     }
     if (steps) step_wide(mr, a, wide, acc);
     store_sums(mr, c, acc);
-}
-static __attribute__((noinline, unused)) void rows_widening(int mr, const float *a, const float *b, int64_t steps, float *c, enum mode mode,
-                                                            float *wide, const char *next) {
-    switch (mr) {
-#define CALL(n) tile_widening(n, a, b, steps, c, mode, wide, next)
-        CAT(ROW_CASES_, MR_PAIR)
-#undef CALL
-    }
 }
 static __attribute__((noinline, unused)) void rows_wide(int mr, const float *a, const float *wide, int64_t steps, float *c, enum mode mode,
                                                         const char *next) {
@@ -230,7 +222,7 @@ static __attribute__((unused)) void block_pair(int64_t rows, const float *a, con
         const char *lines = (const char *)next;
         tiles = herd_ceil(rest, MR);
         for (int tile = 0; tile < PANEL_TILES; tile++, b += NV * W, c += NV * W) {
-            rows_widening(MR_PAIR, a, b, steps, c, mode, wide, lines);
+            rows_widening(a, b, steps, c, mode, wide, lines);
             for (int64_t i = 0; i < tiles; i++) {
                 int64_t from = MR_PAIR + i * rest / tiles, count = MR_PAIR + (i + 1) * rest / tiles - from;
                 lines += 32 * steps;
@@ -241,6 +233,7 @@ static __attribute__((unused)) void block_pair(int64_t rows, const float *a, con
         return;
     }
 #endif
+    (void)next;
     for (int64_t i = 0; i < tiles; i++) { /* rows shared out evenly, so that no tile is thin */
         int64_t from = i * rows / tiles, count = (i + 1) * rows / tiles - from;
         panel_pair((int)count, a + from * LDA, b, steps, c + from * HERD_PANEL, HERD_PANEL, mode);
