@@ -135,7 +135,10 @@ def test_documents_are_stored_searched_and_cited_and_the_citation_opens_its_pass
     reader.ask("Always?")
     expect(reader.last.locator(".markdown")).to_have_text("Yes, when content.")
     page.get_by_role("button", name="Documents").click()
-    card.get_by_label("Delete Animals").click()
+    expect(card.locator("li")).to_contain_text("llamas.txt")  # the card has its height: nothing moves under the click
+    with page.expect_response(lambda response: response.request.method == "DELETE") as deleted:
+        card.get_by_label("Delete Animals").click()
+    assert deleted.value.status == 200, deleted.value.text()
     expect(card).to_have_count(0)
 
 
