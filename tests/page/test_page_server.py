@@ -135,7 +135,7 @@ def test_documents_are_stored_searched_and_cited_and_the_citation_opens_its_pass
     reader.ask("Always?")
     expect(reader.last.locator(".markdown")).to_have_text("Yes, when content.")
     page.get_by_role("button", name="Documents").click()
-    expect(card.locator("li")).to_contain_text("llamas.txt")  # the card has its height: nothing moves under the click
+    expect(card.locator("li")).to_contain_text("llamas.txt")  # till it is there the card may still grow, and move
     with page.expect_response(lambda response: response.request.method == "DELETE") as deleted:
         card.get_by_label("Delete Animals").click()
     assert deleted.value.status == 200, deleted.value.text()
